@@ -1,0 +1,92 @@
+# Every target makes what it needs from nothing; a second call is quick.
+#   make PYTHON=python3.12 test        another Python
+#   make test PYTEST_FLAGS="-k masks"  some tests, in one process
+
+PYTHON ?= python3
+VENV ?= .venv
+WHEEL_VENV ?= .venv-wheel
+# One process a core, and one thread a process (tests/conftest.py).
+PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
+# A pytest -m expression: which tests to run against the wheel (all by default).
+WHEEL_TESTS ?=
+
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check lint format wheel test-wheel clean distclean
+
+help: ## show this list
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.run ## prune the built-in model and compare the methods (under two minutes)
+	$(VENV)/bin/neuroal demo
+
+test: $(VENV)/.dev ## run the test suite
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+check: lint test ## all that has to pass: format, lint, types, import contracts, tests
+
+lint: $(VENV)/.dev ## check without the tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy --strict
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev ## put the source into the house's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+wheel: dist/.built ## build the wheel into dist/
+
+# From an empty folder and with PYTHONSAFEPATH, so that the checkout cannot stand in for the wheel;
+# tests/conftest.py stops the run where it does all the same.
+test-wheel: $(WHEEL_VENV)/.run ## run the tests against the built wheel
+	@away=$$(mktemp -d) && trap 'rm -rf "$$away"' EXIT && cd "$$away" && \
+	PYTHONSAFEPATH=1 NEUROAL_TEST_WHEEL=1 "$(abspath $(WHEEL_VENV))/bin/python" -m pytest \
+		-p no:cacheprovider -c "$(CURDIR)/pyproject.toml" $(PYTEST_FLAGS) \
+		$(if $(WHEEL_TESTS),-m "$(WHEEL_TESTS)") "$(CURDIR)/tests"
+
+clean: ## remove builds and caches
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find neuroal plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments too
+	rm -rf $(VENV) $(WHEEL_VENV)
+
+# Environments. torch comes first and alone: the tested version, and no other build beside it.
+
+%/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("neuroal needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv --clear $*
+	@touch $@
+
+%/.torch: %/.made constraints.txt
+	@echo "installing torch (a minute or two)"
+	$*/bin/python $(PIP_INSTALL) torch
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.torch pyproject.toml neuroal/__init__.py
+	@echo "installing neuroal and what it needs"
+	$(VENV)/bin/python $(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml neuroal/__init__.py
+	@echo "installing neuroal, what it needs and what its checks need"
+	$(VENV)/bin/python $(PIP_INSTALL) -e ".[dev]"
+	@touch $(VENV)/.run $@
+
+$(WHEEL_VENV)/.run: $(WHEEL_VENV)/.torch dist/.built
+	@echo "installing the wheel and what its tests need"
+	@$(WHEEL_VENV)/bin/python -m pip uninstall -qq --yes neuroal
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) "$$(echo dist/neuroal-*.whl)[test]"
+	@touch $@
+
+dist/.built: $(VENV)/.dev pyproject.toml README.md LICENSE $(SOURCES)
+	rm -rf dist
+	$(VENV)/bin/python -m build --wheel
+	@touch $@
+
+.SECONDARY:

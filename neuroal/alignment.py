@@ -1,0 +1,256 @@
+"""How far a candidate's activations are from the dense model's: one walk for many candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from neuroal.errors import NeuroalError, PluginError
+from neuroal.hookspecs import Accumulator, Measurement, Target
+from neuroal.layout import Block, Layout
+from neuroal.plugins import Plugin
+from neuroal.pruning import BasePruner, spare_copies, weight_of
+from neuroal.statistics import resolve
+from neuroal.walk import Inputs, Pass, Prefix, Walker
+
+Tick = Callable[[], None]
+
+
+def generation_runs(
+    metric: Plugin, pruner: Plugin, deviation: bool, blocks: int, candidates: int, windows: int
+) -> int:
+    """Return the block runs of one generation that drops nothing.
+
+    Every candidate runs every block dense and pruned; the first block runs dense once for all.
+    What nobody reads is not run: dense without statistics, the last block pruned without either.
+    """
+    reads = bool(metric.required_statistics()) or deviation
+    at_output = metric.has("measure_output")
+    dense = int(reads or bool(pruner.required_statistics()))
+    last = int(reads or at_output)
+    per_candidate = (blocks - 1) * (dense + 1) + last
+    return windows * (candidates * per_candidate + dense)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate to measure.
+
+    Attributes:
+        targets: How much to prune in every linear.
+        limit: A finished total of the same step; the candidate leaves as soon as it is strictly
+            above. None measures to the end.
+    """
+
+    targets: Mapping[str, Target]
+    limit: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A measured candidate.
+
+    Attributes:
+        measurement: Its cost.
+        deviation: Dense minus pruned input norm, float32 `(in,)`, by linear; if asked for.
+    """
+
+    measurement: Measurement
+    deviation: Mapping[str, Tensor]
+
+
+@dataclass
+class _State:
+    trial: Trial
+    prefix: Prefix
+    total: Tensor | float = 0.0
+    dropped: bool = False
+    runs: int = 0
+    deviation: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Aligner:
+    """Measures candidates with one base pruner and one alignment metric.
+
+    Attributes:
+        walker: Runs the model.
+        pruner: Prunes the candidates; without refiner.
+        metric: Plugin of role `alignment`.
+        deviation: Whether outcomes carry the deviation of input norms.
+    """
+
+    walker: Walker
+    pruner: BasePruner
+    metric: Plugin
+    deviation: bool
+    _dense_output: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        norm = {"input_norm"} if self.deviation else set()
+        read = set(self.metric.required_statistics()) | norm
+        self._pruned_statistics = resolve(read)
+        self._dense_statistics = resolve(read | set(self.pruner.pruner.required_statistics()))
+        self._compares = any(a.compares for a in self._pruned_statistics)
+        self._at_output = self.metric.has("measure_output")
+
+    @property
+    def layout(self) -> Layout:
+        """Return the model's layout."""
+        return self.walker.layout
+
+    def measure(self, trials: Sequence[Trial], inputs: Inputs, tick: Tick = int) -> list[Outcome]:
+        """Measure candidates side by side: all pass a block while it is at hand.
+
+        Args:
+            trials: The candidates.
+            inputs: Search windows.
+            tick: Called once per candidate and block.
+
+        Returns:
+            An outcome per candidate, in order.
+
+        Raises:
+            PluginError: The metric answered with something that is no number >= 0.
+        """
+        start = Prefix.start(inputs)
+        states = [_State(trial, start) for trial in trials]
+        with torch.no_grad():
+            for block in self.layout.blocks:
+                with self.walker.block(block) as module:
+                    self._pass_block(block, module, inputs, states, tick)
+            if self._at_output:
+                self._measure_output(inputs, states)
+        return [self._outcome(s) for s in states]
+
+    def _pass_block(
+        self, block: Block, module: nn.Module, inputs: Inputs, states: list[_State], tick: Tick
+    ) -> None:
+        weights = spare_copies(block, module)
+        last = block.index == len(self.layout.blocks) - 1
+        first: Pass | None = None
+        for s in states:
+            tick()
+            if s.dropped:
+                continue
+            before = self.walker.block_runs
+            dense = first
+            if dense is None and self._dense_statistics:
+                dense = self.walker.run(
+                    block, module, inputs, s.prefix, self._dense_statistics,
+                    output=False, keep_inputs=self._compares,
+                )  # fmt: skip
+            if block.index == 0:
+                first = dense  # every candidate starts from the same inputs
+            statistics = dense.statistics if dense is not None else {}
+            pruned = self.pruner.prune_block(block, weights, statistics, s.trial.targets)
+            output = not last or self._at_output
+            if output or self._pruned_statistics:
+                after = self.walker.run(
+                    block, module, inputs, s.prefix, self._pruned_statistics,
+                    weights={
+                        x.name: pruned[x.name].weight.to(weight_of(block, module, x).dtype)
+                        for x in block.linears if x.name in pruned
+                    },
+                    output=output, dense=dense,
+                )  # fmt: skip
+                if dense is not None:
+                    self._compare(block, dense, after, s)
+                s.prefix = after.prefix or s.prefix
+            s.runs += self.walker.block_runs - before
+            limit = s.trial.limit
+            s.dropped = limit is not None and float(s.total) > limit
+
+    def _compare(self, block: Block, dense: Pass, after: Pass, s: _State) -> None:
+        for x in block.linears:
+            if not self._at_output:
+                value = self.metric.call(
+                    "measure_linear",
+                    dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
+                )  # fmt: skip
+                s.total = s.total + self._number(value, "measure_linear").double()
+            if self.deviation:
+                a, b = dense.statistics[x.name], after.statistics[x.name]
+                s.deviation[x.name] = a.input_norm - b.input_norm
+
+    def _measure_output(self, inputs: Inputs, states: list[_State]) -> None:
+        """Average the output metric over windows; the dense reference is final hidden states."""
+        reference = self._dense_hidden(inputs)
+        last = len(self.layout.blocks) - 1
+        for i, batch in enumerate(inputs.batches):
+            dense = self.walker.logits(batch, {(last, 0): reference[i]})
+            share = batch.ids.shape[0] / inputs.windows
+            for s in states:
+                pruned = self.walker.logits(batch, s.prefix.carried[i])
+                value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
+                s.total = s.total + self._number(value, "measure_output").double() * share
+
+    def _dense_hidden(self, inputs: Inputs) -> list[Tensor]:
+        if inputs.windows not in self._dense_output:
+            prefix = Prefix.start(inputs)
+            for block in self.layout.blocks:
+                with self.walker.block(block) as module:
+                    prefix = self.walker.run(block, module, inputs, prefix).prefix or prefix
+            last = len(self.layout.blocks) - 1
+            self._dense_output[inputs.windows] = [c[(last, 0)] for c in prefix.carried]
+        return self._dense_output[inputs.windows]
+
+    def _number(self, value: object, hook: str) -> Tensor:
+        if isinstance(value, Tensor) and value.dim() == 0:
+            return value
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise self.metric.error(hook, f"returned {what}, not a 0-d tensor")
+
+    def _outcome(self, s: _State) -> Outcome:
+        total = float(s.total)
+        if not 0 <= total < float("inf"):
+            raise PluginError(
+                f"{self.metric}: misalignment {total} is not a finite number >= 0"
+            )
+        return Outcome(Measurement(total, s.dropped, s.runs), s.deviation)
+
+
+def measure_blocks(
+    walker: Walker, inputs: Inputs, plugins: Sequence[Plugin], tick: Tick = int
+) -> list[list[Mapping[str, Tensor]]]:
+    """Give every block to the `measure_block` hooks, in one dense walk over all windows.
+
+    Args:
+        walker: Runs the model.
+        inputs: All calibration windows.
+        plugins: Block-ratio plugins that have the hook.
+        tick: Called once per block.
+
+    Returns:
+        For every plugin its answers in block order.
+    """
+    needed: set[str | Accumulator] = set()
+    for plugin in plugins:
+        needed |= set(plugin.required_statistics())
+    accumulators = resolve(needed)
+    if any(a.compares for a in accumulators):
+        raise NeuroalError("measure_block sees the dense model alone: no statistic can compare")
+    answers: list[list[Mapping[str, Tensor]]] = [[] for _ in plugins]
+    prefix = Prefix.start(inputs)
+    with torch.no_grad():
+        for block in walker.layout.blocks:
+            last = block.index == len(walker.layout.blocks) - 1
+            with walker.block(block) as module:
+                statistics = {}
+                if accumulators or not last:
+                    result = walker.run(
+                        block, module, inputs, prefix, accumulators, output=not last
+                    )
+                    prefix, statistics = result.prefix or prefix, result.statistics
+                weights = spare_copies(block, module)
+            for plugin, answer in zip(plugins, answers, strict=True):
+                answer.append(
+                    plugin.call(
+                        "measure_block", block=block, weights=weights, statistics=statistics
+                    )
+                )
+            tick()
+    return answers

@@ -1,0 +1,265 @@
+"""Ratios to exact counts: allocations, projection on the budget, targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from neuroal.checkpoint import load_tensors
+from neuroal.errors import NeuroalError
+from neuroal.hookspecs import Budget, Comparison, Pattern, Target
+from neuroal.layout import Layout, Linear
+
+FILE = "allocation.safetensors"
+HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity itself is higher
+_EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Ratios per linear and, after a row step, per row.
+
+    Attributes:
+        ratios: Wanted ratio of every linear, in [0, 1].
+        rows: float64 `(out,)` per linear; empty without a row step.
+    """
+
+    ratios: Mapping[str, float]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ratios: Mapping[str, float | Tensor], layout: Layout) -> Allocation:
+        """Return the allocation of a proposal's ratios, checked against the layout.
+
+        Raises:
+            NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], or a row
+                tensor has the wrong shape.
+        """
+        linears = layout.linears
+        wrong = linears.keys() ^ ratios.keys()
+        if wrong:
+            raise NeuroalError(f"allocation and model differ in linear '{min(wrong)}'")
+        by_row = any(isinstance(r, Tensor) for r in ratios.values())
+        means: dict[str, float] = {}
+        rows: dict[str, Tensor] = {}
+        for name, linear in linears.items():
+            ratio = ratios[name]
+            values = torch.as_tensor(ratio, dtype=torch.float64).detach().cpu()
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise NeuroalError(f"ratio of '{name}' is not in [0, 1]")
+            if values.dim() and values.shape != (linear.out_features,):
+                raise NeuroalError(
+                    f"ratios of '{name}' have shape {tuple(values.shape)}, not "
+                    f"({linear.out_features},)"
+                )
+            means[name] = float(values.mean())
+            if by_row:
+                rows[name] = values.expand(linear.out_features).clone()
+        return cls(means, rows)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How ratios become counts.
+
+    Attributes:
+        sparsity: Wanted ratio over the prunable weights.
+        budget: "exact" meets it to the weight, "paper" rounds as published.
+        comparison: Scores compete per row or per matrix.
+        pattern: N:M or None.
+        varies: N of the pattern varies per block to meet the sparsity.
+        dense: Linears that stay dense (inputs that M does not divide).
+    """
+
+    sparsity: float
+    budget: Budget = "exact"
+    comparison: Comparison = "row"
+    pattern: Pattern | None = None
+    varies: bool = False
+    dense: frozenset[str] = frozenset()
+
+
+def project(ratios: Tensor, weights: Tensor, mean: float, highest: float = HIGHEST) -> Tensor:
+    """Shift ratios by one constant and clip them so that their weighted mean is `mean`.
+
+    Args:
+        ratios: float64 `(n,)`.
+        weights: float64 `(n,)`, positive.
+        mean: Wanted weighted mean in [0, 1).
+        highest: Largest ratio allowed; raised to `mean` if that is larger.
+
+    Returns:
+        float64 `(n,)` in [0, highest], the argument itself where it already fits.
+    """
+    highest = max(highest, mean)
+    share = weights / weights.sum()
+
+    def excess(shift: float) -> float:
+        return float(((ratios + shift).clamp(0, highest) * share).sum()) - mean
+
+    inside = bool(((ratios >= 0) & (ratios <= highest)).all())
+    if inside and abs(excess(0.0)) < 1e-12:
+        return ratios
+    low, high = -float(ratios.max()), highest - float(ratios.min())
+    for _ in range(200):  # bisection to the last bit: the excess grows with the shift
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return (ratios + high).clamp(0, highest)
+
+
+def largest_remainder(shares: Tensor, total: int) -> Tensor:
+    """Round shares to whole counts of a given sum; the largest remainders go up, first on ties.
+
+    Args:
+        shares: float64 `(n,)`, non-negative, of sum within one of `total`.
+        total: Wanted sum.
+
+    Returns:
+        int64 `(n,)`, each within one of its share.
+    """
+    floor = (shares + _EPSILON).floor()
+    left = total - int(floor.sum())
+    remainder = ((shares - floor) / _EPSILON).round()
+    order = torch.argsort(remainder, descending=True, stable=True)
+    counts = floor.to(torch.int64)
+    counts[order[:left]] += 1
+    return counts
+
+
+def targets(
+    allocation: Allocation, layout: Layout, rules: Rules, probe: bool = False
+) -> dict[str, Target]:
+    """Return how many weights to prune in every linear (and row).
+
+    Args:
+        allocation: Wanted ratios.
+        layout: The model's linears.
+        rules: Budget, comparison and pattern.
+        probe: Take the ratios as given, without projection on the budget.
+
+    Returns:
+        A target per linear that is pruned; under budget "exact" their counts sum to exactly
+        `round(sparsity * prunable weights)`.
+    """
+    linears = [x for x in layout.linears.values() if x.name not in rules.dense]
+    if rules.pattern is not None:
+        return _pattern_targets(allocation, layout, linears, rules)
+    if rules.budget == "paper":
+        return {x.name: _paper_target(allocation, x, rules) for x in linears}
+    weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
+    ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
+    if probe:
+        total = _round(float((ratios * weights).sum()))
+    else:
+        total = _round(rules.sparsity * float(weights.sum()))
+        ratios = project(ratios, weights, total / float(weights.sum()))
+    counts = largest_remainder(ratios * weights, total)
+    return {
+        x.name: _exact_target(allocation.rows.get(x.name), x, float(r), int(c), rules)
+        for x, r, c in zip(linears, ratios, counts, strict=True)
+    }
+
+
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def _exact_target(
+    rows: Tensor | None, linear: Linear, ratio: float, count: int, rules: Rules
+) -> Target:
+    if rules.comparison == "matrix":
+        return Target(torch.tensor([count]), ratio, None, "matrix", "exact")
+    n, d = linear.out_features, linear.in_features
+    if rows is None:
+        shares = torch.full((n,), count / n, dtype=torch.float64)
+    else:
+        ones = torch.ones(n, dtype=torch.float64)
+        shares = project(rows, ones, count / linear.weights) * d
+    return Target(largest_remainder(shares, count), ratio, None, "row", "exact")
+
+
+def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Target:
+    """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
+    ratio, d = allocation.ratios[linear.name], linear.in_features
+    rows = allocation.rows.get(linear.name)
+    if rules.comparison == "matrix":
+        return Target(torch.tensor([int(linear.weights * ratio)]), ratio, None, "matrix", "paper")
+    if rows is None:
+        counts = torch.full((linear.out_features,), int(d * ratio))
+        return Target(counts, ratio, None, "row", "paper")
+    counts = d - ((1 - rows) * d).floor().to(torch.int64)
+    return Target(counts, ratio, None, "row", "paper", prune_last=True)
+
+
+def _pattern_targets(
+    allocation: Allocation, layout: Layout, linears: Sequence[Linear], rules: Rules
+) -> dict[str, Target]:
+    """N:M with one N, or with an N per block that meets the sparsity to one step."""
+    assert rules.pattern is not None
+    of = rules.pattern.of
+    pruned = dict.fromkeys(range(len(layout.blocks)), of - rules.pattern.kept)
+    if rules.varies:
+        pruned = _pruned_per_group(allocation, layout, linears, rules, of)
+    result = {}
+    for x in linears:
+        p = pruned[x.block]
+        counts = torch.full((x.out_features,), p * (x.in_features // of))
+        result[x.name] = Target(counts, p / of, Pattern(of - p, of), "row", rules.budget)
+    return result
+
+
+def _pruned_per_group(
+    allocation: Allocation, layout: Layout, linears: Sequence[Linear], rules: Rules, of: int
+) -> dict[int, int]:
+    """Weights pruned of every M in each block; the mean is the sparsity to one step."""
+    sizes = [float(sum(x.weights for x in linears if x.block == b.index)) for b in layout.blocks]
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    ratios = torch.zeros_like(weights)
+    for x in linears:
+        ratios[x.block] += allocation.ratios[x.name] * x.weights
+    ratios = project(ratios / weights.clamp(min=1), weights, rules.sparsity, (of - 1) / of)
+    floor = (ratios * of + _EPSILON).floor()
+    left = rules.sparsity * float(weights.sum()) - float((floor / of * weights).sum())
+    order = torch.argsort(((ratios * of - floor) / _EPSILON).round(), descending=True, stable=True)
+    for b in order.tolist():
+        step = sizes[b] / of
+        if step > 0 and left > step / 2 and floor[b] < of - 1:
+            floor[b] += 1
+            left -= step
+    return {b: int(p) for b, p in enumerate(floor.tolist())}
+
+
+def to_bytes(allocation: Allocation, found: Layout) -> bytes:
+    """Return `allocation.safetensors`: float64 `(out,)` or `(1,)` ratios by linear."""
+    tensors = {
+        name: allocation.rows[name]
+        if name in allocation.rows
+        else torch.tensor([allocation.ratios[name]], dtype=torch.float64)
+        for name in found.linears
+    }
+    return to_safetensors(tensors, metadata={"format": "neuroal allocation 1"})
+
+
+def read(path: Path, found: Layout) -> Allocation:
+    """Return the allocation of an earlier run's file or output folder.
+
+    Raises:
+        NeuroalError: It is none, or of another model.
+    """
+    tensors = load_tensors(path / FILE if path.is_dir() else path)
+    by_row = any(t.numel() > 1 for t in tensors.values())
+    ratios: dict[str, float | Tensor] = {}
+    for name, t in tensors.items():
+        ratios[name] = t if by_row and t.numel() > 1 else float(t)
+    try:
+        return Allocation.of(ratios, found)
+    except NeuroalError as error:
+        raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

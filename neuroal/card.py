@@ -1,0 +1,53 @@
+"""The model card that a pruned checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(report: Mapping[str, Any]) -> str:
+    """Return `README.md` of a pruned checkpoint, made from its report alone."""
+    recipe, sparsity, environment = report["recipe"], report["sparsity"], report["environment"]
+    plugins = "\n".join(
+        f"| {p['role']} | {p['name']} | {p['distribution']} {p['version']} |"
+        for p in report["plugins"]
+    )
+    chosen = [c for c in report["candidates"] if c["selected"] and c["parameters"]]
+    found = "".join(
+        f"- {c['role']}: {', '.join(f'{k} = {v}' for k, v in c['parameters'].items())}\n"
+        for c in chosen
+    )
+    data = report["data"]
+    calibration = (
+        f"{data['windows']} windows of {data['length']} tokens from `{data['source']}`"
+        if data
+        else "none"
+    )
+    return f"""---
+library_name: transformers
+tags:
+- pruning
+- sparsity
+- neuroal
+---
+
+# {report["model"]["name"]}, pruned to {sparsity["achieved"]:.1%}
+
+{report["counts"]["pruned"]:,} of {report["counts"]["weights"]:,} weights inside the decoder blocks
+are zero. Nothing was re-trained. The zeros are unstructured unless the recipe names an N:M
+pattern: they make the model neither smaller nor faster in a runtime that does not use sparsity.
+
+| role | plugin | distribution |
+|---|---|---|
+{plugins}
+
+{found}
+- calibration: {calibration}
+- seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
+- made with neuroal {environment["neuroal"]}, torch {environment["torch"]}, transformers
+  {environment["transformers"]}
+
+`neuroal.json` beside this file holds the whole report; `neuroal prune --recipe neuroal.json`
+repeats the run, and `allocation.safetensors` holds every ratio.
+"""

@@ -1,0 +1,320 @@
+"""Models on disk: load, save, count; the only door to `transformers`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.layout import Layout
+
+MARKER = "neuroal.json"
+
+
+def locate(model: str) -> str:
+    """Return the folder or hub name that `from_pretrained` takes.
+
+    Args:
+        model: "demo", a folder, or a hub name.
+
+    Raises:
+        NeuroalError: It is neither.
+    """
+    if model == "demo":
+        from neuroal.demo import MODEL
+
+        return str(MODEL)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise NeuroalError(f"folder '{model}' is no model: it holds no config.json")
+        return str(path)
+    hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model)
+    if path.exists() or not hub_name:
+        raise NeuroalError(f"model '{model}' is neither a folder, a hub name nor 'demo'")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's own progress bars and warnings; errors come as exceptions."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _failure(model: str, error: Exception) -> NeuroalError:
+    first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
+    return NeuroalError(f"cannot load model '{model}': {type(error).__name__}: {first}")
+
+
+def load_config(model: str, trust_remote_code: bool = False) -> Any:
+    """Return the model's transformers configuration."""
+    from transformers import AutoConfig
+
+    where = locate(model)
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _failure(model, error) from error
+
+
+def skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model on meta tensors: structure without weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model, trust_remote_code)
+    _refuse_quantised(model, config)
+    try:
+        with _quiet(), torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _failure(model, error) from error
+    assert isinstance(made, nn.Module)
+    return made.eval()
+
+
+def _refuse_quantised(model: str, config: Any) -> None:
+    if getattr(config, "quantization_config", None):
+        raise NeuroalError(f"model '{model}' is quantised: prune the original, then quantise")
+
+
+def load(
+    model: str, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[nn.Module, Any]:
+    """Return model and tokenizer, the model in evaluation mode on `device`.
+
+    Raises:
+        NeuroalError: The folder or name is no causal language model in safetensors, or memory is
+            too small for its weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = locate(model)
+    _refuse_quantised(model, load_config(model, trust_remote_code))
+    if Path(where).is_dir():
+        size = sum(f.stat().st_size for f in Path(where).glob("*.safetensors"))
+        if not size:
+            raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
+        _check_memory(model, size)
+    try:
+        with _quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:
+        raise _failure(model, error) from error
+    assert isinstance(loaded, nn.Module)
+    return loaded.to(device).eval(), load_tokenizer(model, trust_remote_code)
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
+    """Return the model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(
+                locate(model), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise _failure(model, error) from error
+
+
+def _check_memory(model: str, size: int) -> None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    if match and size > int(match[1]) * 1024:
+        raise NeuroalError(
+            f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
+            f"{int(match[1]) / 2**20:.1f} GiB of memory are available"
+        )
+
+
+def transformers_version() -> str:
+    """Return the installed version of transformers."""
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def device_of(name: str) -> str:
+    """Return a torch device for "auto" or a name.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{name}' is not available: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def context_length(config: Any) -> int | None:
+    """Return the longest window that the model takes, or None where it does not say."""
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def fingerprint(model: str) -> str | None:
+    """Return the SHA-256 over a folder's config and safetensors files; None for a hub name."""
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_finite(model: nn.Module, layout: Layout) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Raises:
+        NeuroalError: Names the first such linear.
+    """
+    for name in layout.linears:
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if not bool(torch.isfinite(weight).all()):
+            raise NeuroalError(f"weight of linear '{name}' holds NaN or infinity")
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros of one linear's weight.
+
+    Attributes:
+        zeros: How many entries are exactly zero.
+        rows: float64 `(out,)`, the share of zeros in every row.
+        tensors: Names of the file tensors that hold the weight; empty for a model in memory.
+    """
+
+    zeros: int
+    rows: Tensor
+    tensors: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, weight: Tensor, tensors: tuple[str, ...] = ()) -> Zeros:
+        """Count the zeros of `weight (out, in)`."""
+        zero = weight.detach() == 0
+        rows = zero.sum(dim=1).double().cpu() / weight.shape[1]
+        return cls(int(zero.sum()), rows, tensors)
+
+
+def count_zeros(model: nn.Module, layout: Layout) -> dict[str, Zeros]:
+    """Return the zeros of every linear of a model in memory."""
+    return {name: Zeros.of(model.get_submodule(name).weight) for name in layout.linears}  # type: ignore[arg-type]
+
+
+def count_saved_zeros(folder: Path, layout: Layout) -> dict[str, Zeros]:
+    """Return the zeros of every linear as the safetensors files hold them.
+
+    Raises:
+        NeuroalError: A linear's weight is in none of the files.
+    """
+    result: dict[str, Zeros] = {}
+    wanted = {f"{name}.weight": name for name in layout.linears}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a dict)
+                if key in wanted:
+                    result[wanted[key]] = Zeros.of(tensors.get_tensor(key), (key,))
+    missing = layout.linears.keys() - result.keys()
+    if missing:
+        raise NeuroalError(f"linear '{min(missing)}' is in none of the saved files")
+    return result
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write an ordinary Hugging Face checkpoint: safetensors, config, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        model.save_pretrained(folder)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file.
+
+    Raises:
+        NeuroalError: The file does not exist or is broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise NeuroalError(f"cannot read '{path}': {error}") from error
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the JSON of a `neuroal.json`, given the file or its folder.
+
+    Raises:
+        UsageError: There is none, it is broken, or of another schema.
+    """
+    file = path / MARKER if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read recipe '{file}': {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe '{file}' is not a JSON object")
+    return data
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse to start what the disk cannot hold."""
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise NeuroalError(
+            f"'{folder}' needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free"
+        )

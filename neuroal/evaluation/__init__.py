@@ -1,0 +1,1 @@
+"""How good a model is: perplexity, each number with the protocol that it was measured by."""

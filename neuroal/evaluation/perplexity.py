@@ -1,0 +1,216 @@
+"""Perplexity of a causal language model on consecutive windows of a text.
+
+The protocol of the Wanda family: the test text is joined, tokenised once and cut into windows;
+perplexity is exp of the mean over windows of the mean next-token cross-entropy in the window.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from neuroal import calibration
+from neuroal.calibration import Source, Windows, parse_source
+from neuroal.errors import NeuroalError, UsageError
+
+LOG = logging.getLogger(__name__)
+
+C4_DOCUMENTS, C4_WINDOWS = 1100, 256
+FORWARD_TOKENS = 2048
+LOGITS_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and what it was measured on.
+
+    Attributes:
+        perplexity: In [1, inf]; NaN where the model's outputs are.
+        windows: How many windows were read.
+        length: Tokens per window, of which all but the first are predicted.
+        data: Source of the text, as it was given.
+        sha256: Of the token ids: see `Windows`.
+        dtype: Dtype of the model's weights; the loss is taken in float32.
+    """
+
+    perplexity: float
+    windows: int
+    length: int
+    data: str
+    sha256: str
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; a perplexity that is no number becomes "inf" or "nan"."""
+        values = asdict(self)
+        if not math.isfinite(self.perplexity):
+            values["perplexity"] = str(self.perplexity)  # float() reads both back
+        return values
+
+
+def perplexity(
+    model: nn.Module, windows: Windows, *, batch: int | None = None, progress: bool = False
+) -> Perplexity:
+    """Measure the perplexity of a model in memory.
+
+    Args:
+        model: A causal language model of transformers, on any device and in any dtype.
+        windows: Token windows, (windows, length), length at least 2.
+        batch: Windows per forward pass; None is as many as hold 2048 tokens and 256 MiB of
+            logits, at least one.
+        progress: Show a bar.
+
+    Returns:
+        The perplexity with its protocol.
+
+    Raises:
+        UsageError: `batch` is less than 1.
+        NeuroalError: A token id is none of the model's.
+    """
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch {batch} is not a positive number")
+    ids = windows.ids
+    count, length = ids.shape
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    vocabulary = embedding.shape[0]
+    if int(ids.max()) >= vocabulary:
+        raise NeuroalError(
+            f"'{windows.source}' has the token id {int(ids.max())}, beyond the model's "
+            f"vocabulary of {vocabulary}: tokens and model do not belong together"
+        )
+    if batch is None:
+        batch = max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
+    losses = []
+    bar = tqdm(total=count, desc="perplexity", unit="window", disable=not progress)
+    with torch.no_grad(), _evaluating(model), bar:
+        for part in torch.split(ids, batch):
+            tokens = part.to(embedding.device)
+            logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
+            losses.append(_cross_entropy(logits, tokens).cpu())
+            bar.update(len(part))
+    mean = float(torch.cat(losses).double().mean())
+    return Perplexity(
+        perplexity=math.exp(mean) if not mean > 709 else math.inf,
+        windows=count,
+        length=length,
+        data=windows.source,
+        sha256=windows.sha256,
+        dtype=str(embedding.dtype).removeprefix("torch."),
+    )
+
+
+def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean next-token cross-entropy of each window, in float32: (batch,)."""
+    rows = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))  # a float32 copy of so many at a time
+    losses = []
+    for window, targets in zip(logits[:, :-1], tokens[:, 1:].to(logits.device), strict=True):
+        sums = [
+            functional.cross_entropy(scores.float(), wanted, reduction="sum")
+            for scores, wanted in zip(
+                torch.split(window, rows), torch.split(targets, rows), strict=True
+            )
+        ]
+        losses.append(torch.stack(sums).sum() / len(targets))
+    return torch.stack(losses)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def evaluation_windows(
+    source: Source | str,
+    tokenizer: Any,
+    *,
+    length: int | None = None,
+    windows: int | None = None,
+    context: int | None = None,
+    vocabulary: int | None = None,
+    progress: bool = False,
+) -> Windows:
+    """Cut the test text, tokenised once, into consecutive windows, and drop the rest.
+
+    Args:
+        source: A `Source` or its text; rows of token ids are taken as they stand.
+        tokenizer: As in `calibration_windows`.
+        length: Tokens per window; None is the rows' own, for text the smaller of 2048 and
+            `context`.
+        windows: At most so many windows, from the first; None is all of them (256 of c4).
+        context: Longest window that the model takes, if it has a bound.
+        vocabulary: Number of token ids that the model knows; None leaves ids unchecked.
+        progress: Show the bars of a download.
+
+    Returns:
+        The windows, (at most `windows`, length).
+
+    Raises:
+        UsageError: `windows` or `length` is out of range, or the source text is wrong.
+        NeuroalError: The source cannot be read, or is shorter than one window.
+    """
+    source = parse_source(source) if isinstance(source, str) else source
+    calibration.check_sizes(windows, length, context)
+    rows = calibration.read(source, "test", progress=progress)
+    if calibration.holds_tokens(rows):
+        found = len(rows)
+        count = min(windows or found, found)
+        ids = calibration.token_rows(source, rows, count, length, context)
+    else:
+        length = length or calibration.default_length(context)
+        texts, separator = _joining(source, rows)
+        text = calibration.joined(source, texts, separator)
+        tokens = calibration.encode(source, tokenizer, text)
+        found = len(tokens) // length
+        if not found:
+            raise NeuroalError(
+                f"the text of '{source.text}' has {len(tokens)} tokens, fewer than one window of "
+                f"{length}: {calibration.cure(len(tokens))}"
+            )
+        count = min(windows or (C4_WINDOWS if source.kind == "c4" else found), found)
+        ids = torch.tensor(tokens[: count * length]).view(count, length)
+    if windows is not None and windows > found:
+        LOG.warning("'%s' has %d windows, not %d: all are used", source.text, found, windows)
+    return calibration.windows_of(ids, source, vocabulary)
+
+
+def evaluation_text(source: Source | str, *, progress: bool = False) -> str:
+    """Return the test text: a .txt file as it is, of other sources the documents joined.
+
+    Documents are joined by a blank line, as WikiText-2's; those of ptb and c4 (the first 1100 of
+    its validation split) by a space.
+
+    Args:
+        source: A `Source` or its text.
+        progress: Show the bars of a download.
+
+    Raises:
+        UsageError: The source text is wrong.
+        NeuroalError: The source cannot be read, or holds token ids.
+    """
+    source = parse_source(source) if isinstance(source, str) else source
+    rows = calibration.read(source, "test", progress=progress)
+    if calibration.holds_tokens(rows):
+        raise NeuroalError(f"'{source.text}' holds token ids, not text")
+    texts, separator = _joining(source, rows)
+    return calibration.joined(source, texts, separator)
+
+
+def _joining(source: Source, rows: Sequence[Any]) -> tuple[Sequence[Any], str]:
+    if source.kind == "c4":
+        return rows[:C4_DOCUMENTS], " "
+    return rows, " " if source.kind == "ptb" else "\n\n"

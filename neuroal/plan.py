@@ -1,0 +1,235 @@
+"""From a recipe to a run: which plugins take part, whether they fit together, what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuroal.allocation import Rules
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.hookspecs import Comparison, Generation, Pattern, PrunerTraits, TopUp
+from neuroal.layout import Layout
+from neuroal.plugins import Plugin, load, load_top_up
+from neuroal.pruning import generator, traits
+from neuroal.recipe import Recipe
+from neuroal.statistics import resolve
+
+NO_ROWS = "uniform"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The plugins of a run, checked against each other.
+
+    Attributes:
+        pruner: The base pruner.
+        block_ratios: One or more; empty where an earlier allocation is used.
+        row_ratios: None where an earlier allocation is used.
+        alignment: The metric of the search.
+        refiner: None without.
+        comparison: Scores compete per row or per matrix.
+        pattern: N:M or None.
+        notes: What a preset would have done and cannot, one line each.
+    """
+
+    pruner: Plugin
+    block_ratios: tuple[Plugin, ...]
+    row_ratios: Plugin | None
+    alignment: Plugin
+    refiner: Plugin | None
+    comparison: Comparison
+    pattern: Pattern | None
+    notes: tuple[str, ...]
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """Return every plugin of the run."""
+        rows = (self.row_ratios,) if self.row_ratios else ()
+        refiner = (self.refiner,) if self.refiner else ()
+        return (self.pruner, *self.block_ratios, *rows, self.alignment, *refiner)
+
+    @property
+    def measures(self) -> tuple[Plugin, ...]:
+        """Return the block-ratio plugins that want the dense walk."""
+        return tuple(p for p in self.block_ratios if p.has("measure_block"))
+
+    @property
+    def reads_deviation(self) -> bool:
+        """Return whether the row step reads the deviation of the block step's winner."""
+        rows = self.row_ratios
+        return rows is not None and "input_norm" in rows.statistic_names()
+
+    def rules(self, recipe: Recipe, layout: Layout) -> Rules:
+        """Return how ratios become counts.
+
+        Raises:
+            NeuroalError: M does not divide the inputs of a linear.
+        """
+        dense: set[str] = set()
+        if self.pattern is not None:
+            odd = [x for x in layout.linears.values() if x.in_features % self.pattern.of]
+            if odd and not recipe.skip_indivisible:
+                raise NeuroalError(
+                    f"pattern {self.pattern} does not divide the {odd[0].in_features} inputs of "
+                    f"'{odd[0].name}': --skip-indivisible leaves such linears dense"
+                )
+            dense = {x.name for x in odd}
+            if len(dense) == len(layout.linears):
+                raise NeuroalError(f"pattern {self.pattern} divides the inputs of no linear")
+        return Rules(
+            recipe.wanted,
+            recipe.budget,
+            self.comparison,
+            self.pattern,
+            self.pattern is not None and _varies(recipe, self.pattern),
+            frozenset(dense),
+        )
+
+
+def _varies(recipe: Recipe, pattern: Pattern) -> bool:
+    own = 1 - pattern.kept / pattern.of
+    return recipe.sparsity is not None and abs(recipe.sparsity - own) > 1e-9
+
+
+def setup(recipe: Recipe) -> Setup:
+    """Load the plugins of a recipe and check that they fit together; no weight is read.
+
+    Raises:
+        UsageError: A plugin or option is unknown, or a combination makes no sense.
+        PluginError: A plugin is broken.
+    """
+    preset = load_top_up(recipe.top_up)
+    pattern = recipe.parsed_pattern()
+    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
+    refiner = None if refiner == "none" else refiner
+    blocks: Sequence[Any] = recipe.block_ratios or preset.block_ratios
+    rows: Any = preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
+    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
+    if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
+        raise UsageError("an --allocation holds every ratio: leave out --block-ratios, --row-ratios")
+
+    # The pruner alone says whether rows make sense; it is loaded with the others in one run.
+    notes: list[str] = []
+    options = _used(preset, recipe, [recipe.pruner, *blocks, rows, alignment, refiner])
+    pruner_only = load([("pruner", recipe.pruner)], _only(options, recipe.pruner))
+    can = traits(pruner_only[0])
+    comparison: Comparison = recipe.comparison or can.comparison
+    if pattern is not None and not can.patterns:
+        raise UsageError(f"pruner '{pruner_only[0].name}' has no N:M patterns")
+    reason = _no_rows(pruner_only[0].name, can, pattern, comparison)
+    if reason and rows != NO_ROWS:
+        if recipe.row_ratios is not None:
+            raise UsageError(f"row ratios make no sense here: {reason}")
+        if tuple(blocks) == ("uniform",) and recipe.allocation is None:
+            raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {reason}")
+        rows = NO_ROWS
+        notes.append(f"row step of top-up '{recipe.top_up}' left out: {reason}")
+    if pattern is not None and not _varies(recipe, pattern) and tuple(blocks) != ("uniform",):
+        reason = f"pattern {pattern} alone fixes every ratio: add a --sparsity to vary N per block"
+        if recipe.block_ratios:
+            raise UsageError(f"block ratios make no sense here: {reason}")
+        blocks = ("uniform",)
+        notes.append(f"block step of top-up '{recipe.top_up}' left out: {reason}")
+
+    choices: list[tuple[str, Any]] = [("pruner", recipe.pruner)]
+    if recipe.allocation is None:
+        choices += [*(("block_ratios", b) for b in blocks), ("row_ratios", rows)]
+    choices += [("alignment", alignment), *([("refiner", refiner)] if refiner else [])]
+    loaded = load(choices, _used(preset, recipe, [c for _, c in choices]))
+    by_role: dict[str, list[Plugin]] = {}
+    for plugin in loaded:
+        by_role.setdefault(plugin.role, []).append(plugin)
+    made = Setup(
+        pruner=by_role["pruner"][0],
+        block_ratios=tuple(by_role.get("block_ratios", ())),
+        row_ratios=by_role.get("row_ratios", [None])[0],  # type: ignore[list-item]
+        alignment=by_role["alignment"][0],
+        refiner=by_role.get("refiner", [None])[0],  # type: ignore[list-item]
+        comparison=comparison,
+        pattern=pattern,
+        notes=tuple(notes),
+    )
+    if made.refiner is not None and not made.pruner.has("score_weights"):
+        raise UsageError(
+            f"refiner '{made.refiner.name}' needs scores, which pruner '{made.pruner.name}' has not"
+        )
+    for plugin in made.plugins:
+        resolve(plugin.required_statistics())
+    return made
+
+
+def _no_rows(
+    name: str, can: PrunerTraits, pattern: Pattern | None, comparison: Comparison
+) -> str | None:
+    """Return why rows cannot have ratios of their own, or None if they can."""
+    if not can.row_ratios:
+        return f"the mask of pruner '{name}' is not per row"
+    if pattern is not None:
+        return f"pattern {pattern} fixes the ratio of every row"
+    if comparison == "matrix":
+        return "weights compete over the whole matrix, not within rows"
+    return None
+
+
+def _used(preset: TopUp, recipe: Recipe, choices: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Return the preset's options for the plugins in use, overridden by the recipe's."""
+    names = {c.rpartition(":")[2] for c in choices if isinstance(c, str)}
+    options = {k: dict(v) for k, v in preset.options.items() if k in names}
+    for name, given in recipe.options.items():
+        options[name] = options.get(name, {}) | dict(given)
+    return options
+
+
+def _only(options: Mapping[str, dict[str, Any]], pruner: Any) -> dict[str, dict[str, Any]]:
+    name = pruner.rpartition(":")[2] if isinstance(pruner, str) else ""
+    return {k: v for k, v in options.items() if k in (name, name.lower())}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the search, as far as it is known before it runs.
+
+    Attributes:
+        role: `block_ratios` or `row_ratios`.
+        plugin: Its name.
+        candidates: Proposals of its first generation; None where they depend on measurements.
+    """
+
+    role: str
+    plugin: str
+    candidates: int | None
+
+
+def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
+    """Return how many candidates every strategy starts with; runs no model."""
+    steps = []
+    for plugin in made.block_ratios:
+        if plugin.has("measure_block"):
+            steps.append(Step(plugin.role, plugin.name, None))
+            continue
+        arguments = {"sparsity": recipe.wanted, "measurements": ()}
+        steps.append(_first_step(plugin, "propose_block_ratios", layout, recipe, arguments))
+    if made.row_ratios is not None:
+        zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
+        base = dict.fromkeys(layout.linears, recipe.wanted)
+        arguments = {"base": base, "deviation": zeros}
+        steps.append(
+            _first_step(made.row_ratios, "propose_row_ratios", layout, recipe, arguments)
+        )
+    return steps
+
+
+def _first_step(
+    plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, arguments: dict[str, Any]
+) -> Step:
+    rng = generator(recipe.seed, plugin.role, plugin.name)
+    proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
+    try:
+        generation: Generation | None = next(proposals)
+    except StopIteration:
+        generation = None
+    proposals.close()
+    return Step(plugin.role, plugin.name, len(generation.proposals) if generation else 0)

@@ -1,0 +1,22 @@
+"""Plugins: found by name, checked, bound to their options, registered for one run, called alone.
+
+Names come from the metadata of installed distributions: listing imports nothing, and what a run
+does not choose has no effect on it. Every run has a pluggy registration of its own.
+"""
+
+from neuroal.plugins.calls import Plugin
+from neuroal.plugins.listing import Listing, available, find, listing_of
+from neuroal.plugins.loading import Description, check, describe, load, load_top_up
+
+__all__ = [
+    "Description",
+    "Listing",
+    "Plugin",
+    "available",
+    "check",
+    "describe",
+    "find",
+    "listing_of",
+    "load",
+    "load_top_up",
+]

@@ -1,0 +1,243 @@
+"""From choices to plugins of one run: import, check, bind options, register.
+
+Every run has a pluggy registration of its own; nothing is global.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from neuroal import options as _options
+from neuroal.errors import NeuroalError, PluginError, UsageError, nearest
+from neuroal.hookspecs import ROLES, SPECS, TopUp
+from neuroal.plugins import contract
+from neuroal.plugins.calls import Plugin
+from neuroal.plugins.listing import (
+    TOP_UP,
+    Listing,
+    available,
+    listing_of,
+    module_of,
+    object_of,
+    one_line,
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What there is to say about a plugin that imports.
+
+    Attributes:
+        listing: Role, name, distribution and version.
+        doc: Docstring; of a top-up, its line of help.
+        options: (name, type, default, help) of every option; of a top-up, what it sets.
+        hooks: Names of its hooks.
+        source: File that it comes from, if there is one.
+        sha256: Of the file's bytes.
+    """
+
+    listing: Listing
+    doc: str
+    options: tuple[tuple[str, str, str, str], ...]
+    hooks: tuple[str, ...]
+    source: Path | None
+    sha256: str | None
+
+
+def load(
+    choices: Sequence[tuple[str, object]],
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[Plugin]:
+    """Return the chosen plugins, checked, bound to their options and registered for one run.
+
+    Nothing else is imported, and nothing but imported modules outlives the returned plugins.
+
+    Args:
+        choices: Role and choice: an entry-point name, `distribution:name`, `./mine.py:Mine`, or an
+            instance of a frozen dataclass.
+        options: Plugin name to its options. They are for every chosen plugin of that name that has
+            such an option, whatever its role; instances come with theirs.
+
+    Returns:
+        One plugin per choice, in order.
+
+    Raises:
+        UsageError: A name is unknown or offered twice, or an option is wrong.
+        PluginError: A plugin does not import, or breaks the contract of its role.
+    """
+    chosen = [
+        (listing_of(role, choice), None if isinstance(choice, str) else choice)
+        for role, choice in choices
+    ]
+    _refuse_repeats(chosen)
+    kinds = [
+        _checked(listing, object_of(listing) if instance is None else type(instance))
+        for listing, instance in chosen
+    ]
+    shares = _shares(chosen, kinds, options or {})
+    instances = [
+        _bound(listing, kind, share) if instance is None else instance
+        for (listing, instance), kind, share in zip(chosen, kinds, shares, strict=True)
+    ]
+    for (listing, _), instance in zip(chosen, instances, strict=True):
+        problem = contract.values_problem(instance)
+        if problem:
+            raise PluginError(f"{listing}: {problem}")
+    return _registered([listing for listing, _ in chosen], instances)
+
+
+def load_top_up(name: str) -> TopUp:
+    """Return the preset called `name`, `distribution:name` or `./mine.py:MINE`.
+
+    Raises:
+        UsageError: The name is unknown, or offered twice.
+        PluginError: It does not import, or is no `TopUp`.
+    """
+    return _top_up(listing_of(TOP_UP, name))
+
+
+def describe(listing: Listing) -> Description:
+    """Import one plugin and return what there is to say about it.
+
+    Raises:
+        PluginError: It does not import, or breaks the contract of its role.
+    """
+    if listing.role == TOP_UP:
+        top_up = _top_up(listing)
+        source = _source(module_of(listing).__name__)
+        rows = [(k, "", str(v), "") for k, v in vars(top_up).items() if k != "help"]
+        return Description(listing, top_up.help, tuple(rows), (), source, _sha256(source))
+    kind = _checked(listing, object_of(listing))
+    source = _source(kind.__module__)
+    doc, hooks = inspect.getdoc(kind) or "", tuple(sorted(contract.hooks(kind)))
+    rows = _options.describe(kind)
+    return Description(listing, doc, tuple(rows), hooks, source, _sha256(source))
+
+
+def check() -> Iterator[tuple[Listing, NeuroalError | None]]:
+    """Load every installed plugin and top-up with default options; yield each with its error."""
+    for listing in available():
+        try:
+            if listing.role == TOP_UP:
+                load_top_up(listing.qualified)
+            else:
+                load([(listing.role, listing.qualified)])
+        except NeuroalError as error:
+            yield listing, error
+        else:
+            yield listing, None
+
+
+def _top_up(listing: Listing) -> TopUp:
+    top_up = object_of(listing)
+    if not isinstance(top_up, TopUp):
+        raise PluginError(f"{listing}: is {type(top_up).__name__}: make it a neuroal.TopUp")
+    if isinstance(top_up.block_ratios, str):
+        raise PluginError(f"{listing}: block_ratios is a string: write ('name',)")
+    return top_up
+
+
+def _checked(listing: Listing, kind: object) -> type:
+    problem = contract.problem(ROLES[listing.role], kind)
+    if problem:
+        raise PluginError(f"{listing}: {problem}")
+    assert isinstance(kind, type)
+    return kind
+
+
+def _refuse_repeats(chosen: Sequence[tuple[Listing, object]]) -> None:
+    seen = set()
+    for listing, instance in chosen:
+        key = listing if instance is None else id(instance)
+        if key in seen:
+            raise UsageError(f"{listing} is chosen twice: once is enough")
+        seen.add(key)
+
+
+def _shares(
+    chosen: Sequence[tuple[Listing, object]],
+    kinds: Sequence[type],
+    given: Mapping[str, Mapping[str, object]],
+) -> list[dict[str, object]]:
+    """Deal the options, which are by name, out to the chosen plugins that have them."""
+    shares: list[dict[str, object]] = [{} for _ in chosen]
+    fields = [{row[0] for row in _options.describe(kind)} for kind in kinds]
+    for name, values in given.items():
+        named = [i for i, (listing, _) in enumerate(chosen) if listing.name == name]
+        bindable = [i for i in named if chosen[i][1] is None]
+        if not named:
+            used = ", ".join(sorted({listing.name for listing, _ in chosen}))
+            raise UsageError(f"options for '{name}', which is not used: this run uses {used}")
+        if not bindable:
+            listing = chosen[named[0]][0]
+            raise UsageError(
+                f"options for {listing}, which was given as an instance: set them there"
+            )
+        if not isinstance(values, Mapping):
+            raise UsageError(f"options for '{name}' are {values!r}: give names and values")
+        for key, value in values.items():
+            holders = [i for i in bindable if key in fields[i]]
+            if not holders:
+                valid = set().union(*(fields[i] for i in bindable))
+                cure = nearest(key, valid) if valid else "it has no options"
+                raise UsageError(f"plugin '{name}' has no option '{key}': {cure}")
+            for i in holders:
+                shares[i][key] = value
+    return shares
+
+
+def _bound(listing: Listing, kind: type, share: Mapping[str, object]) -> Any:
+    try:
+        return _options.bind(kind, share, listing.name)
+    except NeuroalError:
+        raise
+    except Exception as error:  # __post_init__
+        raise PluginError(f"{listing}: refuses its options: {one_line(error)}") from error
+
+
+def _registered(listings: Sequence[Listing], instances: Sequence[Any]) -> list[Plugin]:
+    manager = pluggy.PluginManager("neuroal")
+    for spec in SPECS:
+        manager.add_hookspecs(spec)
+    for i, (listing, instance) in enumerate(zip(listings, instances, strict=True)):
+        manager.register(instance, name=f"{i}:{listing.role}:{listing.name}")
+    plugins = []
+    for listing, instance in zip(listings, instances, strict=True):
+        others = [other for other in instances if other is not instance]
+        known = ROLES[listing.role].hooks
+        callers = {
+            hook: manager.subset_hook_caller(hook, others)
+            for hook in contract.hooks(type(instance))
+            if hook in known
+        }
+        source = _source(type(instance).__module__)
+        plugins.append(
+            Plugin(
+                listing.role,
+                listing.name,
+                listing.distribution,
+                listing.version,
+                instance,
+                source,
+                _sha256(source),
+                callers,
+            )
+        )
+    return plugins
+
+
+def _source(module: str) -> Path | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def _sha256(source: Path | None) -> str | None:
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source else None

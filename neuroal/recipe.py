@@ -1,0 +1,183 @@
+"""What was asked for: one frozen, JSON-able description of a pruning run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from neuroal import options as _options
+from neuroal.errors import UsageError, nearest
+from neuroal.hookspecs import Budget, Comparison, Pattern
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result.
+
+    A role's plugin is a name, `distribution:name`, `./file.py:Class`, or an instance in Python;
+    None leaves the role to the top-up preset.
+
+    Attributes:
+        sparsity: Wanted ratio over all prunable weights, in [0, 1); None takes an N:M pattern's
+            own (0.5 without a pattern).
+        pruner: Base pruner.
+        top_up: Preset that names the plugins of the other roles.
+        block_ratios: Several compete under one alignment metric.
+        row_ratios: Row-ratio plugin.
+        alignment: Alignment metric of the search.
+        refiner: Mask refiner of the final pruning; "none" removes a preset's.
+        pattern: "unstructured" or "N:M" (N kept of M).
+        comparison: Scores compete per "row" or "matrix"; None is the pruner's own.
+        skip_indivisible: Leave linears dense whose inputs M does not divide.
+        budget: "exact" meets the sparsity to the weight; "paper" rounds and clips as published.
+        options: Plugin name to its options.
+        calibration: Source of the calibration text or tokens.
+        samples: Calibration windows of the final pruning.
+        search_samples: How many of them the search uses, from the first.
+        length: Tokens per window; None is the smaller of 2048 and the model's context.
+        seed: Seed of every random draw.
+        model: Folder or hub name; "demo" is the built-in model.
+        device: "auto", "cpu", "cuda", "cuda:0", "mps".
+        dtype: Dtype in which the model is loaded and saved; "auto" is the checkpoint's own.
+        allocation: Folder or file of an earlier run's allocation to use instead of a search.
+    """
+
+    sparsity: float | None = None
+    pruner: Any = "wanda"
+    top_up: str = "neuroal"
+    block_ratios: tuple[Any, ...] | None = None
+    row_ratios: Any = None
+    alignment: Any = None
+    refiner: Any = None
+    pattern: str = "unstructured"
+    comparison: Comparison | None = None
+    skip_indivisible: bool = False
+    budget: Budget = "exact"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: str | None = None
+    samples: int = 128
+    search_samples: int = 8
+    length: int | None = None
+    seed: int = 0
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    allocation: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.block_ratios, str) or (
+            self.block_ratios is not None and not isinstance(self.block_ratios, (tuple, list))
+        ):
+            object.__setattr__(self, "block_ratios", (self.block_ratios,))
+        elif isinstance(self.block_ratios, list):
+            object.__setattr__(self, "block_ratios", tuple(self.block_ratios))
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(f"sparsity {self.sparsity} is outside [0, 1)")
+        for name in ("samples", "search_samples", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is not a positive number")
+        if self.length is not None and self.length < 2:
+            raise UsageError("length 1 is too short: a window needs at least 2 tokens")
+        _choice("budget", self.budget, typing.get_args(Budget))
+        if self.comparison is not None:
+            _choice("comparison", self.comparison, typing.get_args(Comparison))
+        _choice("dtype", self.dtype, DTYPES)
+        self.parsed_pattern()
+
+    def parsed_pattern(self) -> Pattern | None:
+        """Return the N:M pattern, or None for unstructured.
+
+        Raises:
+            UsageError: The pattern is neither, or N is not in [1, M].
+        """
+        if self.pattern == "unstructured":
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        if not match:
+            raise UsageError(
+                f"pattern '{self.pattern}' is neither 'unstructured' nor N:M such as 2:4"
+            )
+        kept, of = int(match[1]), int(match[2])
+        if not 1 <= kept <= of:
+            raise UsageError(f"pattern {self.pattern} keeps {kept} of {of}: N must be in [1, M]")
+        return Pattern(kept, of)
+
+    @property
+    def wanted(self) -> float:
+        """Return the wanted overall sparsity."""
+        if self.sparsity is not None:
+            return self.sparsity
+        pattern = self.parsed_pattern()
+        return 0.5 if pattern is None else 1 - pattern.kept / pattern.of
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values; a plugin instance becomes its class and options."""
+        return {f.name: _json(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of `to_json`, or of a `neuroal.json`'s `recipe` entry.
+
+        Raises:
+            UsageError: A key is unknown, a value is of the wrong type, or a plugin was a Python
+                instance.
+        """
+        fields = {f.name for f in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            if key not in fields:
+                raise UsageError(f"recipe has an unknown key '{key}': {nearest(key, fields)}")
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict) and "instance" in item:
+                    raise UsageError(
+                        f"recipe's {key} was a Python instance of {item['instance']}: give it again"
+                    )
+            if key == "options":
+                values[key] = value
+                continue
+            try:
+                values[key] = value if hints[key] is Any else _read(value, key, hints[key])
+            except (ValueError, TypeError):
+                kind = _options.type_name(hints[key])
+                raise UsageError(f"recipe's {key}={value!r} is not {kind}") from None
+        return cls(**values)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the recipe's JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(value: Any, key: str, hint: Any) -> Any:
+    if key == "block_ratios":
+        return None if value is None else tuple(value)
+    return _options.convert(value, hint)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_json(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _json(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        return {
+            "instance": f"{kind.__module__}:{kind.__qualname__}",
+            "options": _options.values(value),
+        }
+    return value
+
+
+def _choice(key: str, value: str, valid: tuple[str, ...] | Literal[None]) -> None:
+    if valid and value not in valid:
+        raise UsageError(f"{key} '{value}' is not known: {nearest(value, valid)}")

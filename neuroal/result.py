@@ -1,0 +1,130 @@
+"""What a run leaves: the report, and the numbers that go into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroal import __version__
+from neuroal.allocation import Rules
+from neuroal.checkpoint import Zeros, transformers_version
+from neuroal.hookspecs import Target
+from neuroal.layout import Layout
+
+SCHEMA = 1
+
+
+@dataclass
+class Report:
+    """What happened; `to_json` is the content of `neuroal.json`.
+
+    Attributes:
+        schema: Version of this format.
+        recipe: What was asked for.
+        recipe_sha256: SHA-256 of the recipe.
+        environment: Versions, device, dtype.
+        model: Name and SHA-256 of config and weights.
+        plugins: Role, name, distribution, version, options and SHA-256 of every plugin.
+        data: Source, windows, length and SHA-256 of the calibration token ids.
+        candidates: Every candidate of the search, in order.
+        sparsity: Wanted and achieved, over the prunable weights.
+        blocks: The same per block.
+        linears: The same per linear, with the achieved ratio of its rows.
+        timings: Seconds per phase.
+        counts: `block_runs`, `linears`, `weights`, `pruned`.
+        peak_memory_bytes: Of the process; of the accelerator where one is used.
+        notes: What was left out or should be known.
+    """
+
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    plugins: list[dict[str, Any]]
+    data: dict[str, Any] | None
+    schema: int = SCHEMA
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    sparsity: dict[str, float] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return dataclasses.asdict(self)
+
+    def selected(self) -> dict[str, dict[str, Any]]:
+        """Return the selected candidate of every step by role."""
+        return {c["role"]: c for c in self.candidates if c["selected"]}
+
+
+def fill_sparsity(
+    report: Report,
+    found: Layout,
+    rules: Rules,
+    wanted: Mapping[str, Target],
+    zeros: Mapping[str, Zeros],
+) -> None:
+    """Write wanted and achieved ratios, counted on the weights, into the report."""
+    for name, x in found.linears.items():
+        rows = zeros[name].rows
+        report.linears[name] = {
+            "wanted": wanted[name].ratio if name in wanted else 0.0,
+            "achieved": zeros[name].zeros / x.weights,
+            "rows": {
+                "min": float(rows.min()),
+                "mean": float(rows.mean()),
+                "max": float(rows.max()),
+            },
+            "tensors": list(zeros[name].tensors),
+        }
+    for block in found.blocks:
+        share = {x.name: x.weights / block.weights for x in block.linears}
+        report.blocks.append(
+            {"name": block.name}
+            | {
+                key: sum(report.linears[n][key] * s for n, s in share.items())
+                for key in ("wanted", "achieved")
+            }
+        )
+    prunable = [x for x in found.linears.values() if x.name not in rules.dense]
+    weights = sum(x.weights for x in prunable)
+    pruned = sum(zeros[x.name].zeros for x in prunable)
+    report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
+    report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
+
+
+def environment(model: nn.Module) -> dict[str, Any]:
+    """Return what the result may depend on besides recipe, model and data."""
+    parameter = next(model.parameters())
+    return {
+        "neuroal": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers_version(),
+        "platform": platform.platform(),
+        "device": str(parameter.device),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory() -> int:
+    """Return the peak bytes of the accelerator in use, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

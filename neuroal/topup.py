@@ -1,0 +1,274 @@
+"""NeuroAL: ask plugins for proposals, measure them side by side, keep the best-aligned one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroal.alignment import Aligner, Outcome, Tick, Trial
+from neuroal.allocation import Allocation, Rules, targets
+from neuroal.errors import PluginError
+from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals
+from neuroal.layout import Layout
+from neuroal.plugins import Plugin
+from neuroal.pruning import generator
+from neuroal.walk import Inputs
+
+Progress = Callable[[str, int], Tick]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One measured (or returned) proposal, as the report lists it."""
+
+    role: str
+    plugin: str
+    parameters: Mapping[str, Any]
+    misalignment: float | None
+    selected: bool = False
+    dropped: bool = False
+    probe: bool = False
+    windows: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a step decided: the allocation, and the deviation of its own evaluation."""
+
+    allocation: Allocation
+    deviation: Mapping[str, Tensor]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(eq=False)
+class _Tried:
+    proposal: Proposal
+    allocation: Allocation
+    outcome: Outcome | None
+    windows: int
+    plugin: Plugin
+
+    @property
+    def cost(self) -> float:
+        return float("inf") if self.outcome is None else self.outcome.measurement.misalignment
+
+
+@dataclass(eq=False)
+class _Strategy:
+    """One plugin's generator, what it proposed so far, and what it returned."""
+
+    plugin: Plugin
+    proposals: Proposals
+    tried: list[_Tried] = field(default_factory=list)
+    generation: Generation | None = None
+    answer: list[Measurement] | None = None
+    returned: Proposal | None = None
+
+    def advance(self) -> bool:
+        """Ask for the next generation; False when the strategy has ended."""
+        try:
+            if self.answer is None:
+                self.generation = next(self.proposals)
+            else:
+                self.generation = self.proposals.send(self.answer)
+        except StopIteration as stop:
+            self.generation, self.returned = None, stop.value
+            return False
+        return True
+
+    def best(self, windows: int) -> float | None:
+        """Return the least finished misalignment on so many windows."""
+        done = [t.cost for t in self.tried if t.windows == windows and _can_win(t)]
+        return min(done, default=None)
+
+
+def _can_win(tried: _Tried) -> bool:
+    return (
+        tried.outcome is not None
+        and not tried.outcome.measurement.dropped
+        and not tried.proposal.probe
+    )
+
+
+@dataclass(frozen=True)
+class TopUpSearch:
+    """Everything the two steps share.
+
+    Attributes:
+        aligner: Measures candidates; None when no metric is needed by any step.
+        layout: The model's linears.
+        rules: Budget, comparison, pattern.
+        inputs: Search windows, cut to the first n.
+        windows: All search windows.
+        journal: Earlier outcomes to replay and new ones to keep: `(key, make) -> outcomes`.
+        progress: Opens a progress bar: `(title, total) -> tick`.
+        seed: The recipe's seed.
+    """
+
+    aligner: Aligner
+    layout: Layout
+    rules: Rules
+    inputs: Callable[[int], Inputs]
+    windows: int
+    journal: Callable[[str, Callable[[], list[Outcome]]], list[Outcome]]
+    progress: Progress
+    seed: int
+
+    def choose_blocks(
+        self,
+        plugins: Sequence[Plugin],
+        measurements: Mapping[str, Sequence[Mapping[str, Tensor]]],
+        needs_deviation: bool,
+    ) -> Choice:
+        """Run the block step: every plugin hears its own costs, the best-aligned proposal wins.
+
+        Args:
+            plugins: Of role `block_ratios`.
+            measurements: Answers of `measure_block` by plugin name.
+            needs_deviation: Measure the winner even where nothing competes.
+        """
+        strategies = [
+            _Strategy(
+                p,
+                p.proposals(
+                    "propose_block_ratios",
+                    layout=self.layout,
+                    sparsity=self.rules.sparsity,
+                    measurements=measurements.get(p.name, ()),
+                    rng=generator(self.seed, p.role, p.name),
+                ),
+            )
+            for p in plugins
+        ]
+        return self._choose("block_ratios", strategies, needs_deviation)
+
+    def choose_rows(self, plugin: Plugin, block: Choice) -> Choice:
+        """Run the row step on the block step's allocation."""
+        strategy = _Strategy(
+            plugin,
+            plugin.proposals(
+                "propose_row_ratios",
+                layout=self.layout,
+                base=dict(block.allocation.ratios),
+                deviation=block.deviation if "input_norm" in plugin.statistic_names() else {},
+                rng=generator(self.seed, plugin.role, plugin.name),
+            ),
+        )
+        return self._choose("row_ratios", [strategy], False)
+
+    def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Choice:
+        self._advance_all(step, strategies)
+        finalists = [self._finalist(s) for s in strategies]
+        if len(finalists) > 1 or needs_deviation:
+            for k, tried in enumerate(finalists):
+                unmeasured = tried.outcome is None or tried.windows != self.windows
+                if unmeasured or (needs_deviation and not _deviation(tried)):
+                    self._measure(f"{step}-final-{k}", [(tried, None)], self.windows)
+        winner = min(finalists, key=lambda t: t.cost)  # the first in order on ties
+        candidates = []
+        for s, finalist in zip(strategies, finalists, strict=True):
+            listed = s.tried if finalist in s.tried else [*s.tried, finalist]
+            candidates += [_candidate(t, step, t is winner) for t in listed]
+        return Choice(winner.allocation, _deviation(winner), tuple(candidates))
+
+    def _advance_all(self, step: str, strategies: list[_Strategy]) -> None:
+        active = [s for s in strategies if s.advance()]
+        round_number = 0
+        while active:
+            by_windows: dict[int, list[tuple[_Tried, float | None]]] = {}
+            asked: list[list[_Tried]] = []
+            for s in active:
+                assert s.generation is not None
+                windows = min(s.generation.windows or self.windows, self.windows)
+                limit = s.best(windows) if s.generation.keep == 1 else None
+                tried = [self._tried(p, s.plugin, windows) for p in s.generation.proposals]
+                trials = [(t, None if t.proposal.probe else limit) for t in tried]
+                by_windows.setdefault(windows, []).extend(trials)
+                asked.append(tried)
+            for windows, trials in by_windows.items():
+                self._measure(f"{step}-{round_number}-{windows}", trials, windows)
+            for s, tried in zip(active, asked, strict=True):
+                s.tried += tried
+                s.answer = [t.outcome.measurement for t in tried if t.outcome is not None]
+            active = [s for s in active if s.advance()]
+            round_number += 1
+
+    def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
+        try:
+            allocation = Allocation.of(proposal.ratios, self.layout)
+        except Exception as error:
+            raise PluginError(f"{plugin}: {error}") from error
+        return _Tried(proposal, allocation, None, windows, plugin)
+
+    def _measure(
+        self, key: str, trials: Sequence[tuple[_Tried, float | None]], windows: int
+    ) -> None:
+        def make() -> list[Outcome]:
+            tick = self.progress(title, len(trials) * len(self.layout.blocks))
+            wanted = [
+                Trial(targets(t.allocation, self.layout, self.rules, t.proposal.probe), limit)
+                for t, limit in trials
+            ]
+            return _trimmed(self.aligner.measure(wanted, self.inputs(windows), tick))
+
+        title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"
+        digest = hashlib.sha256(key.encode())
+        for t, _ in trials:
+            digest.update(_digest(t.proposal))
+        outcomes = self.journal(f"{key}-{digest.hexdigest()[:16]}", make)
+        for (t, _), outcome in zip(trials, outcomes, strict=True):
+            t.outcome, t.windows = outcome, windows
+
+    def _finalist(self, s: _Strategy) -> _Tried:
+        """Return the strategy's winner: what it returned, else the least misaligned."""
+        if s.returned is not None:
+            wanted = _digest(s.returned)
+            same = [t for t in s.tried if t.outcome and _digest(t.proposal) == wanted]
+            if same:
+                return max(same, key=lambda t: (not t.proposal.probe, t.windows))
+            return self._tried(s.returned, s.plugin, self.windows)
+        able = [t for t in s.tried if _can_win(t)]
+        if not able:
+            raise PluginError(f"{s.plugin}: ended without a proposal that can win")
+        most = max(t.windows for t in able)
+        return min((t for t in able if t.windows == most), key=lambda t: t.cost)
+
+
+def _deviation(tried: _Tried) -> Mapping[str, Tensor]:
+    return {} if tried.outcome is None else tried.outcome.deviation
+
+
+def _trimmed(outcomes: list[Outcome]) -> list[Outcome]:
+    """Keep the deviation of the least misaligned only: no other can be the step's winner's."""
+    able = [o for o in outcomes if not o.measurement.dropped]
+    best = min(able, key=lambda o: o.measurement.misalignment, default=None)
+    return [o if o is best else Outcome(o.measurement, {}) for o in outcomes]
+
+
+def _candidate(tried: _Tried, role: str, selected: bool) -> Candidate:
+    measurement = None if tried.outcome is None else tried.outcome.measurement
+    return Candidate(
+        role=role,
+        plugin=tried.plugin.name,
+        parameters=dict(tried.proposal.parameters),
+        misalignment=None if measurement is None else measurement.misalignment,
+        selected=selected,
+        dropped=measurement is not None and measurement.dropped,
+        probe=tried.proposal.probe,
+        windows=None if measurement is None else tried.windows,
+    )
+
+
+def _digest(proposal: Proposal) -> bytes:
+    digest = hashlib.sha256(json.dumps(dict(proposal.parameters), sort_keys=True).encode())
+    digest.update(b"probe" if proposal.probe else b"")
+    for name in sorted(proposal.ratios):
+        ratio = torch.as_tensor(proposal.ratios[name], dtype=torch.float64).cpu().contiguous()
+        digest.update(name.encode() + ratio.numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""Alignment metrics: how far the pruned model is from the dense one."""

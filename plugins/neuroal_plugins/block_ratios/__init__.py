@@ -1,0 +1,1 @@
+"""Block-ratio proposals: how much of each linear to prune."""

@@ -1,0 +1,1 @@
+"""Base pruners: which weights of a linear matter."""

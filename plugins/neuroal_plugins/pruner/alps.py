@@ -1,0 +1,158 @@
+"""ALPS: ADMM with exact top-k projections, then conjugate gradients on the support it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuroal import (
+    Linear,
+    PrunedLinear,
+    PrunerTraits,
+    Statistics,
+    Target,
+    hookimpl,
+    option,
+)
+from neuroal_plugins import second_order
+
+CHECK_EVERY = 3  # iterations between two looks at how much the support changed
+# (fraction of the kept weights that changed, growth of ρ), from the largest down
+SCHEDULE = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+
+
+@dataclass(frozen=True, eq=False)
+class Alps:
+    """min tr (W-W₀)H(W-W₀)ᵀ over k-sparse W (Meng et al. 2024, eq. 1; algorithms 1 and 2).
+
+    ADMM on the copy D of W that is k-sparse, with ρ growing as the support settles, then
+    conjugate gradients over the weights of the final support.
+    """
+
+    damping: float = option(0.01, "added to the Gram matrix's diagonal, times its mean")
+    rho: float = option(0.1, "first penalty of the split")
+    iterations: int = option(300, "ADMM steps at most")
+    gradient_steps: int = option(10, "conjugate-gradient steps on the final support")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= second_order.LARGEST_DAMPING:
+            raise ValueError(f"damping {self.damping} is outside [0, 1]")
+        if self.rho <= 0:
+            raise ValueError(f"rho {self.rho} is not positive")
+        if self.iterations < 1:
+            raise ValueError(f"iterations {self.iterations} is not a positive number")
+        if self.gradient_steps < 0:
+            raise ValueError(f"gradient_steps {self.gradient_steps} is negative")
+
+    @hookimpl
+    def describe(self) -> PrunerTraits:
+        """Return that weights compete in the matrix and that survivors are moved."""
+        return PrunerTraits(comparison="matrix", row_ratios=False, second_order=True)
+
+    @hookimpl
+    def required_statistics(self) -> frozenset[str]:
+        """Return the Gram matrix."""
+        return frozenset({"gram"})
+
+    @hookimpl
+    def prune_linear(
+        self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
+    ) -> PrunedLinear:
+        """Minimise the output error over weights that meet `target`."""
+        if second_order.prunes_nothing(target):
+            return PrunedLinear(weight.clone(), torch.zeros_like(weight, dtype=torch.bool))
+        gram = second_order.gram_matrix(statistics, linear)
+        norm, product, values, vectors = second_order.once_per_gram(
+            gram, ("alps", self.damping), lambda: self._factor(gram, linear)
+        )
+        scaled = weight * norm  # (out, in)
+        aim = scaled @ product  # H W₀
+        sparse, mask = self._split(scaled, aim, values, vectors, target)
+        sparse = solve_on_support(sparse, aim, product, mask, self.gradient_steps)
+        return PrunedLinear(sparse / norm, mask)
+
+    def _factor(self, gram: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the norms, the damped normalised H, its eigenvalues and its eigenvectors."""
+
+        def build(damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+            product = second_order.damped(gram, damping)
+            norm = product.diagonal().sqrt() + 1e-8  # (in,)
+            product = product / norm / norm[:, None]
+            try:
+                values, vectors = torch.linalg.eigh(product)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                return None
+            return norm, product, values.clamp(min=0), vectors
+
+        return second_order.climb(build, self.damping, linear)
+
+    def _split(
+        self, dense: Tensor, aim: Tensor, values: Tensor, vectors: Tensor, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        """Return D and its mask after ADMM; the eigenvectors make a change of ρ cheap."""
+        rho = self.rho
+        inverse = (vectors / (values + rho)) @ vectors.t()  # (H + ρI)⁻¹
+        mask = checked = second_order.choose_mask(dense.abs(), target)
+        sparse = dense.masked_fill(mask, 0)  # D
+        dual = torch.zeros_like(dense)  # V
+        for step in range(1, self.iterations + 1):
+            split = (aim - dual + rho * sparse) @ inverse  # W
+            wanted = split + dual / rho
+            mask = second_order.choose_mask(wanted.abs(), target)
+            sparse = wanted.masked_fill(mask, 0)
+            dual = dual + rho * (split - sparse)
+            if step % CHECK_EVERY == 0:
+                growth = _growth(mask, checked)
+                if growth is None:
+                    break
+                rho, checked = rho * growth, mask
+                inverse = (vectors / (values + rho)) @ vectors.t()
+        return sparse, mask
+
+
+def _growth(mask: Tensor, before: Tensor) -> float | None:
+    """Return by how much ρ grows after a change of the support; None if there was none."""
+    changed = int((mask ^ before).sum())
+    kept = mask.numel() - int(mask.sum())
+    for fraction, growth in SCHEDULE:
+        if changed > fraction * kept:
+            return growth
+    return None
+
+
+def solve_on_support(
+    start: Tensor, aim: Tensor, product: Tensor, mask: Tensor, steps: int
+) -> Tensor:
+    """Take conjugate-gradient steps on W H = H W₀ over the kept weights, each row for itself.
+
+    H has a unit diagonal, so that the diagonal preconditioner of the paper is the identity.
+
+    Args:
+        start: `(out, in)`, zero where pruned.
+        aim: H W₀, `(out, in)`.
+        product: H, `(in, in)`.
+        mask: bool `(out, in)`, True = pruned; those stay 0.
+        steps: At least 0.
+
+    Returns:
+        `(out, in)`.
+    """
+    found = start
+    residual = (aim - found @ product).masked_fill(mask, 0)
+    direction = residual
+    size = residual.square().sum(1, keepdim=True)  # (out, 1)
+    for _ in range(steps):
+        image = (direction @ product).masked_fill(mask, 0)
+        step = _ratio(size, (direction * image).sum(1, keepdim=True))
+        found = found + step * direction
+        residual = residual - step * image
+        last, size = size, residual.square().sum(1, keepdim=True)
+        direction = residual + _ratio(size, last) * direction
+    return found
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Return a/b, 0 where b is not positive: a row that is solved stays as it is."""
+    return torch.where(b > 0, a / b, torch.zeros_like(a))

@@ -1,0 +1,183 @@
+"""SparseGPT: prune column by column and let the columns to the right make up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from neuroal import (
+    Accumulator,
+    Linear,
+    PrunedLinear,
+    PrunerTraits,
+    Statistics,
+    Target,
+    hookimpl,
+    option,
+)
+from neuroal_plugins import second_order
+
+
+@dataclass(frozen=True)
+class FadingNorm:
+    """sqrt(sum over windows k = 1, 2, ... of ||x_k||^2 / k): the k-th window weighs 1/k.
+
+    The published search of SparseGPT has it where every other method has `input_norm`; it stands
+    in for that statistic in the walks that this pruner takes part in.
+    """
+
+    name: ClassVar[str] = "input_norm"
+    compares: ClassVar[bool] = False
+
+    def init(self, in_features: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the empty state: the squared norms window by window, `(0, in)`."""
+        return {"squares": torch.zeros((0, in_features), dtype=torch.float32, device=device)}
+
+    def update(self, state: dict[str, Tensor], x: Tensor, pruned: Tensor | None = None) -> None:
+        """Add float32 `x (windows, tokens, in)`."""
+        squares = torch.linalg.vector_norm(x, dim=1) ** 2
+        state["squares"] = torch.cat((state["squares"], squares))
+
+    def merge(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of the windows of `a`, followed by those of `b`."""
+        return {"squares": torch.cat((a["squares"], b["squares"]))}
+
+    def result(self, state: dict[str, Tensor]) -> Tensor:
+        """Return the norms `(in,)`."""
+        total = state["squares"].new_zeros(state["squares"].shape[1])
+        for k, square in enumerate(state["squares"], start=1):
+            total += square / k
+        return total.sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class SparseGPT:
+    """Score W²/U_jj², error fed forward (Frantar and Alistarh 2023, eq. 3 and algorithm 1).
+
+    U is the upper Cholesky factor of the inverse of the damped Gram matrix. The mask is chosen a
+    slice of columns at a time, from weights that earlier slices have already moved.
+    """
+
+    damping: float = option(0.01, "added to the Gram matrix's diagonal, times its mean")
+    slice: int = option(128, "columns that are masked together")
+    published_code: bool = option(
+        False, "weigh the k-th search window by 1/k in the input norms, as the published search"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= second_order.LARGEST_DAMPING:
+            raise ValueError(f"damping {self.damping} is outside [0, 1]")
+        if self.slice < 1:
+            raise ValueError(f"slice {self.slice} is not a positive number")
+
+    @hookimpl
+    def describe(self) -> PrunerTraits:
+        """Return that weights compete in the matrix and that survivors are moved."""
+        return PrunerTraits(comparison="matrix", row_ratios=False, second_order=True)
+
+    @hookimpl
+    def required_statistics(self) -> frozenset[str | Accumulator]:
+        """Return the Gram matrix, and with `published_code` the norms its search reads."""
+        return frozenset({"gram", FadingNorm()} if self.published_code else {"gram"})
+
+    @hookimpl
+    def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
+        """Return W²/U_jj² of the dense weight `(out, in)`, 0 at dead inputs."""
+        gram = second_order.gram_matrix(statistics, linear)
+        scores = (weight / self._factor(gram, linear).diagonal()) ** 2
+        return scores.masked_fill(gram.diagonal() == 0, 0)
+
+    @hookimpl
+    def prune_linear(
+        self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
+    ) -> PrunedLinear:
+        """Prune slice by slice; under budget "paper" at least one weight more a slice.
+
+        Weights of dead inputs go first; those that the exact budget has no room for stay as they
+        are, where the published code zeroes them too.
+        """
+        gram = second_order.gram_matrix(statistics, linear)
+        dead = gram.diagonal() == 0
+        upper = self._factor(gram, linear)
+        moved, mask = self._sweep(weight.masked_fill(dead, 0), upper, target)
+        if target.budget == "exact":
+            moved = torch.where(dead & ~mask, weight, moved)
+        return PrunedLinear(moved, mask)
+
+    def _factor(self, gram: Tensor, linear: Linear) -> Tensor:
+        """Return U `(in, in)`, upper triangular, with UᵀU the inverse of the damped Gram matrix."""
+
+        def build(damping: float) -> Tensor | None:
+            diagonal = gram.diagonal()
+            alive = gram + torch.diag((diagonal == 0).to(gram.dtype))
+            lower = second_order.cholesky(second_order.damped(alive, damping))
+            if lower is None:
+                return None
+            return second_order.cholesky(torch.cholesky_inverse(lower), upper=True)
+
+        return second_order.once_per_gram(
+            gram,
+            ("sparsegpt", self.damping),
+            lambda: second_order.climb(build, self.damping, linear),
+        )
+
+    def _sweep(self, weight: Tensor, upper: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """Prune `weight` in place from left to right; return it and the mask."""
+        mask = torch.zeros_like(weight, dtype=torch.bool)
+        starts = range(0, weight.shape[1], self._width(target))
+        slices = [slice(start, start + starts.step) for start in starts]
+        widths = torch.tensor([weight[0, columns].numel() for columns in slices])
+        shares = second_order.share_out(target.counts.cpu(), widths)  # (out or 1, slices)
+        for columns, share in zip(slices, shares.unbind(1), strict=True):
+            block = upper[columns, columns]
+            chosen = mask[:, columns]
+            if target.pattern is None:
+                scores = weight[:, columns] ** 2 / block.diagonal() ** 2
+                chosen.copy_(_slice_mask(scores, target, share))
+            errors = _prune_slice(weight[:, columns], block, chosen, target)
+            rest = slice(columns.stop, None)
+            weight[:, rest] -= errors @ upper[columns, rest]
+        return weight, mask
+
+    def _width(self, target: Target) -> int:
+        """Return the columns of a slice: whole groups, under a pattern."""
+        if target.pattern is None:
+            return self.slice
+        return max(self.slice // target.pattern.of, 1) * target.pattern.of
+
+
+def _slice_mask(scores: Tensor, target: Target, share: Tensor) -> Tensor:
+    """Return which weights of a slice `(out, columns)` are pruned."""
+    if target.comparison == "row":
+        return second_order.prune_smallest(scores, share)
+    if target.budget == "paper":
+        n = scores.numel()
+        ordered = scores.flatten().sort().values
+        return scores <= ordered[min(int(n * target.ratio), n - 1)]
+    return second_order.prune_smallest(scores.reshape(1, -1), share).reshape(scores.shape)
+
+
+def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) -> Tensor:
+    """Prune the columns of one slice in order, in place, and return their scaled errors.
+
+    Args:
+        weight: `(out, columns)`.
+        upper: The slice's diagonal block of U, `(columns, columns)`.
+        mask: `(out, columns)`; under a pattern it is chosen here, group by group.
+        target: For its pattern.
+    """
+    errors = torch.zeros_like(weight)
+    pattern = target.pattern
+    for j in range(weight.shape[1]):
+        if pattern is not None and j % pattern.of == 0:
+            group = slice(j, j + pattern.of)
+            scores = weight[:, group] ** 2 / upper.diagonal()[group] ** 2
+            pruned = torch.tensor([pattern.of - pattern.kept])
+            mask[:, group] = second_order.prune_smallest(scores, pruned)
+        errors[:, j] = weight[:, j].masked_fill(~mask[:, j], 0) / upper[j, j]
+        weight[:, j:] -= errors[:, j, None] * upper[j, j:]
+    weight.masked_fill_(mask, 0)  # what rounding left
+    return errors

@@ -1,0 +1,40 @@
+"""The presets of `--top-up`: which plugins decide the ratios."""
+
+from __future__ import annotations
+
+from neuroal import TopUp
+
+UNIFORM = TopUp(help="the same ratio everywhere; no search")
+
+NEUROAL = TopUp(
+    block_ratios=("linear_schedule",),
+    row_ratios="neuroal",
+    help="NeuroAL, both steps: block ratios, then row ratios on them",
+)
+
+NEUROAL_BLOCK = TopUp(
+    block_ratios=("linear_schedule",),
+    help="NeuroAL's block step alone",
+)
+
+NEUROAL_ROW = TopUp(
+    row_ratios="neuroal",
+    help="NeuroAL's row step on uniform block ratios",
+)
+
+OWL = TopUp(block_ratios=("owl",), help="blocks with more outliers stay denser; no search")
+
+DLP = TopUp(block_ratios=("dlp",), help="blocks of small scores stay denser; no search")
+
+ALPHAPRUNING = TopUp(
+    block_ratios=("alphapruning",),
+    help="blocks with heavier-tailed spectra stay denser; no search",
+)
+
+DSNOT = TopUp(refiner="dsnot", help="uniform ratios, and masks refined by DSnoT; no search")
+
+EVOLUTION = TopUp(
+    block_ratios=("evolution",),
+    alignment="output_kl",
+    help="EvoPress: one ratio per linear, evolved by the divergence of the output; slow",
+)

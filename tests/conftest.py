@@ -1,0 +1,108 @@
+"""What every test runs under: no network, one thread, and nothing of the user's own caches."""
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# Before anything imports torch or a hub client; the commands that tests start inherit it.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+# One thread a process: sums in one order, and as many processes as there are cores (pytest -n).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+settings.register_profile("neuroal", deadline=None, database=None, derandomize=True)
+settings.load_profile("neuroal")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the run a hub cache of its own; pytest-xdist's workers share their controller's."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cache = tempfile.mkdtemp(prefix="neuroal-tests-")
+        os.environ |= {
+            "HF_HOME": cache,
+            "HF_HUB_CACHE": f"{cache}/hub",
+            "HF_DATASETS_CACHE": f"{cache}/datasets",
+        }
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+def pytest_report_header() -> str:
+    return f"neuroal: {installed_at()}"
+
+
+def pytest_sessionstart() -> None:
+    """Stops a run that is meant for an installed wheel but would test another copy."""
+    if os.environ.get("NEUROAL_TEST_WHEEL") == "1":
+        site = Path(sysconfig.get_path("purelib")).resolve()
+        for package in ("neuroal", "neuroal_plugins"):
+            if not installed_at(package).is_relative_to(site):
+                raise pytest.UsageError(
+                    f"NEUROAL_TEST_WHEEL=1, but {package} is {installed_at(package)}, not in {site}"
+                )
+
+
+def installed_at(package: str = "neuroal") -> Path:
+    """The folder that `package` would be imported from, without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError(f"{package} is not installed: see CONTRIBUTING.md")
+    return Path(spec.origin).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `shared` each test that uses the fixture, so that `-m "not shared"` finds them."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.shared)
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of models, texts and reference results that stands beside the project."""
+    path = Path(os.environ.get("NEUROAL_SHARED") or PROJECT.parent / "shared")
+    if not (path / "models").is_dir():
+        pytest.skip(f"no models/ in {path}; set NEUROAL_SHARED to the folder that has them")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def torch_globals() -> Iterator[None]:
+    """Seeds torch's global generator, and fails a test that leaves torch's settings changed."""
+    import torch
+
+    def settings_now() -> dict[str, object]:
+        return {
+            "threads": torch.get_num_threads(),
+            "default dtype": torch.get_default_dtype(),
+            "grad mode": torch.is_grad_enabled(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+
+    torch.manual_seed(0)
+    before = settings_now()
+    yield
+    after = settings_now()
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    assert after == before
