@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from neuroal import calibration, checkpoint, layout
+from neuroal import checkpoint, layout
 from neuroal.alignment import generation_runs
 from neuroal.errors import UsageError
 from neuroal.layout import Layout
 from neuroal.plan import Setup, Step, first_steps, setup
 from neuroal.recipe import Recipe
+from neuroal.source import parse_source
 from neuroal.statistics import resolve
 
 
@@ -66,7 +67,7 @@ def plan(recipe: Recipe, trust_remote_code: bool = False) -> Plan:
     if recipe.model is None:
         raise UsageError("a plan needs a model")
     if recipe.calibration is not None:
-        calibration.parse_source(recipe.calibration)
+        parse_source(recipe.calibration)
     made = setup(recipe)
     model = checkpoint.skeleton(recipe.model, trust_remote_code)
     found = layout.find(model)

@@ -22,17 +22,17 @@ from neuroal.alignment import Aligner, Tick, measure_blocks
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.calibration import Windows
 from neuroal.card import model_card
-from neuroal.errors import NeuroalError, UsageError
+from neuroal.errors import UsageError
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
-from neuroal.plan import Setup, setup
+from neuroal.plan import Setup, first_steps, setup
 from neuroal.pruning import BasePruner, spare_copies, weight_of
 from neuroal.recipe import Recipe
 from neuroal.result import Report, environment, fill_sparsity, peak_memory
+from neuroal.source import parse_source
 from neuroal.statistics import resolve
 from neuroal.topup import Candidate, TopUpSearch
 from neuroal.walk import Inputs, Prefix, Walker
-
 
 
 def prune(
@@ -113,10 +113,12 @@ class _Run:
                 fingerprint = None
                 found = layout.find(model)
                 rules = self.setup.rules(recipe, found)
+                self._check_needs(found, given)
                 model.eval()
             else:
                 found = layout.find(checkpoint.skeleton(str(model), self.trust))
                 rules = self.setup.rules(recipe, found)
+                self._check_needs(found, given)
                 name = str(model)
                 fingerprint = checkpoint.fingerprint(name)
                 model, tokenizer = checkpoint.load(
@@ -141,14 +143,18 @@ class _Run:
             data=data.to_json() if data else None,
             notes=self.notes,
         )
-        walker = Walker(model, found) if data else None
-        allocation, candidates = self._allocate(walker, found, rules, data, journal)
-        wanted = targets(allocation, found, rules)
-        with self._phase("prune"):
-            self._commit(model, found, wanted, walker, data, journal)
-        report.candidates = [dataclasses.asdict(c) for c in candidates]
-        report.counts["block_runs"] = walker.block_runs if walker else 0
-        self._save(report, model, tokenizer, found, rules, wanted, allocation, out)
+        try:
+            walker = Walker(model, found) if data else None
+            allocation, candidates = self._allocate(walker, found, rules, data, journal)
+            wanted = targets(allocation, found, rules)
+            with self._phase("prune"):
+                self._commit(model, found, wanted, walker, data, journal)
+            report.candidates = [dataclasses.asdict(c) for c in candidates]
+            report.counts["block_runs"] = walker.block_runs if walker else 0
+            self._save(report, model, tokenizer, found, rules, wanted, allocation, out)
+        except BaseException:
+            journal.abandon()
+            raise
         return report
 
     # -- phases ------------------------------------------------------------------------------
@@ -169,28 +175,21 @@ class _Run:
 
         return tick
 
-    def _reads_data(self) -> bool:
-        """Return whether anything in the run reads activations."""
-        plugins = [p for p in (self.setup.pruner, self.setup.refiner) if p is not None]
-        searches = any(not _answers_at_once(p) for p in self.setup.block_ratios)
-        rows = self.setup.row_ratios
-        return (
-            any(p.required_statistics() for p in plugins)
-            or searches
-            or (rows is not None and not _answers_at_once(rows))
-        )
-
     def _check_data(self, given: Tensor | None) -> None:
-        source = self.recipe.calibration
-        if source is not None and given is not None:
-            raise UsageError("give a calibration source or windows, not both")
-        if source is not None:
-            calibration.parse_source(source)
-        elif given is None and self._reads_data():
-            raise UsageError(
-                f"model '{self.recipe.model or 'in memory'}' needs --calibration: a .txt, .jsonl, "
-                ".json or .parquet file, c4, wikitext2, ptb, or a hub data set owner/name"
-            )
+        """Refuse a missing or doubled calibration source before any weight is read."""
+        if self.recipe.calibration is not None:
+            if given is not None:
+                raise UsageError("give a calibration source or windows, not both")
+            parse_source(self.recipe.calibration)
+
+    def _check_needs(self, found: Layout, given: Tensor | None) -> None:
+        if self.recipe.calibration is None and given is None:
+            if self.setup.reads_data(first_steps(self.setup, found, self.recipe)):
+                raise UsageError(
+                    f"model '{self.recipe.model or 'in memory'}' needs --calibration: a .txt, "
+                    ".jsonl, .json or .parquet file, c4, wikitext2, ptb, or a hub data set "
+                    "owner/name"
+                )
 
     def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
         recipe = self.recipe
@@ -244,9 +243,7 @@ class _Run:
             assert walker is not None and data is not None
             with self._phase("measure"):
                 tick = self._tick("measure blocks", len(found.blocks))
-                answers = measure_blocks(
-                    walker, walker.inputs(data.ids), self.setup.measures, tick
-                )
+                answers = measure_blocks(walker, walker.inputs(data.ids), self.setup.measures, tick)
                 for plugin, answer in zip(self.setup.measures, answers, strict=True):
                     measurements[plugin.name] = answer
         with self._phase("block_search"):
@@ -336,11 +333,6 @@ class _Run:
             text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
             checkpoint.write_atomically(work / checkpoint.MARKER, text.encode())
             output.publish(out)
-
-
-def _answers_at_once(plugin: Any) -> bool:
-    """Return whether a ratio plugin is known to propose without measuring: the uniform ones."""
-    return plugin.name == "uniform" and not plugin.has("measure_block")
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class Journal:
         file = None if self.folder is None else self.folder / f"block-{index:04d}.safetensors"
         return load_tensors(file) if file is not None and file.is_file() else None
 
+    def abandon(self) -> None:
+        """Remove the unfinished run's folder if nothing in it is worth going on from."""
+        if self.folder is not None and self.folder.is_dir() and not any(self.folder.iterdir()):
+            shutil.rmtree(self.folder.parent)
+
     def keep_block(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the pruned weights of a finished block."""
         if self.folder is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from neuroal.allocation import Rules
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.hookspecs import Comparison, Generation, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
-from neuroal.plugins import Plugin, load, load_top_up
+from neuroal.plugins import Plugin, listing_of, load, load_top_up
 from neuroal.pruning import generator, traits
 from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
 
-NO_ROWS = "uniform"
+UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class Setup:
     def measures(self) -> tuple[Plugin, ...]:
         """Return the block-ratio plugins that want the dense walk."""
         return tuple(p for p in self.block_ratios if p.has("measure_block"))
+
+    def reads_data(self, steps: Sequence[Step]) -> bool:
+        """Return whether anything reads activations, given the search's first steps."""
+        final = [p for p in (self.pruner, self.refiner) if p is not None]
+        return (
+            len(self.block_ratios) > 1
+            or any(step.candidates != 0 for step in steps)
+            or any(p.required_statistics() for p in final)
+        )
 
     @property
     def reads_deviation(self) -> bool:
@@ -103,62 +112,92 @@ def setup(recipe: Recipe) -> Setup:
     """
     preset = load_top_up(recipe.top_up)
     pattern = recipe.parsed_pattern()
-    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
-    refiner = None if refiner == "none" else refiner
-    blocks: Sequence[Any] = recipe.block_ratios or preset.block_ratios
-    rows: Any = preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
-    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
+    choices = _choices(recipe, preset)
     if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
-        raise UsageError("an --allocation holds every ratio: leave out --block-ratios, --row-ratios")
+        raise UsageError(
+            "--allocation holds every ratio: leave out --block-ratios and --row-ratios"
+        )
 
-    # The pruner alone says whether rows make sense; it is loaded with the others in one run.
-    notes: list[str] = []
-    options = _used(preset, recipe, [recipe.pruner, *blocks, rows, alignment, refiner])
-    pruner_only = load([("pruner", recipe.pruner)], _only(options, recipe.pruner))
-    can = traits(pruner_only[0])
+    # What the pruner can do decides which steps make sense, so it is loaded once before the rest.
+    pruner = load(choices["pruner"], _options(recipe, preset, choices["pruner"], strict=False))[0]
+    can = traits(pruner)
     comparison: Comparison = recipe.comparison or can.comparison
     if pattern is not None and not can.patterns:
-        raise UsageError(f"pruner '{pruner_only[0].name}' has no N:M patterns")
-    reason = _no_rows(pruner_only[0].name, can, pattern, comparison)
-    if reason and rows != NO_ROWS:
+        raise UsageError(f"pruner '{pruner.name}' has no N:M patterns")
+    notes: list[str] = []
+    searches = recipe.allocation is None
+    why = _no_rows(pruner.name, can, pattern, comparison)
+    if why and searches and choices["row_ratios"] != [("row_ratios", UNIFORM)]:
         if recipe.row_ratios is not None:
-            raise UsageError(f"row ratios make no sense here: {reason}")
-        if tuple(blocks) == ("uniform",) and recipe.allocation is None:
-            raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {reason}")
-        rows = NO_ROWS
-        notes.append(f"row step of top-up '{recipe.top_up}' left out: {reason}")
-    if pattern is not None and not _varies(recipe, pattern) and tuple(blocks) != ("uniform",):
-        reason = f"pattern {pattern} alone fixes every ratio: add a --sparsity to vary N per block"
+            raise UsageError(f"row ratios make no sense here: {why}")
+        if choices["block_ratios"] == [("block_ratios", UNIFORM)]:
+            raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
+        choices["row_ratios"] = [("row_ratios", UNIFORM)]
+        notes.append(f"row step of top-up '{recipe.top_up}' left out: {why}")
+    fixed = pattern is not None and not _varies(recipe, pattern)
+    if fixed and searches and choices["block_ratios"] != [("block_ratios", UNIFORM)]:
+        why = f"pattern {pattern} alone fixes every ratio; a --sparsity beside it lets N vary"
         if recipe.block_ratios:
-            raise UsageError(f"block ratios make no sense here: {reason}")
-        blocks = ("uniform",)
-        notes.append(f"block step of top-up '{recipe.top_up}' left out: {reason}")
+            raise UsageError(f"block ratios make no sense here: {why}")
+        choices["block_ratios"] = [("block_ratios", UNIFORM)]
+        notes.append(f"block step of top-up '{recipe.top_up}' left out: {why}")
+    if not searches:
+        choices["block_ratios"] = choices["row_ratios"] = []
 
-    choices: list[tuple[str, Any]] = [("pruner", recipe.pruner)]
-    if recipe.allocation is None:
-        choices += [*(("block_ratios", b) for b in blocks), ("row_ratios", rows)]
-    choices += [("alignment", alignment), *([("refiner", refiner)] if refiner else [])]
-    loaded = load(choices, _used(preset, recipe, [c for _, c in choices]))
-    by_role: dict[str, list[Plugin]] = {}
-    for plugin in loaded:
-        by_role.setdefault(plugin.role, []).append(plugin)
+    flat = [choice for of_role in choices.values() for choice in of_role]
+    loaded = iter(load(flat, _options(recipe, preset, flat)))
+    by_role = {role: [next(loaded) for _ in of_role] for role, of_role in choices.items()}
     made = Setup(
         pruner=by_role["pruner"][0],
-        block_ratios=tuple(by_role.get("block_ratios", ())),
-        row_ratios=by_role.get("row_ratios", [None])[0],  # type: ignore[list-item]
+        block_ratios=tuple(by_role["block_ratios"]),
+        row_ratios=_first(by_role["row_ratios"]),
         alignment=by_role["alignment"][0],
-        refiner=by_role.get("refiner", [None])[0],  # type: ignore[list-item]
+        refiner=_first(by_role["refiner"]),
         comparison=comparison,
         pattern=pattern,
         notes=tuple(notes),
     )
     if made.refiner is not None and not made.pruner.has("score_weights"):
         raise UsageError(
-            f"refiner '{made.refiner.name}' needs scores, which pruner '{made.pruner.name}' has not"
+            f"refiner '{made.refiner.name}' needs scores, which pruner '{pruner.name}' has not"
         )
     for plugin in made.plugins:
         resolve(plugin.required_statistics())
     return made
+
+
+def _first(plugins: Sequence[Plugin]) -> Plugin | None:
+    return plugins[0] if plugins else None
+
+
+def _choices(recipe: Recipe, preset: TopUp) -> dict[str, list[tuple[str, Any]]]:
+    """Return every role's plugins: the recipe's where it names them, else the preset's."""
+    rows = preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
+    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
+    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
+    return {
+        "pruner": [("pruner", recipe.pruner)],
+        "block_ratios": [("block_ratios", b) for b in recipe.block_ratios or preset.block_ratios],
+        "row_ratios": [("row_ratios", rows)],
+        "alignment": [("alignment", alignment)],
+        "refiner": [] if refiner in (None, "none") else [("refiner", refiner)],
+    }
+
+
+def _options(
+    recipe: Recipe, preset: TopUp, choices: Sequence[tuple[str, Any]], strict: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Return the preset's options overridden by the recipe's.
+
+    The preset's are for the plugins in use. So are the recipe's unless `strict`: then an option
+    for a plugin that the run does not use reaches the loader, which refuses it.
+    """
+    used = {listing_of(role, choice).name for role, choice in choices}
+    options = {name: dict(given) for name, given in preset.options.items() if name in used}
+    for name, given in recipe.options.items():
+        if strict or name in used:
+            options[name] = options.get(name, {}) | dict(given)
+    return options
 
 
 def _no_rows(
@@ -172,20 +211,6 @@ def _no_rows(
     if comparison == "matrix":
         return "weights compete over the whole matrix, not within rows"
     return None
-
-
-def _used(preset: TopUp, recipe: Recipe, choices: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Return the preset's options for the plugins in use, overridden by the recipe's."""
-    names = {c.rpartition(":")[2] for c in choices if isinstance(c, str)}
-    options = {k: dict(v) for k, v in preset.options.items() if k in names}
-    for name, given in recipe.options.items():
-        options[name] = options.get(name, {}) | dict(given)
-    return options
-
-
-def _only(options: Mapping[str, dict[str, Any]], pruner: Any) -> dict[str, dict[str, Any]]:
-    name = pruner.rpartition(":")[2] if isinstance(pruner, str) else ""
-    return {k: v for k, v in options.items() if k in (name, name.lower())}
 
 
 @dataclass(frozen=True)
@@ -216,9 +241,7 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
         zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         base = dict.fromkeys(layout.linears, recipe.wanted)
         arguments = {"base": base, "deviation": zeros}
-        steps.append(
-            _first_step(made.row_ratios, "propose_row_ratios", layout, recipe, arguments)
-        )
+        steps.append(_first_step(made.row_ratios, "propose_row_ratios", layout, recipe, arguments))
     return steps
 
 

@@ -101,7 +101,7 @@ class TopUpSearch:
     """Everything the two steps share.
 
     Attributes:
-        aligner: Measures candidates; None when no metric is needed by any step.
+        aligner: Measures candidates; None without calibration data.
         layout: The model's linears.
         rules: Budget, comparison, pattern.
         inputs: Search windows, cut to the first n.
@@ -111,7 +111,7 @@ class TopUpSearch:
         seed: The recipe's seed.
     """
 
-    aligner: Aligner
+    aligner: Aligner | None
     layout: Layout
     rules: Rules
     inputs: Callable[[int], Inputs]
@@ -215,6 +215,7 @@ class TopUpSearch:
                 Trial(targets(t.allocation, self.layout, self.rules, t.proposal.probe), limit)
                 for t, limit in trials
             ]
+            assert self.aligner is not None, "a search needs windows"
             return _trimmed(self.aligner.measure(wanted, self.inputs(windows), tick))
 
         title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"

@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from neuroal.calibration import Source, Windows, calibration_windows, parse_source
+from neuroal.calibration import Windows, calibration_windows
+from neuroal.source import Source, parse_source
 from neuroal.errors import NeuroalError, UsageError
 
 WORDS = ["<s>", "<unk>", *(f"w{n}" for n in range(60)), "é", "日本"]
@@ -107,6 +108,7 @@ def test_an_existing_file_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("C4x", "did you mean 'c4'?"),
         ("nonsense", r"give c4, demo, ptb, wikitext2, .*\.jsonl.*owner/name"),
         ("", "give c4"),
+        ("A text, not a source.\n" * 1000, "'A text, not a source.*unknown"),
         ("missing.txt", "no such file.*'missing.txt' does not exist"),
         ("missing.jsonl.gz:body", "no such file.*'missing.jsonl.gz'"),
         ("./owner/name", "no such file"),
@@ -273,7 +275,6 @@ CONTENTS = {
         (b'{"text": "a"}\n{"text": null}', "row 2 of '{}' is None, not text"),
         (b'{"input_ids": [1, 2.5]}\n' * 4, "row 1 of '{}' is not a list of token ids"),
         (b'{"input_ids": [true, "a"]}\n' * 4, "row 1 of '{}' is not a list of token ids"),
-        (b'{"input_ids": [1, 2, 3]}\n' * 2, "has 2 windows.*fewer than the 4.*--samples 2"),
         (b'{"input_ids": [1, 2, 3]}\n' * 3 + b'{"input_ids": [1]}', "row 4.*has 1 .*row 1 has 3"),
         (b'{"input_ids": [1, 2, 3]}\n' * 4, "have 3 token ids, not 8: give --length 3 or none"),
         (b'{"input_ids": [1, 2, 3, 4, 5, 6, 7, 64]}\n' * 4, r"id 64, which is none.*\(0 to 63\)"),
@@ -459,3 +460,13 @@ def test_neither_transformers_nor_datasets_is_imported_to_read_lines(tmp_path: P
         "assert not {'datasets', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fewer_rows_than_samples_are_all_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"input_ids": [1, 2, 3]}\n' * 2)
+    taken = calibration_windows(str(file), None, samples=4)
+    assert taken.ids.tolist() == [[1, 2, 3]] * 2
+    assert "holds 2 windows, not 4" in caplog.text

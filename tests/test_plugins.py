@@ -374,7 +374,7 @@ def test_exclusive_role_takes_one_hook(one: Callable[..., Any]) -> None:
         "@hookimpl\ndef measure_linear(self, dense): return 0\n"
         "@hookimpl\ndef measure_output(self, dense_logits): return 0"
     )
-    with pytest.raises(PluginError, match="measure_linear and measure_output.*exactly one"):
+    with pytest.raises(PluginError, match=r"measure_linear and measure_output.*exactly one"):
         one(class_of(body), "alignment")
 
 
@@ -397,7 +397,7 @@ def test_decorated_static_and_renamed_hooks(one: Callable[..., Any]) -> None:
             """
             @staticmethod
             @hookimpl
-            def required_statistics(): return ["input_norm"]
+            def required_statistics(): return {"input_norm"}
             @hookimpl(specname="score_weights")
             def by_another_name(self, weight): return weight + 1
             @hookimpl(optionalhook=True)
@@ -471,7 +471,8 @@ def test_broken_file(
     with pytest.raises(NeuroalError) as error:
         load([("pruner", choice)])
     assert said in line_of(error)
-    assert not [x for x in set(sys.modules) - before if "ZeroDivision" in said]
+    if "correct it" in said:
+        assert not [x for x in set(sys.modules) - before if x.startswith("neuroal_file_")]
 
 
 def test_two_classes_of_one_file_share_its_module(
@@ -684,7 +685,7 @@ def test_wrong_arguments_are_the_engines_fault(one: Callable[..., Any]) -> None:
         plugin.call("describe")
 
 
-@pytest.mark.parametrize("answer", ["'input_norm'", "3", "[[]]"])
+@pytest.mark.parametrize("answer", ["'input_norm'", "3", "None", "{[]}"])
 def test_bad_required_statistics(one: Callable[..., Any], answer: str) -> None:
     plugin = one(class_of(GOOD + f"\n@hookimpl\ndef required_statistics(self): return {answer}"))
     with pytest.raises(PluginError, match="hook required_statistics: "):
@@ -744,6 +745,7 @@ def test_proposals_may_end_with_none(one: Callable[..., Any]) -> None:
         (["yield neuroal.Generation([{}])"], "a Generation of dict"),
         (["yield neuroal.Generation([neuroal.Proposal({})], keep=0)"], "keep=0"),
         (["yield neuroal.Generation([neuroal.Proposal({})], windows=0)"], "windows=0"),
+        (["yield neuroal.Generation([neuroal.Proposal({})], keep=None)"], "TypeError: "),
         (["yield from ()", "return {}"], "returned dict: return a Proposal or None"),
         (["yield from ()", "return 1 / 0"], "ZeroDivisionError: division by zero (stranger.py"),
         (["measurements[0]['x'].add_(1)", "yield"], "wrote to its input 'measurements[0][x]'"),
@@ -825,7 +827,7 @@ def test_top_ups(install: Install) -> None:
     assert load_top_up("good") == TopUp(row_ratios="neuroal", help="A preset.")
     with pytest.raises(PluginError, match=r"top_up 'string' \(their-dist 1.0\): block_ratios is a"):
         load_top_up("their-dist:string")
-    with pytest.raises(PluginError, match="is dict: make it a neuroal.TopUp"):
+    with pytest.raises(PluginError, match=r"is dict: make it a neuroal.TopUp"):
         load_top_up("other")
     found = describe(find("good", "top_up")[0])
     assert found.doc == "A preset."

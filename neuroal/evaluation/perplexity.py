@@ -19,8 +19,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from neuroal import calibration
-from neuroal.calibration import Source, Windows, parse_source
+from neuroal.calibration import Windows
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.source import Source, parse_source, read
 
 LOG = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def evaluation_windows(
     """
     source = parse_source(source) if isinstance(source, str) else source
     calibration.check_sizes(windows, length, context)
-    rows = calibration.read(source, "test", progress=progress)
+    rows = read(source, "test", progress=progress)
     if calibration.holds_tokens(rows):
         found = len(rows)
         count = min(windows or found, found)
@@ -203,7 +204,7 @@ def evaluation_text(source: Source | str, *, progress: bool = False) -> str:
         NeuroalError: The source cannot be read, or holds token ids.
     """
     source = parse_source(source) if isinstance(source, str) else source
-    rows = calibration.read(source, "test", progress=progress)
+    rows = read(source, "test", progress=progress)
     if calibration.holds_tokens(rows):
         raise NeuroalError(f"'{source.text}' holds token ids, not text")
     texts, separator = _joining(source, rows)

@@ -90,26 +90,6 @@ class Plugin:
         return self._steps(hook, generator, arguments)
 
     def required_statistics(self) -> frozenset[str | Accumulator]:
-        """Return what the plugin wants collected; nothing if it does not say.
-
-        Raises:
-            PluginError: The hook failed, or answered with something else than a set.
-        """
-        hook = "required_statistics"
-        if not self.has(hook):
-            return frozenset()
-        answer = self.call(hook)
-        if isinstance(answer, (set, frozenset, list, tuple)):
-            with self._blamed(hook, {}):
-                return frozenset(answer)
-        raise self.error(hook, f"returned {type(answer).__name__}: return a set of statistics")
-
-    def statistic_names(self) -> frozenset[str]:
-        """Return the names of the required statistics."""
-        required = self.required_statistics()
-        return frozenset(item if isinstance(item, str) else item.name for item in required)
-
-    def required_statistics(self) -> frozenset[str | Accumulator]:
         """Return the statistics that the plugin's hooks read; empty where it names none.
 
         Raises:
@@ -160,7 +140,8 @@ class Plugin:
                         name = type(answer).__name__
                         raise self.error(hook, f"returned {name}: return a Proposal or None")
                     return answer
-                problem = _generation_problem(answer)
+                with self._blamed(hook, {}):
+                    problem = _generation_problem(answer)
                 if problem:
                     raise self.error(hook, problem)
                 measurements = yield answer

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal
 from neuroal.statistics import Statistics
 from neuroal_plugins import density
-from neuroal_plugins.block_ratios.alphapruning import AlphaPruning, exponent
+from neuroal_plugins.block_ratios.alphapruning import Alphapruning, exponent
 from neuroal_plugins.block_ratios.dlp import Dlp
 from neuroal_plugins.block_ratios.evolution import Evolution
 from neuroal_plugins.block_ratios.lambda_search import LambdaSearch
@@ -267,7 +267,7 @@ def test_alphapruning_by_hand() -> None:
     # Block means 2, 3, 4 mean relative ratios 0.7, 1, 1.3; equal blocks.
     model = layout(3)
     measurements = exponents([1.0, 3.0], [3.0], [4.0, 4.0])
-    proposal = returned(AlphaPruning().propose_block_ratios(model, 0.5, measurements))
+    proposal = returned(Alphapruning().propose_block_ratios(model, 0.5, measurements))
     assert per_block(model, proposal) == pytest.approx([0.35, 0.5, 0.65])
 
 
@@ -275,7 +275,7 @@ def test_alphapruning_weighs_blocks_by_weights() -> None:
     small = Block(0, "0", (Linear("0.0", 0, 2, 2, 0, None),))
     large = Block(1, "1", (Linear("1.0", 1, 4, 4, 0, None),))
     model = Layout((small, large))
-    proposal = returned(AlphaPruning().propose_block_ratios(model, 0.5, exponents([2.0], [4.0])))
+    proposal = returned(Alphapruning().propose_block_ratios(model, 0.5, exponents([2.0], [4.0])))
     first, second = per_block(model, proposal)
     assert mean_ratio(model, proposal.ratios) == pytest.approx(0.5)
     assert second / first == pytest.approx(1.3 / 0.7)
@@ -284,22 +284,22 @@ def test_alphapruning_weighs_blocks_by_weights() -> None:
 def test_alphapruning_clips() -> None:
     model = layout(3)
     measurements = exponents([2.0], [2.0], [4.0])
-    proposal = returned(AlphaPruning().propose_block_ratios(model, 0.8, measurements))
+    proposal = returned(Alphapruning().propose_block_ratios(model, 0.8, measurements))
     assert per_block(model, proposal)[2] == 0.99
 
 
 def test_alphapruning_puts_blocks_without_an_exponent_at_the_mean() -> None:
     model = layout(3)
-    some = returned(AlphaPruning().propose_block_ratios(model, 0.5, exponents([2.0], [], [4.0])))
+    some = returned(Alphapruning().propose_block_ratios(model, 0.5, exponents([2.0], [], [4.0])))
     assert per_block(model, some) == pytest.approx([0.35, 0.5, 0.65])
-    none = returned(AlphaPruning().propose_block_ratios(model, 0.5, exponents([], [], [])))
+    none = returned(Alphapruning().propose_block_ratios(model, 0.5, exponents([], [], [])))
     assert per_block(model, none) == [0.5] * 3
 
 
 PROPOSERS: list[tuple[Any, str]] = [
     (Owl(), "outliers"),
     (Dlp(), "mean"),
-    (AlphaPruning(), "exponents"),
+    (Alphapruning(), "exponents"),
 ]
 
 
@@ -391,7 +391,7 @@ def test_exponent_is_its_definition(shape: tuple[int, int], seed: int) -> None:
 def test_no_tail_no_exponent(weight: Tensor) -> None:
     assert exponent(weight) is None
     block = Block(0, "0", (Linear("a", 0, *weight.shape, 0, None),))
-    assert AlphaPruning().measure_block(block, {"a": weight})["exponents"].tolist() == []
+    assert Alphapruning().measure_block(block, {"a": weight})["exponents"].tolist() == []
 
 
 def test_options_out_of_range() -> None:
@@ -399,7 +399,7 @@ def test_options_out_of_range() -> None:
         lambda: Owl(M=0.0),
         lambda: Owl(lam=1.0),
         lambda: Dlp(alpha=-0.1),
-        lambda: AlphaPruning(epsilon=1.0),
+        lambda: Alphapruning(epsilon=1.0),
         lambda: LambdaSearch(lambdas=(0.1,)),
         lambda: LambdaSearch(lambdas=(0.2, 0.1)),
         lambda: LambdaSearch(refinements=-1),
@@ -602,7 +602,7 @@ def test_evolution_ignores_a_dropped_start() -> None:
 def test_statistics() -> None:
     for plugin in (Owl(), Dlp()):
         assert plugin.required_statistics() == {"input_norm"}
-    for other in (Uniform(), LinearSchedule(), LambdaSearch(), Evolution(), AlphaPruning()):
+    for other in (Uniform(), LinearSchedule(), LambdaSearch(), Evolution(), Alphapruning()):
         assert not hasattr(other, "required_statistics")
 
 
@@ -657,7 +657,7 @@ def test_alphapruning_has_the_published_exponents(
     llama: tuple[Layout, dict[str, Tensor]], reference: list[dict[str, Any]]
 ) -> None:
     model, weights = llama
-    plugin = AlphaPruning(published_code=True)
+    plugin = Alphapruning(published_code=True)
     measurements = [plugin.measure_block(block, weights) for block in model.blocks]
     # SparseGPT's mask follows the ratio closely; at 0.5 and 0.6 nothing is clipped.
     cases = [c for c in reference if (c["pruner"], c["top_up"]) == ("sparsegpt", "alphapruning")]

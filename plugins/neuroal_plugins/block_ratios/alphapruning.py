@@ -15,7 +15,7 @@ BINS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class AlphaPruning:
+class Alphapruning:
     """ratio_b proportional to 1 - e + 2 e minmax(alpha_b), alpha the spectra's power-law exponent.
 
     Lu et al. 2024, arXiv:2410.10912. A block's alpha is the mean over its linears; linears without

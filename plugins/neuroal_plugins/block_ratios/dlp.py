@@ -48,12 +48,10 @@ class Dlp:
     ) -> dict[str, Tensor]:
         """Return the mean score over all weights of the block, float64."""
         totals = [
-            WANDA.score_weights(weights[linear.name], statistics[linear.name]).sum(
-                dtype=torch.float64
-            )
+            WANDA.score_weights(weights[linear.name], statistics[linear.name]).sum()
             for linear in block.linears
         ]
-        return {"mean": torch.stack(totals).sum() / block.weights}
+        return {"mean": torch.stack(totals).sum().cpu().double() / block.weights}
 
     @hookimpl
     def propose_block_ratios(
@@ -61,7 +59,7 @@ class Dlp:
     ) -> Generator[Generation, list[Measurement], Proposal]:
         """Return the one allocation; nothing is measured."""
         yield from ()
-        means = torch.stack([m["mean"] for m in measurements])
+        means = torch.stack([m["mean"].cpu().double() for m in measurements])
         total = means.sum()
         importance = 1 - means / total.where(total != 0, 1)
         ratios = density.clip_block_ratios(density.spread(importance, self.alpha, sparsity))

@@ -59,13 +59,13 @@ class Neuroal:
 
 
 def _row_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the deviation at the consumer, float64 `(out,)` on the CPU, or None for no score."""
+    """Return the deviation at the consumer, `(out,)` on the CPU, or None for no score."""
     if linear.paired is None or linear.block == layout.blocks[-1].index:
         return None
     scores = deviation[linear.paired].cpu()
     if len(scores) != linear.out_features or scores.sum() == 0 or scores.min() == scores.max():
         return None
-    return scores.double()
+    return scores
 
 
 def _row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:

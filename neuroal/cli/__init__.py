@@ -1,0 +1,62 @@
+"""The command `neuroal`: one module per subcommand; the only place that prints.
+
+Nothing here imports torch, transformers or a plugin before a command needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+import neuroal
+from neuroal.cli.command import Group, say
+from neuroal.cli.demo import demo
+from neuroal.cli.evaluate import evaluate
+from neuroal.cli.layout import layout
+from neuroal.cli.plugins import plugins
+from neuroal.cli.prune import prune
+
+
+class _Neuroal(Group):
+    """Ends in one line on stderr and the right exit code, whatever happens."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without λ
+        try:
+            status = super().main(*args, **(extra | {"standalone_mode": False}))
+        except click.UsageError as error:
+            say(f"Error: {error.format_message()}{_hint(error)}")
+            status = error.exit_code
+        except click.ClickException as error:
+            say(f"Error: {error.format_message()}")
+            status = error.exit_code
+        except click.Abort:
+            say("Error: interrupted")
+            status = 130
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _hint(error: click.UsageError) -> str:
+    return f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+
+
+@click.group(
+    cls=_Neuroal,
+    examples=[
+        "neuroal demo",
+        "neuroal prune path/to/llama --sparsity 0.7 --calibration texts.jsonl",
+        "neuroal evaluate llama-wanda-neuroal-0.7 --data test.txt",
+        "neuroal plugins list",
+    ],
+)
+@click.version_option(neuroal.__version__, prog_name="neuroal")
+def main() -> None:
+    """Prune language models in one shot; every method is a plugin."""
+
+
+for _command in (prune, evaluate, plugins, layout, demo):
+    main.add_command(_command)

@@ -1,0 +1,169 @@
+"""`neuroal plugins`: what is installed, what it does, whether it works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from neuroal.cli.command import Command, Group, json_option, option, print_json
+from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.tables import table
+from neuroal.hookspecs import ROLES
+
+
+@click.group(
+    cls=Group,
+    examples=[
+        "neuroal plugins list --role pruner",
+        "neuroal plugins show neuroal",
+        "neuroal plugins check",
+    ],
+)
+def plugins() -> None:
+    """List, explain and check the installed plugins."""
+
+
+def _role(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else value.replace("-", "_")
+
+
+@plugins.command(
+    "list",
+    cls=Command,
+    examples=[
+        "neuroal plugins list",
+        "neuroal plugins list --role block-ratios",
+    ],
+)
+@option(
+    "--role",
+    group="Filter",
+    callback=_role,
+    metavar="ROLE",
+    help=f"Only this role: {', '.join(ROLES)} or top_up.",
+)
+@json_option("the list")
+@verbose
+def list_plugins(role: str | None, as_json: bool) -> None:
+    """List the installed plugins by role, without importing them."""
+    from neuroal.plugins import available
+
+    found = available(role)
+    if as_json:
+        keys = ("role", "name", "distribution", "version", "clash")
+        print_json({"plugins": [{k: getattr(x, k) for k in keys} for x in found]})
+        return
+    rows: list[tuple[object, ...]] = []
+    for i, x in enumerate(found):
+        again = i > 0 and found[i - 1].role == x.role
+        clash = f"write {x.qualified}" if x.clash else ""
+        rows.append(("" if again else x.role, x.name, f"{x.distribution} {x.version}", clash))
+    headers = ("role", "name", "from", "name is taken twice")
+    width = 4 if any(row[3] for row in rows) else 3
+    click.echo(table([row[:width] for row in rows], headers[:width]))
+
+
+@plugins.command(
+    "show",
+    cls=Command,
+    examples=[
+        "neuroal plugins show wanda",
+        "neuroal plugins show uniform --role row-ratios",
+    ],
+)
+@click.argument("name")
+@option(
+    "--role",
+    group="Filter",
+    callback=_role,
+    metavar="ROLE",
+    help=f"Only this role: {', '.join(ROLES)} or top_up.",
+)
+@json_option("the descriptions")
+@verbose
+def show_plugin(name: str, role: str | None, as_json: bool) -> None:
+    """Explain the plugins called NAME: what they do, their options and hooks.
+
+    NAME is a name from the list or distribution:name.
+    """
+    from neuroal.plugins import Description, describe, find
+
+    found = [describe(listing) for listing in find(name, role)]
+
+    def values(x: Description) -> dict[str, Any]:
+        keys = ("name", "type", "default", "help")
+        return {
+            "role": x.listing.role,
+            "name": x.listing.name,
+            "distribution": x.listing.distribution,
+            "version": x.listing.version,
+            "doc": x.doc,
+            "options": [dict(zip(keys, row, strict=True)) for row in x.options],
+            "hooks": list(x.hooks),
+            "source": str(x.source) if x.source else None,
+            "sha256": x.sha256,
+        }
+
+    if as_json:
+        print_json({"plugins": [values(x) for x in found]})
+        return
+    click.echo("\n\n".join(_description(values(x)) for x in found))
+
+
+def _description(values: dict[str, Any]) -> str:
+    lines = [
+        f"{values['role']} {values['name']} ({values['distribution']} {values['version']})",
+        "",
+        *(f"  {line}".rstrip() for line in values["doc"].splitlines()),
+        "",
+    ]
+    preset = not values["hooks"]
+    prefix = "" if preset else f"{values['name']}."
+    rows = [(prefix + x["name"], x["type"], x["default"], x["help"]) for x in values["options"]]
+    if preset:
+        lines.append(table([(name, default) for name, _, default, _ in rows]))
+    else:
+        lines.append("options (-o):" if rows else "no options")
+        for name, kind, default, help in rows:
+            lines += [f"  {name}: {kind}", *([f"    {help}"] if help else [])]
+            lines.append(f"    default: {default}")
+    if not preset:
+        lines += ["", f"hooks: {', '.join(values['hooks'])}"]
+    if values["source"]:
+        lines.append(f"source: {values['source']}")
+    return "\n".join(lines)
+
+
+@plugins.command(
+    "check",
+    cls=Command,
+    examples=[
+        "neuroal plugins check",
+    ],
+)
+@json_option("the result")
+@verbose
+@click.pass_context
+def check_plugins(ctx: click.Context, as_json: bool) -> None:
+    """Load every installed plugin; the exit code is 1 if one is broken."""
+    from neuroal.plugins import check
+
+    results = [(x, None if error is None else str(error)) for x, error in check()]
+    broken = sum(error is not None for _, error in results)
+    if as_json:
+        print_json(
+            {
+                "broken": broken,
+                "plugins": [
+                    {"role": x.role, "name": x.name, "distribution": x.distribution, "error": error}
+                    for x, error in results
+                ],
+            }
+        )
+    else:
+        rows = [(x.role, x.name, x.distribution, error or "ok") for x, error in results]
+        click.echo(table(rows, ("role", "name", "from", "state")))
+        click.echo(f"\n{len(results)} plugins, {broken} broken")
+    if broken:
+        ctx.exit(1)

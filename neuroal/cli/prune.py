@@ -1,0 +1,325 @@
+"""`neuroal prune`: a model and a recipe to a pruned checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from neuroal.cli.command import (
+    Command,
+    Stopped,
+    clean_stdout,
+    json_option,
+    option,
+    print_json,
+    progress_option,
+    quiet_option,
+    say,
+    shows_progress,
+    trust_option,
+)
+from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.evaluate import SOURCES
+from neuroal.errors import UsageError
+from neuroal.recipe import DTYPES, Recipe
+
+if TYPE_CHECKING:
+    from neuroal.result import Report
+
+_DEFAULT = Recipe()
+_FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
+_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
+_PLUGIN = "NAME"
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "neuroal prune demo --sparsity 0.7",
+        "neuroal prune path/to/llama --calibration texts.jsonl --sparsity 0.6 --out pruned",
+        "neuroal prune demo --pruner magnitude --top-up uniform -o magnitude.comparison=matrix",
+        "neuroal prune demo --pruner ./mine.py:Mine --top-up neuroal-block",
+        "neuroal prune demo --pattern 2:4 --dry-run",
+        "neuroal prune --recipe pruned/neuroal.json --seed 1 --out again",
+    ],
+)
+@click.argument("model", required=False)
+@option("--sparsity", type=float, group="Method", help="Ratio to prune, in [0, 1).  [default: 0.5]")
+@option(
+    "--pruner",
+    default=_DEFAULT.pruner,
+    metavar=_PLUGIN,
+    group="Method",
+    help="Base pruner: a name from `neuroal plugins list`, distribution:name, or ./mine.py:Mine.",
+)
+@option(
+    "--top-up",
+    default=_DEFAULT.top_up,
+    metavar=_PLUGIN,
+    group="Method",
+    help="Preset that decides the ratios: uniform, neuroal, neuroal-block, neuroal-row, …",
+)
+@option(
+    "--block-ratios",
+    multiple=True,
+    metavar=_PLUGIN,
+    group="Method",
+    show_default=False,
+    help="In place of the preset's; given more than once, they compete.",
+)
+@option("--row-ratios", metavar=_PLUGIN, group="Method", help="In place of the preset's.")
+@option("--alignment", metavar=_PLUGIN, group="Method", help="In place of the preset's metric.")
+@option(
+    "--refiner",
+    metavar=_PLUGIN,
+    group="Method",
+    help="Goes over the masks of the final pruning; none removes the preset's.",
+)
+@option(
+    "-o",
+    "plugin_options",
+    multiple=True,
+    metavar="PLUGIN.KEY=VALUE",
+    group="Method",
+    show_default=False,
+    help="Option of a plugin: see `neuroal plugins show PLUGIN`.",
+)
+@option(
+    "--pattern",
+    default=_DEFAULT.pattern,
+    group="Method",
+    help="unstructured, or N:M such as 2:4, which keeps N of every M inputs of a row.",
+)
+@option(
+    "--comparison",
+    type=click.Choice(["row", "matrix"]),
+    group="Method",
+    help="Scores compete within a row or a whole matrix.  [default: the pruner's own]",
+)
+@option(
+    "--skip-indivisible",
+    is_flag=True,
+    group="Method",
+    help="Leave linears dense whose inputs M does not divide.",
+)
+@option(
+    "--budget",
+    type=click.Choice(["exact", "paper"]),
+    default=_DEFAULT.budget,
+    group="Method",
+    help="exact meets the sparsity to the weight; paper rounds and clips as published.",
+)
+@option(
+    "--allocation",
+    metavar="FILE",
+    group="Method",
+    help="Ratios of an earlier run (its folder or allocation.safetensors) in place of a search.",
+)
+@option("--calibration", metavar="SOURCE", group="Calibration", help=f"{SOURCES}.".capitalize())
+@option(
+    "--samples",
+    type=int,
+    default=_DEFAULT.samples,
+    group="Calibration",
+    help="Calibration windows of the final pruning.",
+)
+@option(
+    "--search-samples",
+    type=int,
+    default=_DEFAULT.search_samples,
+    group="Calibration",
+    help="How many of them the search uses.",
+)
+@option(
+    "--length",
+    type=int,
+    group="Calibration",
+    help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
+)
+@option(
+    "--seed", type=int, default=_DEFAULT.seed, group="Calibration", help="Of every random draw."
+)
+@option("--device", default=_DEFAULT.device, group="Model", help="auto, cpu, cuda, cuda:0 or mps.")
+@option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=_DEFAULT.dtype,
+    group="Model",
+    help="Dtype to load and save the weights in; auto is the checkpoint's own.",
+)
+@trust_option
+@option(
+    "--recipe",
+    "recipe_file",
+    metavar="FILE",
+    group="Run",
+    help="Repeat the run of a neuroal.json (or a recipe alone); what is given beside it overrides.",
+)
+@option(
+    "--out",
+    metavar="DIR",
+    group="Run",
+    help="Folder to write.  [default: named after model, method and sparsity]",
+)
+@option("--overwrite", is_flag=True, group="Run", help="Replace an earlier run in the folder.")
+@option("--resume", is_flag=True, group="Run", help="Go on with a run that was interrupted.")
+@option(
+    "--dry-run", is_flag=True, group="Run", help="Show the plan; load no weights, write nothing."
+)
+@json_option("the report (or the plan)")
+@quiet_option
+@progress_option
+@verbose
+@click.pass_context
+def prune(
+    ctx: click.Context,
+    /,
+    model: str | None,
+    plugin_options: tuple[str, ...],
+    recipe_file: str | None,
+    trust_remote_code: bool,
+    out: str | None,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    progress: bool | None,
+    **_: Any,  # the fields of the recipe, which `recipe_of` reads
+) -> None:
+    """Prune MODEL and write an ordinary Hugging Face checkpoint with a report.
+
+    MODEL is a folder, a hub name, or demo, the built-in model, which brings its own calibration.
+    """
+    recorded = read_recipe(recipe_file)
+    recipe = recipe_of(ctx, recorded, plugin_options)
+    if recipe.model is None:
+        raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
+    target = Path(out or default_out(recipe))
+    if dry_run:
+        from neuroal.cli.summary import plan_json, plan_text
+        from neuroal.dryrun import plan
+
+        with clean_stdout(as_json):
+            made = plan(recipe, trust_remote_code)
+        if as_json:
+            print_json(plan_json(made, recipe))
+        else:
+            click.echo(plan_text(made, recipe, target))
+        return
+    with clean_stdout(as_json):
+        report = _run(
+            recipe,
+            target,
+            overwrite=overwrite,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            progress=shows_progress(progress, quiet),
+        )
+    if as_json:
+        print_json(report.to_json())
+    if quiet:
+        return
+    from neuroal.cli.summary import changes, run_text
+
+    if as_json:
+        say(f"written to {target}")
+    else:
+        click.echo(run_text(report, target))
+    for change in changes(recorded, report):
+        say(f"Warning: {change}")
+
+
+def _run(recipe: Recipe, out: Path, **how: Any) -> Report:
+    from neuroal import engine, output
+
+    assert recipe.model is not None
+    try:
+        return engine.prune(recipe.model, recipe=recipe, out=out, **how)
+    except KeyboardInterrupt:
+        rest = output.partial(out)
+        hint = f"; --resume goes on from '{rest}'" if rest.exists() else ""
+        raise Stopped(f"interrupted{hint}") from None
+
+
+def read_recipe(file: str | None) -> Mapping[str, Any] | None:
+    """Return the content of a neuroal.json, or of a recipe alone as `{"recipe": ...}`.
+
+    Raises:
+        UsageError: The file cannot be read, or holds neither.
+    """
+    if file is None:
+        return None
+    from neuroal.checkpoint import read_report
+
+    data = read_report(Path(file))
+    if "schema" not in data:
+        return {"recipe": data}
+    if not isinstance(data.get("recipe"), Mapping):
+        raise UsageError(f"'{file}' holds no recipe")
+    return data
+
+
+def recipe_of(
+    ctx: click.Context, recorded: Mapping[str, Any] | None, plugin_options: Iterable[str]
+) -> Recipe:
+    """Return the recipe of the command line: what is given goes before what is recorded."""
+    recipe = Recipe() if recorded is None else Recipe.from_json(recorded["recipe"])
+    given = {
+        name: value
+        for name, value in ctx.params.items()
+        if name in _FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    options = {name: dict(values) for name, values in recipe.options.items()}
+    for role in given.keys() & {"pruner", *_ROLES}:  # the options of a plugin that is replaced
+        old = getattr(recipe, role)
+        for choice in old if isinstance(old, tuple) else (old,):
+            if choice != given[role] and choice is not None:
+                options.pop(_short(choice), None)
+    for name, values in parse_options(plugin_options).items():
+        options[name] = options.get(name, {}) | values
+    return dataclasses.replace(recipe, **given, options=options)
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return options by plugin from texts such as `ria.alpha=0.5`.
+
+    Raises:
+        UsageError: One is malformed.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        left, equals, value = text.partition("=")
+        plugin, _, key = left.strip().rpartition(".")
+        if not (equals and plugin and key):
+            example = "-o linear_schedule.lambdas=0.05,0.1"
+            raise UsageError(f"option '{text}' is not PLUGIN.key=value, such as {example}")
+        options.setdefault(plugin, {})[key] = value
+    return options
+
+
+def default_out(recipe: Recipe) -> str:
+    """Return a folder's name after model, method and sparsity: `llama-wanda-neuroal-0.7`."""
+    model = str(recipe.model)
+    parts = [Path(model).resolve().name if Path(model).is_dir() else model, recipe.pruner]
+    parts.append(recipe.top_up if recipe.allocation is None else "allocation")
+    for role in _ROLES:
+        choice = getattr(recipe, role)
+        parts += choice if isinstance(choice, tuple) else [choice]
+    pattern = recipe.parsed_pattern()
+    if recipe.sparsity is not None or pattern is None:
+        parts.append(f"{recipe.wanted:g}")
+    if pattern is not None:
+        parts.append(f"{pattern.kept}of{pattern.of}")
+    return "-".join(_short(part) for part in parts if part is not None)
+
+
+def _short(name: str) -> str:
+    """Return the last part of a name, path or `file.py:Class`, as a file name may have it."""
+    return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\:]", name.rstrip("/\\"))[-1])

@@ -1,0 +1,131 @@
+"""What `neuroal prune` says before and after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from neuroal.cli.tables import layout_json, layout_tables, parameters, size, table
+from neuroal.dryrun import Plan
+from neuroal.recipe import Recipe
+from neuroal.result import Report
+
+_STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
+
+
+def plan_json(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+    """Return the plan with every linear as JSON values."""
+    return plan.to_json() | {"recipe": recipe.to_json(), "layout": layout_json(plan.layout)}
+
+
+def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
+    """Return the plan as tables."""
+    plugins = [
+        (p.role, p.name, f"{p.distribution} {p.version}", _options(p.provenance()["options"]))
+        for p in plan.setup.plugins
+    ]
+    steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s.candidates)) for s in plan.steps]
+    length = f"{plan.length} tokens" if plan.length else "the source's or the model's length"
+    exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
+    blocks, linears = len(plan.layout.blocks), len(plan.layout.linears)
+    cost = [
+        ("model", f"{recipe.model}: {blocks} blocks, {linears} linears"),
+        ("prunable weights", f"{plan.weights:,}"),
+        ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
+        ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
+        ("calibration", f"{plan.windows} windows of {length} from {recipe.calibration or '?'}"),
+        ("block runs", f"{plan.block_runs:,}"),
+        ("memory, estimated", size(plan.memory)),
+        ("output", f"{out}{exists}"),
+    ]
+    parts = [
+        *layout_tables(plan.layout),
+        table(plugins, ("role", "plugin", "from", "options")),
+        table(steps, ("step", "strategy", "candidates")),
+        table(cost),
+        *_notes(_plan_notes(plan, recipe)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    yield from plan.setup.notes
+    if any(s.candidates is None for s in plan.steps):
+        yield "candidates that depend on measurements are not in the block runs"
+
+
+def _candidates(count: int | None) -> str:
+    if count is None:
+        return "depend on measurements"
+    return str(count) if count else "none to measure"
+
+
+def _options(values: Mapping[str, Any]) -> str:
+    texts = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
+    return ", ".join(f"{k}={v}" for k, v in texts.items())
+
+
+def run_text(report: Report, out: Path) -> str:
+    """Return the summary of a run: one table, then its notes."""
+    plugins = {p["role"]: p["name"] for p in report.plugins}
+    counts, seconds = report.counts, report.timings
+    phases = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in seconds.items())
+    rows = [
+        ("model", report.model["name"]),
+        ("pruner", plugins["pruner"] + (f", {plugins['refiner']}" if "refiner" in plugins else "")),
+        ("sparsity wanted", f"{report.sparsity['wanted']:.6g}"),
+        (
+            "sparsity achieved",
+            f"{report.sparsity['achieved']:.6f} ({counts['pruned']:,} of {counts['weights']:,})",
+        ),
+        *_step_rows(report),
+        ("seconds", f"{sum(seconds.values()):.1f} ({phases})"),
+        ("block runs", f"{counts['block_runs']:,}"),
+        ("peak memory", size(report.peak_memory_bytes)),
+        ("written to", str(out)),
+    ]
+    return "\n\n".join([table(rows), *_notes(report.notes)])
+
+
+def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
+    chosen = report.selected()
+    if not report.candidates and report.recipe["allocation"]:
+        yield "ratios", f"from {report.recipe['allocation']}"
+    for role, title in _STEPS.items():
+        winner = chosen.get(role)
+        if winner is None:
+            continue
+        tried = [c for c in report.candidates if c["role"] == role]
+        text = ", ".join(filter(None, [winner["plugin"], parameters(winner["parameters"])]))
+        yield title, text
+        if winner["misalignment"] is not None:
+            dropped = sum(c["dropped"] for c in tried)
+            best = f", best of {len(tried)}" if len(tried) > 1 else ""
+            early = f", {dropped} dropped early" if dropped else ""
+            yield "  misalignment", f"{winner['misalignment']:.6g}{best}{early}"
+
+
+def _notes(notes: Any) -> list[str]:
+    text = "\n".join(f"Note: {note}" for note in notes)
+    return [text] if text else []
+
+
+def changes(recorded: Mapping[str, Any] | None, report: Report) -> Iterator[str]:
+    """Yield what is not as it was in the run that a recipe came from."""
+    if recorded is None or "schema" not in recorded:
+        return
+    old = recorded.get("model") or {}
+    if old.get("name") == report.model["name"] and old.get("sha256") != report.model["sha256"]:
+        yield "the model's files are not those of the recorded run"
+    before, now = recorded.get("data") or {}, report.data or {}
+    shape = ("source", "windows", "length")
+    if all(before.get(k) == now.get(k) for k in shape) and before.get("sha256") != now.get(
+        "sha256"
+    ):
+        yield "the calibration tokens are not those of the recorded run"
+    sums = {(p["role"], p["name"]): p["sha256"] for p in recorded.get("plugins", ())}
+    for plugin in report.plugins:
+        key = (plugin["role"], plugin["name"])
+        if sums.get(key, plugin["sha256"]) != plugin["sha256"]:
+            yield f"{key[0]} '{key[1]}' is not the one of the recorded run"

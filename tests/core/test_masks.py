@@ -1,0 +1,150 @@
+"""Masks against a plain Python sort, and by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from neuroal import Pattern, Target
+from neuroal.masks import mask_for, pattern_mask, row_mask
+
+# Few distinct values: most rows hold ties. All are exact in half precision.
+VALUES = st.sampled_from([-2.0, -0.5, -0.0, 0.0, 0.25, 1.0, 3.0])
+DTYPES = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Scores `(rows, columns)` and counts `(rows,)`, 0 and all of a row among them."""
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    values = draw(st.lists(VALUES, min_size=rows * columns, max_size=rows * columns))
+    counts = draw(st.lists(st.integers(0, columns), min_size=rows, max_size=rows))
+    scores = torch.tensor(values, dtype=draw(DTYPES)).reshape(rows, columns)
+    return scores, torch.tensor(counts)
+
+
+def slow_row(scores: list[float], count: int, prune_last: bool = False) -> list[bool]:
+    """Sort the columns by score, then by index; the first `count` go."""
+    sign = -1 if prune_last else 1
+    order = sorted(range(len(scores)), key=lambda j: (scores[j], sign * j))
+    gone = set(order[:count])
+    return [j in gone for j in range(len(scores))]
+
+
+@given(problems(), st.booleans())
+def test_row_mask_is_a_plain_sort(problem: tuple[Tensor, Tensor], prune_last: bool) -> None:
+    scores, counts = problem
+    mask = row_mask(scores, counts, prune_last)
+    pairs = zip(scores.tolist(), counts.tolist(), strict=True)
+    assert mask.tolist() == [slow_row(row, count, prune_last) for row, count in pairs]
+    assert mask.dtype == torch.bool
+    assert mask.sum(dim=1).equal(counts)
+
+
+@given(problems())
+def test_order_of_distinct_scores_decides_alone(problem: tuple[Tensor, Tensor]) -> None:
+    """Without ties a permutation of the columns permutes the mask."""
+    _, counts = problem
+    scores = torch.rand(problem[0].shape)
+    order = torch.randperm(scores.shape[1])
+    assert row_mask(scores[:, order], counts).equal(row_mask(scores, counts)[:, order])
+
+
+@given(problems())
+def test_prune_last_is_the_mirror_image(problem: tuple[Tensor, Tensor]) -> None:
+    scores, counts = problem
+    mirrored = row_mask(scores.flip(1), counts).flip(1)
+    assert row_mask(scores, counts, prune_last=True).equal(mirrored)
+
+
+@given(problems())
+def test_more_is_a_superset(problem: tuple[Tensor, Tensor]) -> None:
+    scores, counts = problem
+    more = (counts + 1).clamp(max=scores.shape[1])
+    assert not (row_mask(scores, counts) & ~row_mask(scores, more)).any()
+
+
+def test_ties_by_hand() -> None:
+    scores = torch.tensor([[1.0, 0.0, 1.0, 1.0, 2.0]])
+    lower = row_mask(scores, torch.tensor([3]))
+    assert lower.tolist() == [[True, True, True, False, False]]
+    upper = row_mask(scores, torch.tensor([3]), prune_last=True)
+    assert upper.tolist() == [[False, True, True, True, False]]
+
+
+def test_equal_scores_everywhere() -> None:
+    scores, counts = torch.zeros(3, 4), torch.tensor([0, 1, 4])
+    assert row_mask(scores, counts).int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    last = row_mask(scores, counts, prune_last=True)
+    assert last.int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
+
+
+def test_one_row_and_one_column() -> None:
+    assert row_mask(torch.tensor([[3.0, 1.0]]), torch.tensor([1])).tolist() == [[False, True]]
+    column = torch.tensor([[3.0], [1.0], [2.0]])
+    assert row_mask(column, torch.tensor([1, 0, 1])).tolist() == [[True], [False], [True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_ties_are_those_of_its_own_rounding(dtype: torch.dtype) -> None:
+    scores = torch.tensor([[1.0, 1.0 + 2**-12, 0.5]])
+    assert row_mask(scores.flip(1), torch.tensor([2])).tolist() == [[True, False, True]]
+    assert row_mask(scores.flip(1).to(dtype), torch.tensor([2])).tolist() == [[True, True, False]]
+
+
+def test_no_rows_or_no_columns() -> None:
+    assert row_mask(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+    assert row_mask(torch.zeros(2, 0), torch.tensor([0, 0])).shape == (2, 0)
+
+
+def test_arguments_are_not_changed() -> None:
+    scores, counts = torch.rand(3, 5), torch.tensor([1, 2, 3])
+    before = scores.clone(), counts.clone()
+    row_mask(scores, counts)
+    assert scores.equal(before[0]) and counts.equal(before[1])
+
+
+@given(problems(), st.data())
+def test_matrix_mask_is_one_long_row(problem: tuple[Tensor, Tensor], data: st.DataObject) -> None:
+    scores, _ = problem
+    count = data.draw(st.integers(0, scores.numel()))
+    prune_last = data.draw(st.booleans())
+    target = Target(
+        torch.tensor([count]), count / scores.numel(), comparison="matrix", prune_last=prune_last
+    )
+    expected = slow_row(scores.flatten().tolist(), count, prune_last)
+    assert mask_for(scores, target).flatten().tolist() == expected
+
+
+@given(problems(), st.integers(1, 4), st.data())
+def test_pattern_mask_keeps_the_best_of_every_group(
+    problem: tuple[Tensor, Tensor], of: int, data: st.DataObject
+) -> None:
+    scores = problem[0].repeat(1, of)
+    kept = data.draw(st.integers(0, of))
+    mask = pattern_mask(scores, Pattern(kept, of))
+    for row, pruned in zip(scores.tolist(), mask.tolist(), strict=True):
+        for start in range(0, len(row), of):
+            group = slice(start, start + of)
+            assert pruned[group] == slow_row(row[group], of - kept)
+
+
+def test_pattern_by_hand() -> None:
+    scores = torch.tensor([[4.0, 1.0, 3.0, 2.0, 7.0, 7.0, 7.0, 7.0]])
+    mask = pattern_mask(scores, Pattern(2, 4))
+    assert mask.int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0]]
+    assert pattern_mask(scores, Pattern(4, 8)).int().tolist() == [[0, 1, 1, 1, 1, 0, 0, 0]]
+
+
+@given(problems(), st.booleans())
+def test_mask_for_rows_is_the_row_mask(problem: tuple[Tensor, Tensor], prune_last: bool) -> None:
+    scores, counts = problem
+    target = Target(counts, 0.5, prune_last=prune_last)
+    assert mask_for(scores, target).equal(row_mask(scores, counts, prune_last))
+
+
+def test_mask_for_takes_the_pattern_first() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    target = Target(torch.tensor([2]), 0.5, Pattern(1, 2))
+    assert mask_for(scores, target).int().tolist() == [[1, 0, 1, 0]]
