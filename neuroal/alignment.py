@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from neuroal.pruning import BasePruner, spare_copies, weight_of
 from neuroal.statistics import resolve
 from neuroal.walk import Inputs, Pass, Prefix, Walker
 
-Tick = Callable[[], None]
+Tick = Callable[[], object]
 
 
 def generation_runs(
@@ -25,6 +26,7 @@ def generation_runs(
     """Return the block runs of one generation that drops nothing.
 
     Every candidate runs every block dense and pruned; the first block runs dense once for all.
+    Candidates that prune a first block alike, or not at all, need fewer.
     What nobody reads is not run: dense without statistics, the last block pruned without either.
     """
     reads = bool(metric.required_statistics()) or deviation
@@ -72,6 +74,15 @@ class _State:
     deviation: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one block adds to a candidate."""
+
+    prefix: Prefix
+    misalignment: Tensor | float
+    deviation: Mapping[str, Tensor]
+
+
 @dataclass
 class Aligner:
     """Measures candidates with one base pruner and one alignment metric.
@@ -90,10 +101,11 @@ class Aligner:
     _dense_output: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        norm = {"input_norm"} if self.deviation else set()
-        read = set(self.metric.required_statistics()) | norm
-        self._pruned_statistics = resolve(read)
-        self._dense_statistics = resolve(read | set(self.pruner.pruner.required_statistics()))
+        norm = frozenset({"input_norm"} if self.deviation else ())
+        read = self.metric.statistic_names() | norm
+        needed = self.metric.required_statistics() | norm
+        self._dense_statistics = resolve(needed | self.pruner.pruner.required_statistics())
+        self._pruned_statistics = tuple(a for a in self._dense_statistics if a.name in read)
         self._compares = any(a.compares for a in self._pruned_statistics)
         self._at_output = self.metric.has("measure_output")
 
@@ -129,52 +141,89 @@ class Aligner:
     def _pass_block(
         self, block: Block, module: nn.Module, inputs: Inputs, states: list[_State], tick: Tick
     ) -> None:
+        """Take every candidate through one block; what two have in common runs once.
+
+        Candidates that come from the same prefix share the dense run (all of them in the first
+        block), and those that also prune the block alike share everything.
+        """
         weights = spare_copies(block, module)
-        last = block.index == len(self.layout.blocks) - 1
-        first: Pass | None = None
-        for s in states:
+        # Prefixes are compared by identity; `states` may let go of one, so they are kept alive.
+        alive = [s.prefix for s in states]
+        dense: dict[int, Pass] = {}
+        known: dict[tuple[Any, ...], _Step] = {}
+        for s, prefix in zip(states, alive, strict=True):
             tick()
             if s.dropped:
                 continue
             before = self.walker.block_runs
-            dense = first
-            if dense is None and self._dense_statistics:
-                dense = self.walker.run(
-                    block, module, inputs, s.prefix, self._dense_statistics,
-                    output=False, keep_inputs=self._compares,
-                )  # fmt: skip
-            if block.index == 0:
-                first = dense  # every candidate starts from the same inputs
-            statistics = dense.statistics if dense is not None else {}
-            pruned = self.pruner.prune_block(block, weights, statistics, s.trial.targets)
-            output = not last or self._at_output
-            if output or self._pruned_statistics:
-                after = self.walker.run(
-                    block, module, inputs, s.prefix, self._pruned_statistics,
-                    weights={
-                        x.name: pruned[x.name].weight.to(weight_of(block, module, x).dtype)
-                        for x in block.linears if x.name in pruned
-                    },
-                    output=output, dense=dense,
-                )  # fmt: skip
-                if dense is not None:
-                    self._compare(block, dense, after, s)
-                s.prefix = after.prefix or s.prefix
+            key = (id(prefix), *_key(block, s.trial.targets))
+            if key not in known:
+                known[key] = self._step(block, module, inputs, s, weights, dense)
+            step = known[key]
+            s.prefix = step.prefix
+            s.total = s.total + step.misalignment
+            s.deviation |= step.deviation
             s.runs += self.walker.block_runs - before
             limit = s.trial.limit
             s.dropped = limit is not None and float(s.total) > limit
 
-    def _compare(self, block: Block, dense: Pass, after: Pass, s: _State) -> None:
+    def _step(
+        self,
+        block: Block,
+        module: nn.Module,
+        inputs: Inputs,
+        s: _State,
+        weights: Mapping[str, Tensor],
+        known: dict[int, Pass],
+    ) -> _Step:
+        """Run one candidate's block, dense for the statistics and pruned for what follows."""
+        last = block.index == len(self.layout.blocks) - 1
+        output = not last or self._at_output
+        if not any(
+            t.counts.any() for t in (s.trial.targets.get(x.name) for x in block.linears) if t
+        ):
+            after = self.walker.run(block, module, inputs, s.prefix) if output else None
+            zeros = {x.name: torch.zeros(x.in_features) for x in block.linears}
+            prefix = after.prefix if after is not None else None
+            return _Step(prefix or s.prefix, 0.0, zeros if self.deviation else {})
+        dense = known.get(id(s.prefix))
+        if dense is None and self._dense_statistics:
+            dense = known[id(s.prefix)] = self.walker.run(
+                block, module, inputs, s.prefix, self._dense_statistics,
+                output=False, keep_inputs=self._compares,
+            )  # fmt: skip
+        if not output and not self._pruned_statistics:
+            return _Step(s.prefix, 0.0, {})
+        statistics = dense.statistics if dense is not None else {}
+        pruned = self.pruner.prune_block(block, weights, statistics, s.trial.targets)
+        overlay = {
+            x.name: pruned[x.name].weight.to(weight_of(block, module, x).dtype)
+            for x in block.linears
+            if x.name in pruned
+        }
+        after = self.walker.run(
+            block, module, inputs, s.prefix, self._pruned_statistics,
+            weights=overlay, output=output, dense=dense,
+        )  # fmt: skip
+        misalignment, deviation = self._compare(block, dense, after) if dense else (0.0, {})
+        return _Step(after.prefix or s.prefix, misalignment, deviation)
+
+    def _compare(
+        self, block: Block, dense: Pass, after: Pass
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        total: Tensor | float = 0.0
+        deviation = {}
         for x in block.linears:
             if not self._at_output:
                 value = self.metric.call(
                     "measure_linear",
                     dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
                 )  # fmt: skip
-                s.total = s.total + self._number(value, "measure_linear").double()
+                total = total + self._number(value, "measure_linear").double()
             if self.deviation:
                 a, b = dense.statistics[x.name], after.statistics[x.name]
-                s.deviation[x.name] = a.input_norm - b.input_norm
+                deviation[x.name] = a.input_norm - b.input_norm
+        return total, deviation
 
     def _measure_output(self, inputs: Inputs, states: list[_State]) -> None:
         """Average the output metric over windows; the dense reference is final hidden states."""
@@ -207,10 +256,14 @@ class Aligner:
     def _outcome(self, s: _State) -> Outcome:
         total = float(s.total)
         if not 0 <= total < float("inf"):
-            raise PluginError(
-                f"{self.metric}: misalignment {total} is not a finite number >= 0"
-            )
+            raise PluginError(f"{self.metric}: misalignment {total} is not a finite number >= 0")
         return Outcome(Measurement(total, s.dropped, s.runs), s.deviation)
+
+
+def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
+    """Return what tells two candidates' targets for a block apart."""
+    own = [(x.name, targets[x.name]) for x in block.linears if x.name in targets]
+    return tuple((name, t.ratio, str(t.pattern), t.counts.numpy().tobytes()) for name, t in own)
 
 
 def measure_blocks(

@@ -45,7 +45,7 @@ class Allocation:
         wrong = linears.keys() ^ ratios.keys()
         if wrong:
             raise NeuroalError(f"allocation and model differ in linear '{min(wrong)}'")
-        by_row = any(isinstance(r, Tensor) for r in ratios.values())
+        by_row = any(isinstance(r, Tensor) and r.dim() for r in ratios.values())
         means: dict[str, float] = {}
         rows: dict[str, Tensor] = {}
         for name, linear in linears.items():
@@ -119,7 +119,7 @@ def largest_remainder(shares: Tensor, total: int) -> Tensor:
     """Round shares to whole counts of a given sum; the largest remainders go up, first on ties.
 
     Args:
-        shares: float64 `(n,)`, non-negative, of sum within one of `total`.
+        shares: float64 `(n,)`, non-negative, of sum within a half of `total`.
         total: Wanted sum.
 
     Returns:
@@ -151,7 +151,7 @@ def targets(
     """
     linears = [x for x in layout.linears.values() if x.name not in rules.dense]
     if rules.pattern is not None:
-        return _pattern_targets(allocation, layout, linears, rules)
+        return _pattern_targets(allocation, layout, linears, rules, probe)
     if rules.budget == "paper":
         return {x.name: _paper_target(allocation, x, rules) for x in linears}
     weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
@@ -200,14 +200,18 @@ def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Targe
 
 
 def _pattern_targets(
-    allocation: Allocation, layout: Layout, linears: Sequence[Linear], rules: Rules
+    allocation: Allocation,
+    layout: Layout,
+    linears: Sequence[Linear],
+    rules: Rules,
+    probe: bool,
 ) -> dict[str, Target]:
     """N:M with one N, or with an N per block that meets the sparsity to one step."""
     assert rules.pattern is not None
     of = rules.pattern.of
-    pruned = dict.fromkeys(range(len(layout.blocks)), of - rules.pattern.kept)
+    pruned = [of - rules.pattern.kept] * len(layout.blocks)
     if rules.varies:
-        pruned = _pruned_per_group(allocation, layout, linears, rules, of)
+        pruned = _pruned_per_group(allocation, layout, linears, rules, of, probe)
     result = {}
     for x in linears:
         p = pruned[x.block]
@@ -217,24 +221,43 @@ def _pattern_targets(
 
 
 def _pruned_per_group(
-    allocation: Allocation, layout: Layout, linears: Sequence[Linear], rules: Rules, of: int
-) -> dict[int, int]:
+    allocation: Allocation,
+    layout: Layout,
+    linears: Sequence[Linear],
+    rules: Rules,
+    of: int,
+    probe: bool,
+) -> list[int]:
     """Weights pruned of every M in each block; the mean is the sparsity to one step."""
-    sizes = [float(sum(x.weights for x in linears if x.block == b.index)) for b in layout.blocks]
+    sizes = [sum(x.weights for x in linears if x.block == b.index) for b in layout.blocks]
     weights = torch.tensor(sizes, dtype=torch.float64)
     ratios = torch.zeros_like(weights)
     for x in linears:
         ratios[x.block] += allocation.ratios[x.name] * x.weights
-    ratios = project(ratios / weights.clamp(min=1), weights, rules.sparsity, (of - 1) / of)
-    floor = (ratios * of + _EPSILON).floor()
-    left = rules.sparsity * float(weights.sum()) - float((floor / of * weights).sum())
-    order = torch.argsort(((ratios * of - floor) / _EPSILON).round(), descending=True, stable=True)
+    ratios = ratios / weights.clamp(min=1)
+    highest = (of - 1) / of
+    if probe:
+        return [_round(r * of) for r in ratios.clamp(max=highest).tolist()]
+    shares = project(ratios, weights, rules.sparsity, highest) * of
+    floor = (shares + _EPSILON).floor()
+    pruned = [int(p) for p in floor]
+    left = rules.sparsity * sum(sizes) * of - sum(p * n for p, n in zip(pruned, sizes, strict=True))
+    order = torch.argsort(((shares - floor) / _EPSILON).round(), descending=True, stable=True)
     for b in order.tolist():
-        step = sizes[b] / of
-        if step > 0 and left > step / 2 and floor[b] < of - 1:
-            floor[b] += 1
-            left -= step
-    return {b: int(p) for b, p in enumerate(floor.tolist())}
+        if left > sizes[b] / 2 and pruned[b] < of - 1:
+            pruned[b] += 1
+            left -= sizes[b]
+    # Blocks of unequal size: steps of smaller ones make up for what a larger one left.
+    while moves := [
+        (abs(left - step * sizes[b]), b, step)
+        for b, p in enumerate(pruned)
+        for step in (1, -1)
+        if 0 <= p + step < of and abs(left - step * sizes[b]) < abs(left) - _EPSILON
+    ]:
+        _, b, step = min(moves)
+        pruned[b] += step
+        left -= step * sizes[b]
+    return pruned
 
 
 def to_bytes(allocation: Allocation, found: Layout) -> bytes:
@@ -255,10 +278,7 @@ def read(path: Path, found: Layout) -> Allocation:
         NeuroalError: It is none, or of another model.
     """
     tensors = load_tensors(path / FILE if path.is_dir() else path)
-    by_row = any(t.numel() > 1 for t in tensors.values())
-    ratios: dict[str, float | Tensor] = {}
-    for name, t in tensors.items():
-        ratios[name] = t if by_row and t.numel() > 1 else float(t)
+    ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
         return Allocation.of(ratios, found)
     except NeuroalError as error:

@@ -26,6 +26,7 @@ from neuroal.errors import UsageError
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.plan import Setup, first_steps, setup
+from neuroal.plugins import Plugin
 from neuroal.pruning import BasePruner, spare_copies, weight_of
 from neuroal.recipe import Recipe
 from neuroal.result import Report, environment, fill_sparsity, peak_memory
@@ -238,14 +239,14 @@ class _Run:
         search = TopUpSearch(
             aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick, recipe.seed
         )
-        measurements: dict[str, Sequence[Mapping[str, Tensor]]] = {}
+        measurements: dict[Plugin, Sequence[Mapping[str, Tensor]]] = {}
         if self.setup.measures:
             assert walker is not None and data is not None
             with self._phase("measure"):
                 tick = self._tick("measure blocks", len(found.blocks))
                 answers = measure_blocks(walker, walker.inputs(data.ids), self.setup.measures, tick)
                 for plugin, answer in zip(self.setup.measures, answers, strict=True):
-                    measurements[plugin.name] = answer
+                    measurements[plugin] = answer
         with self._phase("block_search"):
             choice = search.choose_blocks(
                 self.setup.block_ratios, measurements, self.setup.reads_deviation

@@ -7,6 +7,7 @@ order they run. No family name is looked at.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +89,7 @@ class Layout:
         return {name: float(ratios[linear.block]) for name, linear in self.linears.items()}
 
 
-class _Meta(TorchDispatchMode):
+class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers questions about values, which meta tensors do not have, with one."""
 
     def __torch_dispatch__(
@@ -115,7 +116,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         inside = any(name.startswith(outer + ".") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
-            if all(any(isinstance(m, nn.Linear) for m in entry.modules()) for entry in module):
+            if all(_holds_linears(entry) for entry in module):
                 found[name] = module
     looked = "looked for one nn.ModuleList whose entries all hold nn.Linear weights"
     if not found:
@@ -125,6 +126,10 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__} has several lists of blocks ({', '.join(found)}): {looked}"
         )
     return next(iter(found.items()))
+
+
+def _holds_linears(entry: nn.Module) -> bool:
+    return any(isinstance(m, nn.Linear) for m in entry.modules() if m is not entry)
 
 
 def find(model: nn.Module) -> Layout:
@@ -143,7 +148,11 @@ def find(model: nn.Module) -> Layout:
     if missing:
         raise NeuroalError(f"linear {min(missing)} does not run in the model's forward pass")
     groups = list(_groups(calls))
-    shapes = {name: model.get_submodule(name).weight.shape for name in names}
+    shapes = {
+        f"{list_name}.{i}.{n}": (linear.weight.shape[0], linear.weight.shape[1])
+        for i, b in enumerate(modules)
+        for n, linear in _linears(b)
+    }
     blocks: dict[int, list[Linear]] = {i: [] for i in range(len(modules))}
     for k, group in enumerate(groups):
         block = names[group[0]]
@@ -173,9 +182,14 @@ def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _refuse_unknown_weights(list_name: str, modules: nn.ModuleList) -> None:
-    """Refuse weight matrices that are not the weight of an nn.Linear: they would stay dense."""
+    """Refuse weight matrices that are not the weight of one nn.Linear: they would stay dense."""
+    owners: dict[int, str] = {}
     for i, block in enumerate(modules):
         known = {id(linear.weight) for _, linear in _linears(block)}
+        for name, linear in _linears(block):
+            owner = owners.setdefault(id(linear.weight), f"{list_name}.{i}.{name}")
+            if owner != f"{list_name}.{i}.{name}":
+                raise NeuroalError(f"{list_name}.{i}.{name} shares its weight with {owner}")
         for name, parameter in block.named_parameters():
             if parameter.dim() >= 2 and id(parameter) not in known:
                 raise NeuroalError(
@@ -198,7 +212,7 @@ def _execution_order(model: nn.Module, names: Mapping[str, int]) -> list[_Call]:
     handles = [model.get_submodule(n).register_forward_pre_hook(record(n)) for n in names]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad(), _Meta():
+        with torch.no_grad(), _Meta():  # type: ignore[no-untyped-call]
             ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=device)
             model(input_ids=ids, use_cache=False)
     except NeuroalError:
@@ -211,7 +225,7 @@ def _execution_order(model: nn.Module, names: Mapping[str, int]) -> list[_Call]:
     finally:
         for handle in handles:
             handle.remove()
-    repeated = {c.name for c in calls if sum(c.name == o.name for o in calls) > 1}
+    repeated = [name for name, times in Counter(c.name for c in calls).items() if times > 1]
     if repeated:
         raise NeuroalError(f"linear {min(repeated)} runs more than once in one forward pass")
     return calls

@@ -162,7 +162,10 @@ def setup(recipe: Recipe) -> Setup:
             f"refiner '{made.refiner.name}' needs scores, which pruner '{pruner.name}' has not"
         )
     for plugin in made.plugins:
-        resolve(plugin.required_statistics())
+        try:
+            resolve(plugin.required_statistics())
+        except UsageError as error:
+            raise plugin.error("required_statistics", str(error)) from error
     return made
 
 

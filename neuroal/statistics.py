@@ -166,19 +166,25 @@ BUILT_IN: dict[str, Accumulator] = {
 
 
 def resolve(required: Iterable[str | Accumulator]) -> tuple[Accumulator, ...]:
-    """Return the accumulators of a requirement, built-in names resolved, sorted by name.
+    """Return the accumulators of a requirement, sorted by name.
+
+    A name is the built-in accumulator, unless the requirement also holds an accumulator of that
+    name: a plugin may bring its own `input_norm`, which then serves everyone in the run.
 
     Raises:
-        UsageError: A name is not built in, or two different accumulators share one.
+        UsageError: A name is neither, or two different accumulators share one.
     """
+    required = list(required)
     chosen: dict[str, Accumulator] = {}
     for item in required:
-        if isinstance(item, str):
-            if item not in BUILT_IN:
-                raise UsageError(f"unknown statistic '{item}': {nearest(item, BUILT_IN)}")
-            item = BUILT_IN[item]
-        if chosen.setdefault(item.name, item) != item:
+        if not isinstance(item, str) and chosen.setdefault(item.name, item) != item:
             raise UsageError(f"two different accumulators are called '{item.name}'")
+    for item in required:
+        if isinstance(item, str):
+            if item not in chosen and item not in BUILT_IN:
+                raise UsageError(f"unknown statistic '{item}': {nearest(item, BUILT_IN)}")
+            if item not in chosen:
+                chosen[item] = BUILT_IN[item]
     return tuple(chosen[name] for name in sorted(chosen))
 
 

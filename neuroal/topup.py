@@ -123,14 +123,14 @@ class TopUpSearch:
     def choose_blocks(
         self,
         plugins: Sequence[Plugin],
-        measurements: Mapping[str, Sequence[Mapping[str, Tensor]]],
+        measurements: Mapping[Plugin, Sequence[Mapping[str, Tensor]]],
         needs_deviation: bool,
     ) -> Choice:
         """Run the block step: every plugin hears its own costs, the best-aligned proposal wins.
 
         Args:
             plugins: Of role `block_ratios`.
-            measurements: Answers of `measure_block` by plugin name.
+            measurements: Answers of `measure_block` of the plugins that have it.
             needs_deviation: Measure the winner even where nothing competes.
         """
         strategies = [
@@ -140,7 +140,7 @@ class TopUpSearch:
                     "propose_block_ratios",
                     layout=self.layout,
                     sparsity=self.rules.sparsity,
-                    measurements=measurements.get(p.name, ()),
+                    measurements=measurements.get(p, ()),
                     rng=generator(self.seed, p.role, p.name),
                 ),
             )

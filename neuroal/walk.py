@@ -32,7 +32,7 @@ OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
 
 @dataclass(frozen=True)
 class _Output:
-    """Stands for the `leaf`-th tensor that block `block` returned, in the arguments of a later one."""
+    """Stands, in a block's arguments, for the `leaf`-th tensor that block `block` returned."""
 
     block: int
     leaf: int
@@ -120,8 +120,10 @@ class Walker:
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
         self._blocks = [model.get_submodule(b.name) for b in layout.blocks]
-        self._results = self._trace()
         self._observe: Callable[[int, Tensor], None] | None = None
+        ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=self.device)
+        self._results = self._trace(ids)
+        self._refuse_changed_hand_over(ids)
 
     @property
     def device(self) -> torch.device:
@@ -149,31 +151,49 @@ class Walker:
         return Inputs(tuple(batches), len(ids), last_use)
 
     def logits(self, batch: Batch, carried: Carried) -> Tensor:
-        """Return the model's logits `(windows, tokens, vocabulary)` from its last block's output."""
+        """Return logits `(windows, tokens, vocabulary)` from the last block's output."""
         last = len(self._blocks) - 1
         with self._stubs([], carried[(last, 0)]), torch.no_grad():
-            return self.model(input_ids=batch.ids, use_cache=False).logits
+            logits: Tensor = self.model(input_ids=batch.ids, use_cache=False).logits
+        return logits
 
     def _batch(self, ids: Tensor) -> Batch:
+        ids = ids.to(self.device)
+        return Batch(ids, self._capture(ids))
+
+    def _capture(self, ids: Tensor, shift: bool = False) -> tuple[_Call, ...]:
         """Capture the model's own arguments to every block by running it with blocks left out."""
         calls: list[_Call] = []
-        ids = ids.to(self.device)
-        with self._stubs(calls, None), torch.no_grad():
+        with self._stubs(calls, None, shift), torch.no_grad():
             # The base model is enough: no logits are needed to see the blocks' arguments.
             getattr(self.model, "base_model", self.model)(input_ids=ids, use_cache=False)
-        for i in range(1, len(calls)):
-            if not any(isinstance(x, _Output) and x.block == i - 1 for x in calls[i].leaves):
+        return tuple(calls)
+
+    def _refuse_changed_hand_over(self, ids: Tensor) -> None:
+        """Refuse a model that computes what it gives a block from what earlier blocks returned.
+
+        Such an argument could not be carried per candidate. It is found by shifting what the blocks
+        hand on: an argument that moves with it, but is not itself what was handed on, was computed.
+        """
+        plain, shifted = self._capture(ids), self._capture(ids, shift=True)
+        for i, block in enumerate(self.layout.blocks):
+            pairs = zip(plain[i].leaves, shifted[i].leaves, strict=True)
+            computed = any(isinstance(x, Tensor) and not x.equal(y) for x, y in pairs)
+            handed = any(isinstance(x, _Output) and x.block == i - 1 for x in plain[i].leaves)
+            if computed or not (handed or i == 0):
                 raise NeuroalError(
-                    f"block {self.layout.blocks[i].name} does not take what the block before it "
-                    "returns: the model changes hidden states between its blocks"
+                    f"block {block.name} does not take what the blocks before it return: the model "
+                    "changes hidden states between its blocks"
                 )
-        return Batch(ids, tuple(calls))
 
     @contextmanager
-    def _stubs(self, calls: list[_Call], final: Tensor | None) -> Iterator[None]:
+    def _stubs(
+        self, calls: list[_Call], final: Tensor | None, shift: bool = False
+    ) -> Iterator[None]:
         """Replace every block's forward by one that records its arguments and hands on its input.
 
-        The last one returns `final` instead, if that is given.
+        The last one returns `final` instead, if that is given. With `shift`, what they hand on is
+        off by one.
         """
         made: dict[int, _Output] = {}
         alive: list[Any] = []
@@ -187,7 +207,9 @@ class Walker:
                 last = final is not None and index == len(self._blocks) - 1
                 # Views are objects of their own: identity tells which block made a tensor.
                 outputs = [
-                    x.view(x.shape) if isinstance(x, Tensor) else x
+                    (x + 1 if shift and x.is_floating_point() else x.view(x.shape))
+                    if isinstance(x, Tensor)
+                    else x
                     for x in (final if last else hidden, *results[1:])
                 ]
                 alive.append((leaves, outputs))
@@ -211,17 +233,21 @@ class Walker:
                 else:
                     del block.forward
 
-    def _trace(self) -> list[tuple[list[Any], pytree.TreeSpec]]:
+    def _trace(self, ids: Tensor) -> list[tuple[list[Any], pytree.TreeSpec]]:
         """Run the model on a few tokens and return what each block's result looks like."""
         results: list[tuple[list[Any], pytree.TreeSpec]] = []
-        versions: list[list[tuple[Tensor, int]]] = []
+        given: list[tuple[list[Any], list[int], pytree.TreeSpec]] = []
+
+        def state(args: Any, kwargs: Any) -> tuple[list[Any], list[int], pytree.TreeSpec]:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            return leaves, [x._version for x in leaves if isinstance(x, Tensor)], spec
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            leaves = pytree.tree_leaves((args, kwargs))
-            versions.append([(x, x._version) for x in leaves if isinstance(x, Tensor)])
+            given.append(state(args, kwargs))
 
         def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            if any(x._version != v for x, v in versions[-1]):
+            (leaves, *rest), (same, *now) = given[-1], state(args, kwargs)
+            if rest != now or any(x is not y for x, y in zip(leaves, same, strict=True)):
                 name = self.layout.blocks[len(results)].name
                 raise NeuroalError(f"block {name} writes to its arguments: it cannot be run twice")
             leaves, spec = pytree.tree_flatten(result)
@@ -231,7 +257,6 @@ class Walker:
         handles += [b.register_forward_hook(after, with_kwargs=True) for b in self._blocks]
         try:
             with torch.no_grad():
-                ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=self.device)
                 self.model(input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
@@ -307,11 +332,12 @@ class Walker:
         collectors = {
             x.group: Collector(wanted, x.in_features)
             for x in block.linears
-            if wanted and x.group != known
+            if accumulators and x.group != known
         }
         last_group = block.linears[-1].group
         overlay = {
-            f"{name.removeprefix(block.name + '.')}.weight": w for name, w in (weights or {}).items()
+            f"{name.removeprefix(block.name + '.')}.weight": weight
+            for name, weight in (weights or {}).items()
         }
         kept: list[dict[int, Tensor]] = [{} for _ in inputs.batches]
         behind: list[Carried] = []
@@ -338,9 +364,11 @@ class Walker:
             self.block_runs += size
         results = {group: collector.statistics() for group, collector in collectors.items()}
         statistics: LinearStatistics = {}
-        for x in block.linears if wanted else ():
-            shared = dense is not None and x.group == known
-            statistics[x.name] = dense.statistics[x.name] if shared else results[x.group]
+        for x in block.linears if accumulators else ():
+            if dense is not None and x.group == known:
+                statistics[x.name] = dense.statistics[x.name]
+            else:
+                statistics[x.name] = results[x.group]
         return Pass(statistics, Prefix(behind) if output else None, kept if keep_inputs else [])
 
     def _call(

@@ -87,6 +87,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
         verbose: int = ctx.meta.get(_VERBOSE, 0)
+        caught: BaseException
         with _messages(verbose):
             try:
                 result = super().invoke(ctx)
@@ -95,16 +96,16 @@ class Command(click.Command):
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except NeuroalError as error:
-                line, status = str(error), error.exit_code
-            except KeyboardInterrupt:
-                line, status = "interrupted", Stopped.exit_code
+                caught, line, status = error, str(error), error.exit_code
+            except KeyboardInterrupt as error:
+                caught, line, status = error, "interrupted", Stopped.exit_code
             except Exception as error:
                 if isinstance(error, OSError) and error.errno == errno.EPIPE:
                     raise  # click ends quietly
-                line, status = _unexpected(error, verbose), 1
-            if verbose:
-                traceback.print_exc()
+                caught, line, status = error, _unexpected(error, verbose), 1
         _close_bars()
+        if verbose:
+            traceback.print_exception(caught)
         say(f"Error: {line}")
         ctx.exit(status)
 

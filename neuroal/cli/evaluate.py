@@ -78,10 +78,12 @@ def evaluate(
     source = data or ("demo" if model == "demo" else None)
     if source is None:
         raise UsageError(f"model '{model}' needs --data: {SOURCES}")
-    from neuroal import calibration, checkpoint
-    from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+    from neuroal.source import parse_source
 
     parsed = parse_source(source)
+    from neuroal import checkpoint
+    from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+
     shown = shows_progress(progress, quiet)
     start = time.perf_counter()
     with clean_stdout(as_json):

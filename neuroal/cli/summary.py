@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from neuroal.cli.tables import layout_json, layout_tables, parameters, size, table
@@ -26,7 +27,8 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         for p in plan.setup.plugins
     ]
     steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s.candidates)) for s in plan.steps]
-    length = f"{plan.length} tokens" if plan.length else "the source's or the model's length"
+    length = f"{plan.length} tokens" if plan.length else "the rows' or the model's length"
+    source = recipe.calibration or ("demo" if recipe.model == "demo" else "a source to be given")
     exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
     blocks, linears = len(plan.layout.blocks), len(plan.layout.linears)
     cost = [
@@ -34,7 +36,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("prunable weights", f"{plan.weights:,}"),
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
-        ("calibration", f"{plan.windows} windows of {length} from {recipe.calibration or '?'}"),
+        ("calibration", f"{plan.windows} windows of {length} from {source}"),
         ("block runs", f"{plan.block_runs:,}"),
         ("memory, estimated", size(plan.memory)),
         ("output", f"{out}{exists}"),
@@ -63,7 +65,7 @@ def _candidates(count: int | None) -> str:
 
 def _options(values: Mapping[str, Any]) -> str:
     texts = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-    return ", ".join(f"{k}={v}" for k, v in texts.items())
+    return shorten(", ".join(f"{k}={v}" for k, v in texts.items()), 60, placeholder=" …")
 
 
 def run_text(report: Report, out: Path) -> str:
@@ -97,13 +99,12 @@ def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
         if winner is None:
             continue
         tried = [c for c in report.candidates if c["role"] == role]
-        text = ", ".join(filter(None, [winner["plugin"], parameters(winner["parameters"])]))
-        yield title, text
+        yield title, ", ".join(filter(None, [winner["plugin"], parameters(winner["parameters"])]))
         if winner["misalignment"] is not None:
             dropped = sum(c["dropped"] for c in tried)
             best = f", best of {len(tried)}" if len(tried) > 1 else ""
             early = f", {dropped} dropped early" if dropped else ""
-            yield "  misalignment", f"{winner['misalignment']:.6g}{best}{early}"
+            yield "misalignment", f"{winner['misalignment']:.6g}{best}{early}"
 
 
 def _notes(notes: Any) -> list[str]:

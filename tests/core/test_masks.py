@@ -134,7 +134,7 @@ def test_pattern_by_hand() -> None:
     scores = torch.tensor([[4.0, 1.0, 3.0, 2.0, 7.0, 7.0, 7.0, 7.0]])
     mask = pattern_mask(scores, Pattern(2, 4))
     assert mask.int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0]]
-    assert pattern_mask(scores, Pattern(4, 8)).int().tolist() == [[0, 1, 1, 1, 1, 0, 0, 0]]
+    assert pattern_mask(scores, Pattern(4, 8)).int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
 
 
 @given(problems(), st.booleans())

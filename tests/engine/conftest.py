@@ -1,6 +1,7 @@
-"""Tiny models of four structures, in memory and on disk, and what every engine test asks of them."""
+"""Tiny models of every structure, in memory and on disk, and a recipe that takes a blink."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,118 +13,141 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from neuroal import Recipe
+from neuroal.testing import STRUCTURES, tiny_model, tiny_tokenizer
+from neuroal.testing import windows as random_windows
 
-FAMILIES = ("llama", "mistral", "phi", "opt")
-VOCABULARY, BLOCKS, WIDTH, CONTEXT = 96, 3, 16, 64
-WINDOWS, SEARCH, LENGTH = 6, 2, 16
-LAMBDAS = {"linear_schedule": {"lambdas": [0.05, 0.1]}, "neuroal": {"lambdas": [0.0, 0.1]}}
+SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 2, 16
 
-MakeModel = Callable[..., nn.Module]
 Tensors = dict[str, Tensor]
+State = dict[str, str]
 
 
-def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """A random model of one structure; mistral has grouped key/value heads, opt tied embeddings."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, OPTConfig, PhiConfig
-
-    common: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": BLOCKS,
-        "num_attention_heads": 4,
-        "max_position_embeddings": CONTEXT,
-        "initializer_range": 0.2,  # large enough for ratios to matter
-    }
-    if family == "llama":
-        config: Any = LlamaConfig(intermediate_size=24, **common)
-    elif family == "mistral":
-        config = MistralConfig(intermediate_size=24, num_key_value_heads=2, **common)
-    elif family == "phi":
-        config = PhiConfig(intermediate_size=24, **common)
-    else:
-        common["init_std"] = common.pop("initializer_range")
-        config = OPTConfig(ffn_dim=24, word_embed_proj_dim=WIDTH, **common)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def save_model(model: nn.Module, folder: Path) -> Path:
-    """The model as a checkpoint, with a tokenizer that knows a word per token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    model.save_pretrained(folder)  # type: ignore[operator]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
-    return folder
-
-
-def tensors_of(folder: Path) -> Tensors:
-    """Every tensor of a folder's checkpoint, read without neuroal."""
-    result: Tensors = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        result |= load_file(file)
-    return result
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    """Each of the four structures."""
+@pytest.fixture(params=STRUCTURES)
+def structure(request: pytest.FixtureRequest) -> str:
+    """Each structure in turn; mistral has fewer key/value heads, opt tied embeddings."""
     return str(request.param)
-
-
-@pytest.fixture(scope="session", name="make_model")
-def _make_model() -> MakeModel:
-    return make_model
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A saved model per structure."""
-    root = tmp_path_factory.mktemp("models")
-    return {f: save_model(make_model(f), root / f) for f in FAMILIES}
 
 
 @pytest.fixture(scope="session")
 def save() -> Callable[[nn.Module, Path], Path]:
-    """Saves a model with a tokenizer."""
-    return save_model
+    """Writes a model and the tiny tokenizer as a checkpoint."""
+
+    def write(model: Any, folder: Path) -> Path:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def tensors() -> Callable[[Path], Tensors]:
-    """Reads the tensors of a checkpoint."""
-    return tensors_of
+def models(
+    tmp_path_factory: pytest.TempPathFactory, save: Callable[[nn.Module, Path], Path]
+) -> Mapping[str, Path]:
+    """The folder of a saved model per structure: what `tiny_model` makes."""
+    root = tmp_path_factory.mktemp("models")
+    return {s: save(tiny_model(s), root / s) for s in STRUCTURES}
 
 
 @pytest.fixture(scope="session")
 def windows() -> Tensor:
-    """Calibration token ids."""
-    rng = torch.Generator().manual_seed(1)
-    return torch.randint(0, VOCABULARY, (WINDOWS, LENGTH), generator=rng)
-
-
-@pytest.fixture(scope="session")
-def windows_file(tmp_path_factory: pytest.TempPathFactory, windows: Tensor) -> Path:
-    """The same token ids as rows of a file."""
-    file = tmp_path_factory.mktemp("data") / "windows.jsonl"
-    file.write_text("".join(json.dumps({"input_ids": w.tolist()}) + "\n" for w in windows))
-    return file
+    """Calibration token ids for a model in memory."""
+    return random_windows(SAMPLES, LENGTH)
 
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    """Wanda with NeuroAL on top, both grids cut to two candidates; in memory it takes `windows`."""
+    """Wanda with NeuroAL on top, both grids cut to two candidates; wants `windows`."""
     return Recipe(
-        sparsity=0.6, samples=WINDOWS, search_samples=SEARCH, options=LAMBDAS, device="cpu"
+        sparsity=0.6,
+        samples=SAMPLES,
+        search_samples=SEARCH_SAMPLES,
+        options={"linear_schedule": {"lambdas": [0.05, 0.1]}, "neuroal": {"lambdas": [0.0, 0.1]}},
+        device="cpu",
     )
 
 
 @pytest.fixture(scope="session")
-def recipe_by_path(recipe: Recipe, windows_file: Path) -> Recipe:
-    """The same on the windows' file."""
-    return dataclasses.replace(recipe, calibration=str(windows_file))
+def from_file(
+    recipe: Recipe, windows: Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> Recipe:
+    """The same recipe, reading the same windows from a file, for models given by path."""
+    file = tmp_path_factory.mktemp("data") / "windows.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": w.tolist()}) + "\n" for w in windows))
+    return dataclasses.replace(recipe, calibration=str(file))
+
+
+@pytest.fixture(scope="session")
+def read() -> Callable[[Path], Tensors]:
+    """Reads every tensor of a checkpoint, without neuroal."""
+
+    def tensors(folder: Path) -> Tensors:
+        files = sorted(folder.glob("model*.safetensors"))
+        return {name: t for file in files for name, t in load_file(file).items()}
+
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def digests() -> Callable[[Path], State]:
+    """The SHA-256 of every safetensors file in a folder, by name."""
+
+    def sha256(folder: Path) -> State:
+        files = sorted(folder.glob("*.safetensors"))
+        return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+    return sha256
+
+
+@pytest.fixture(scope="session")
+def linears() -> Callable[[nn.Module], dict[str, Tensor]]:
+    """The weight of every `nn.Linear` in the decoder blocks by full name, without neuroal."""
+
+    def weights(model: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: module.weight.detach()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and ".layers." in name
+        }
+
+    return weights
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[[], State]:
+    """Everything in the test's folder: path to SHA-256, or to "" for a folder."""
+
+    def state() -> State:
+        return {
+            str(p.relative_to(tmp_path)): (
+                hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else ""
+            )
+            for p in sorted(tmp_path.rglob("*"))
+        }
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> Callable[[nn.Module], Tensors]:
+    """A copy of everything a model holds."""
+
+    def copies(model: nn.Module) -> Tensors:
+        return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+    return copies
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Tensors, Tensors], bool]:
+    """Whether two sets of tensors are the same to the bit, names, shapes and dtypes included."""
+
+    def equal(a: Tensors, b: Tensors) -> bool:
+        return a.keys() == b.keys() and all(
+            a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
+        )
+
+    return equal

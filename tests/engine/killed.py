@@ -84,7 +84,7 @@ def main() -> None:
         kill_at(n)
         run(overwrite=earlier is not None)
 
-    child(run)  # what is imported or cached late is so in every child from here on
+    run()  # here and not in a child: what is imported late is there for every child from here on
     results, n = [], 1
     while True:
         shutil.rmtree(folder)

@@ -1,0 +1,146 @@
+"""Compare every case of the authors' published code with this project's, and write a table.
+
+    python benchmarks/parity.py SHARED [--pruner wanda] [--sparsity 0.7] [--out docs/parity.md]
+
+SHARED is the folder that holds `models/llama`, `data/` and `reference/llama.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+import neuroal
+from neuroal import checkpoint, layout
+from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+
+TEXTS = {"wikitext2": "wikitext2.test.txt", "ptb": "ptb.test.txt"}
+STEPS = {"block": "block_ratios", "row": "row_ratios"}
+
+
+def mask_sha256(model: torch.nn.Module) -> tuple[str, np.ndarray]:
+    """Return the digest of the zeros of all block linears as the reference defines it."""
+    names = layout.find(model).linears
+    zeros = [(model.get_submodule(n).weight == 0).flatten().cpu().numpy() for n in names]
+    bits = np.packbits(np.concatenate(zeros))
+    return hashlib.sha256(bits.tobytes()).hexdigest(), bits
+
+
+def run_case(case: dict[str, Any], dense: torch.nn.Module, ids: torch.Tensor) -> dict[str, Any]:
+    """Prune a copy of the dense model as the case says and return what can be compared."""
+    options: dict[str, dict[str, Any]] = {}
+    if case["pruner"] == "sparsegpt":
+        options["sparsegpt"] = {"published_code": True}
+    if case["top_up"] == "dsnot":
+        options["dsnot"] = {"published_code": True}
+    if case["top_up"] == "alphapruning":
+        options["alphapruning"] = {"published_code": True}
+    recipe = neuroal.Recipe(
+        sparsity=case["sparsity"],
+        pruner=case["pruner"],
+        top_up=case["top_up"],
+        budget="paper",
+        options=options,
+    )
+    model = copy.deepcopy(dense)
+    start = time.perf_counter()
+    report = neuroal.prune(model, None, recipe, windows=ids)
+    return {"model": model, "report": report, "seconds": time.perf_counter() - start}
+
+
+def compare(case: dict[str, Any], ours: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the table."""
+    report, model = ours["report"], ours["model"]
+    row: dict[str, Any] = {k: case[k] for k in ("pruner", "sparsity", "top_up")}
+    for step, role in STEPS.items():
+        theirs = case.get(f"lam_{step}")
+        if theirs is None:
+            continue
+        measured = [c for c in report.candidates if c["role"] == role and c["parameters"]]
+        lam = next((c["parameters"]["lam"] for c in measured if c["selected"]), None)
+        row[f"λ {step}"] = f"{lam:g}" if lam == theirs else f"{lam} (theirs {theirs:g})"
+        published = case[f"{step}_misalignments"]
+        row[f"misalignment {step}"] = max(
+            (abs(c["misalignment"] / published[str(c["parameters"]["lam"])] - 1) for c in measured),
+            default=None,
+        )
+    achieved = [b["achieved"] for b in report.blocks]
+    pairs = zip(achieved, case["achieved_per_block"], strict=True)
+    row["achieved"] = max(abs(a - b) for a, b in pairs)
+    digest, _ = mask_sha256(model)
+    row["same mask"] = "yes" if digest == case["mask_sha256"] else "no"
+    for name, windows in texts.items():
+        row[f"{name}"] = perplexity(model, windows).perplexity
+        row[f"{name} theirs"] = case[name]
+    row["seconds"] = ours["seconds"]
+    return row
+
+
+@click.command(help=__doc__)
+@click.argument("shared", type=click.Path(path_type=Path, exists=True))
+@click.option("--pruner", multiple=True)
+@click.option("--sparsity", multiple=True, type=float)
+@click.option("--top-up", multiple=True)
+@click.option("--out", type=click.Path(path_type=Path))
+def main(
+    shared: Path,
+    pruner: tuple[str, ...],
+    sparsity: tuple[float, ...],
+    top_up: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    logging.disable(logging.WARNING)
+    cases = json.loads((shared / "reference/llama.json").read_text())["cases"]
+    rows_file = (shared / "reference/llama.calibration.jsonl").read_text().splitlines()
+    ids = torch.tensor([json.loads(line)["input_ids"] for line in rows_file])
+    dense, tokenizer = checkpoint.load(str(shared / "models/llama"))
+    texts = {
+        name: evaluation_windows(str(shared / "data" / f), tokenizer, length=256, windows=100)
+        for name, f in TEXTS.items()
+    }
+    rows, left_out = [], []
+    for case in tqdm(cases):
+        wanted = (
+            (not pruner or case["pruner"] in pruner)
+            and (not sparsity or case["sparsity"] in sparsity)
+            and (not top_up or case["top_up"] in top_up)
+        )
+        if not wanted:
+            continue
+        if "error" in case:
+            left_out.append(case)
+            continue
+        row = compare(case, run_case(case, dense, ids), texts)
+        rows.append(row)
+        tqdm.write(json.dumps(row))
+    table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g")
+    text = (
+        "# Parity with the authors' code\n\n"
+        "Made by `python benchmarks/parity.py SHARED --out docs/parity.md` on the shared llama:\n"
+        "budget `paper`, 32 calibration windows of 256 tokens, the first 8 for the search.\n"
+        "`misalignment` is the largest relative difference over all candidates, `achieved` the\n"
+        "largest difference of a block's sparsity.\n\n"
+        f"{table}\n\n"
+        + "".join(
+            f"- {c['pruner']}, {c['top_up']}, {c['sparsity']}: the published code fails.\n"
+            for c in left_out
+        )
+    )
+    click.echo(table)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The other commands, their help, their JSON, and how they end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from neuroal.cli import main
+from neuroal.cli.command import GroupedOption
+from neuroal.cli.demo import Case, verdict
+from neuroal.testing import tiny_model
+
+COMMANDS = {
+    "prune": main.commands["prune"],
+    "evaluate": main.commands["evaluate"],
+    "layout": main.commands["layout"],
+    "demo": main.commands["demo"],
+    **{f"plugins {name}": command for name, command in main.commands["plugins"].commands.items()},  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name: str, run: Any) -> None:
+    result = run(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert f"Usage: neuroal {name}" in result.stdout
+    assert f"Examples:\n  neuroal {name}" in result.stdout
+    for parameter in COMMANDS[name].params:
+        if isinstance(parameter, click.Option):
+            assert isinstance(parameter, GroupedOption)
+            assert parameter.help
+            assert parameter.opts[0] in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_parse(name: str, folder: Path) -> None:
+    for example in COMMANDS[name].examples:  # type: ignore[attr-defined]
+        words = example.split()
+        assert words[: 1 + len(name.split())] == ["neuroal", *name.split()]
+        command = COMMANDS[name]
+        command.make_context(name, words[1 + len(name.split()) :], resilient_parsing=False).close()
+
+
+def test_group_without_a_command_shows_its_help(run: Any) -> None:
+    assert "Commands:" in run().stdout and run().exit_code == 0
+    assert "check" in run("plugins").stdout and run("plugins").exit_code == 0
+    assert run("--version").stdout.startswith("neuroal, version ")
+
+
+def test_evaluate(folder: Path, run: Any) -> None:
+    result = run("evaluate", "tiny", "--data", "text.txt", "--length", 32, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    text = Path("text.txt").read_text()
+    assert said["windows"] == len(text) // 32 and said["length"] == 32
+    assert (said["model"], said["data"], said["dtype"]) == ("tiny", "text.txt", "float32")
+    assert len(said["sha256"]) == 64
+    from transformers import AutoTokenizer
+
+    ids = torch.tensor(AutoTokenizer.from_pretrained("tiny")(text)["input_ids"])
+    ids = ids[: len(ids) // 32 * 32].view(-1, 32)
+    model = AutoModelForCausalLM.from_pretrained("tiny")
+    with torch.no_grad():
+        losses = [float(model(w[None], labels=w[None]).loss) for w in ids]
+    assert said["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    table = run("evaluate", "tiny", "--data", "text.txt", "--length", 32).stdout
+    assert f"{said['perplexity']:.4f}" in table and said["sha256"] in table
+    quiet = run("evaluate", "tiny", "--data", "text.txt", "--length", 32, "-q").stdout
+    assert quiet == f"{said['perplexity']:.4f}\n"
+
+
+def test_evaluate_in_half_precision_and_rows(folder: Path, run: Any) -> None:
+    given = ("--data", "rows.jsonl", "--windows", 3, "--dtype", "bfloat16", "--json")
+    said = json.loads(run("evaluate", "tiny", *given).stdout)
+    assert (said["dtype"], said["windows"], said["length"]) == ("bfloat16", 3, 16)
+
+
+def test_layout(folder: Path, run: Any) -> None:
+    text = run("layout", "tiny").stdout
+    assert text.count("\nself_attn.q_proj ") == 1
+    assert "blocks 0 to 1" in text and "48 × 32" in text
+    assert "self_attn.q_proj (next block)" in text
+    assert "(block 1 is the last: nothing consumes mlp.down_proj)" in text
+    every = run("layout", "tiny", "--all").stdout
+    assert "block 0 (model.layers.0)" in every and "block 1 (model.layers.1)" in every
+    assert any(x.endswith("none") for x in every.splitlines() if x.startswith("mlp.down_proj"))
+    said = json.loads(run("layout", "tiny", "--json").stdout)
+    assert said["weights"] == 17_408 and said["linears"] == 14
+    linear = said["blocks"][0]["linears"][0]
+    assert linear == {
+        "name": "model.layers.0.self_attn.q_proj",
+        "out_features": 32,
+        "in_features": 32,
+        "weights": 1024,
+        "group": 0,
+        "part": "attention",
+        "paired": "model.layers.0.self_attn.o_proj",
+    }
+    assert said["blocks"][1]["linears"][-1]["paired"] is None
+
+
+@pytest.mark.parametrize("structure", ["mistral", "phi", "opt"])
+def test_layout_of_other_structures(structure: str, folder: Path, run: Any) -> None:
+    tiny_model(structure).save_pretrained(structure)  # type: ignore[operator]
+    text = run("layout", structure).stdout
+    assert "blocks 0 to 2" in text
+    assert f"{structure}: 3 blocks" in text
+
+
+def test_plugins_list(run: Any) -> None:
+    text = run("plugins", "list").stdout
+    assert "wanda" in text and "neuroal-block" in text
+    rows = run("plugins", "list", "--role", "row-ratios").stdout
+    assert "neuroal" in rows and "wanda" not in rows
+    said = json.loads(run("plugins", "list", "--role", "pruner", "--json").stdout)["plugins"]
+    assert {"magnitude", "wanda"} <= {p["name"] for p in said}
+    assert {p["role"] for p in said} == {"pruner"}
+    result = run("plugins", "list", "--role", "prunr")
+    assert result.stderr == "Error: unknown role 'prunr': did you mean 'pruner'?\n"
+    assert result.exit_code == 2
+
+
+def test_plugins_show(run: Any) -> None:
+    wanda = run("plugins", "show", "wanda").stdout
+    assert "Sun et al. 2023" in wanda and "score_weights" in wanda and "no options" in wanda
+    text = run("plugins", "show", "neuroal").stdout
+    assert "row_ratios neuroal" in text and "top_up neuroal" in text
+    assert "neuroal.lambdas: list of float" in text
+    assert "row_ratios" not in run("plugins", "show", "wanda").stdout
+    said = json.loads(run("plugins", "show", "uniform", "--json").stdout)["plugins"]
+    assert {p["role"] for p in said} == {"block_ratios", "row_ratios", "top_up"}
+    result = run("plugins", "show", "wnda")
+    assert result.stderr == "Error: unknown plugin 'wnda': did you mean 'wanda'?\n"
+    assert result.exit_code == 2
+
+
+def test_plugins_check(run: Any) -> None:
+    result = run("plugins", "check")
+    assert result.exit_code == 0, result.stdout
+    assert ", 0 broken" in result.stdout
+
+
+def test_plugins_check_finds_a_broken_distribution(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "strange-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[neuroal.pruner]\nstrange = no_such_module:Strange\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "strange 1.0" in run("plugins", "list").stdout
+    result = run("plugins", "check")
+    assert result.exit_code == 1
+    assert "does not import" in result.stdout and ", 1 broken" in result.stdout
+    said = json.loads(run("plugins", "check", "--json").stdout)
+    assert said["broken"] == 1
+    assert run("plugins", "show", "strange").exit_code == 1
+
+
+def test_broken_pipe_is_quiet(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neuroal", "plugins", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c(folder: Path) -> None:
+    Path("slow.py").write_text(
+        "from dataclasses import dataclass\nimport time\nfrom neuroal import hookimpl\n"
+        "@dataclass(frozen=True, eq=False)\nclass Slow:\n    '''Waits.'''\n    @hookimpl\n"
+        "    def score_weights(self, weight):\n        open('started', 'w').close()\n"
+        "        time.sleep(60)\n        return weight\n"
+    )
+    given = ["prune", "tiny", "--calibration", "rows.jsonl", "--samples", "2"]
+    mine = ["--pruner", "./slow.py:Slow", "--top-up", "uniform"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neuroal", *given, *mine],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(1200):
+        if Path("started").exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout == ""
+    assert stderr.startswith("Error: interrupted") and stderr.count("\n") == 1
+    assert process.returncode == 130
+
+
+def case(pruner: str | None, top_up: str | None, wanted: float, value: float) -> Case:
+    return Case(pruner, top_up, wanted, wanted, None, None, value, 1.0)
+
+
+def test_verdict_is_computed() -> None:
+    cases = [case(None, None, 0.0, 10.0)]
+    for sparsity in (0.6, 0.7):
+        cases += [
+            case("magnitude", "uniform", sparsity, 20.0),
+            case("magnitude", "neuroal", sparsity, 18.0),
+            case("wanda", "uniform", sparsity, 15.0),
+            case("wanda", "neuroal", sparsity, 15.0 if sparsity == 0.6 else 15.3),
+        ]
+    lines = verdict(cases)
+    assert len(lines) == 2
+    assert "70%" in lines[0] and "+100% by magnitude" in lines[0] and "+50% by wanda" in lines[0]
+    assert "2 of 4" in lines[1] and "-10.0%" in lines[1] and "+2.0%" in lines[1]
