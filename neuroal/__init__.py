@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from neuroal.layout import Block, Layout, Linear
+    from neuroal.masks import mask_for, row_mask
     from neuroal.options import option
     from neuroal.recipe import Recipe
     from neuroal.result import Report
@@ -51,8 +52,10 @@ _HOME = {
     "TopUp": "hookspecs",
     "UsageError": "errors",
     "hookimpl": "hookspecs",
+    "mask_for": "masks",
     "option": "options",
     "prune": "engine",
+    "row_mask": "masks",
 }
 __all__ = [
     "Accumulator",
@@ -75,8 +78,10 @@ __all__ = [
     "UsageError",
     "__version__",
     "hookimpl",
+    "mask_for",
     "option",
     "prune",
+    "row_mask",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuroal.errors import NeuroalError, PluginError
+from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Accumulator, Measurement, Target
 from neuroal.layout import Block, Layout
 from neuroal.plugins import Plugin
@@ -108,6 +109,10 @@ class Aligner:
         self._pruned_statistics = tuple(a for a in self._dense_statistics if a.name in read)
         self._compares = any(a.compares for a in self._pruned_statistics)
         self._at_output = self.metric.has("measure_output")
+        if not self._at_output and not self.metric.required_statistics():
+            raise self.metric.error(
+                "required_statistics", "names nothing for measure_linear to read"
+            )
 
     @property
     def layout(self) -> Layout:
@@ -149,6 +154,7 @@ class Aligner:
         weights = spare_copies(block, module)
         # Prefixes are compared by identity; `states` may let go of one, so they are kept alive.
         alive = [s.prefix for s in states]
+        waiting = Counter(id(s.prefix) for s in states if not s.dropped)
         dense: dict[int, Pass] = {}
         known: dict[tuple[Any, ...], _Step] = {}
         for s, prefix in zip(states, alive, strict=True):
@@ -160,6 +166,9 @@ class Aligner:
             if key not in known:
                 known[key] = self._step(block, module, inputs, s, weights, dense)
             step = known[key]
+            waiting[id(prefix)] -= 1
+            if not waiting[id(prefix)]:
+                dense.pop(id(prefix), None)  # Gram matrices and kept inputs are large
             s.prefix = step.prefix
             s.total = s.total + step.misalignment
             s.deviation |= step.deviation
@@ -219,7 +228,7 @@ class Aligner:
                     "measure_linear",
                     dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
                 )  # fmt: skip
-                total = total + self._number(value, "measure_linear").double()
+                total = total + self._number(value, "measure_linear")
             if self.deviation:
                 a, b = dense.statistics[x.name], after.statistics[x.name]
                 deviation[x.name] = a.input_norm - b.input_norm
@@ -235,7 +244,7 @@ class Aligner:
             for s in states:
                 pruned = self.walker.logits(batch, s.prefix.carried[i])
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
-                s.total = s.total + self._number(value, "measure_output").double() * share
+                s.total = s.total + self._number(value, "measure_output") * share
 
     def _dense_hidden(self, inputs: Inputs) -> list[Tensor]:
         if inputs.windows not in self._dense_output:
@@ -249,21 +258,25 @@ class Aligner:
 
     def _number(self, value: object, hook: str) -> Tensor:
         if isinstance(value, Tensor) and value.dim() == 0:
-            return value
+            # Nothing waits for the device here: what is below 0 becomes NaN and is seen at the end.
+            return value.double().where(value >= 0, torch.nan)
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise self.metric.error(hook, f"returned {what}, not a 0-d tensor")
 
     def _outcome(self, s: _State) -> Outcome:
         total = float(s.total)
         if not 0 <= total < float("inf"):
-            raise PluginError(f"{self.metric}: misalignment {total} is not a finite number >= 0")
+            hook = "measure_output" if self._at_output else "measure_linear"
+            raise self.metric.error(hook, "returned NaN, infinity or a number below 0")
         return Outcome(Measurement(total, s.dropped, s.runs), s.deviation)
 
 
 def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
     """Return what tells two candidates' targets for a block apart."""
     own = [(x.name, targets[x.name]) for x in block.linears if x.name in targets]
-    return tuple((name, t.ratio, str(t.pattern), t.counts.numpy().tobytes()) for name, t in own)
+    return tuple(
+        (name, t.ratio, str(t.pattern), t.prune_last, t.counts.numpy().tobytes()) for name, t in own
+    )
 
 
 def measure_blocks(

@@ -21,6 +21,8 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout
 
 MARKER = "neuroal.json"
+SCHEMA = 1
+_TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def locate(model: str) -> str:
@@ -53,14 +55,14 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _failure(model: str, error: Exception) -> NeuroalError:
@@ -88,7 +90,9 @@ def skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
     _refuse_quantised(model, config)
     try:
         with _quiet(), torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:
         raise _failure(model, error) from error
     assert isinstance(made, nn.Module)
@@ -129,18 +133,21 @@ def load(
     except Exception as error:
         raise _failure(model, error) from error
     assert isinstance(loaded, nn.Module)
-    return loaded.to(device).eval(), load_tokenizer(model, trust_remote_code)
+    loaded.to(device).eval()  # type: ignore[arg-type]
+    return loaded, load_tokenizer(model, trust_remote_code)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
-    """Return the model's tokenizer."""
+    """Return the model's tokenizer; None where its folder holds none."""
     from transformers import AutoTokenizer
 
+    where = locate(model)
+    folder = Path(where)
+    if folder.is_dir() and not any(f for pattern in _TOKENIZER for f in folder.glob(pattern)):
+        return None
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(
-                locate(model), trust_remote_code=trust_remote_code
-            )
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _failure(model, error) from error
 
@@ -177,7 +184,8 @@ def device_of(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{name}' is not available: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise UsageError(f"device '{name}' is not available: {why}") from None
     return name
 
 
@@ -202,6 +210,26 @@ def fingerprint(model: str) -> str | None:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of everything a model holds."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def restore(model: nn.Module, folder: Path, layout: Layout) -> None:
+    """Copy the linears' weights of a finished run into the same model in memory."""
+    names = {f"{name}.weight" for name in layout.linears}
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for file in sorted(folder.glob("model*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for key in names.intersection(tensors.keys()):
+                    parameters[key].copy_(tensors.get_tensor(key))
 
 
 def check_finite(model: nn.Module, layout: Layout) -> None:
@@ -298,6 +326,8 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read recipe '{file}': {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"recipe '{file}' is not a JSON object")
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"'{file}' has schema {data['schema']!r:.20}, this neuroal reads {SCHEMA}")
     return data
 
 

@@ -22,7 +22,7 @@ from neuroal.alignment import Aligner, Tick, measure_blocks
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.calibration import Windows
 from neuroal.card import model_card
-from neuroal.errors import UsageError
+from neuroal.errors import NeuroalError, UsageError
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.plan import Setup, first_steps, setup
@@ -153,6 +153,9 @@ class _Run:
             report.candidates = [dataclasses.asdict(c) for c in candidates]
             report.counts["block_runs"] = walker.block_runs if walker else 0
             self._save(report, model, tokenizer, found, rules, wanted, allocation, out)
+        except NeuroalError:  # bad input, which would fail again: nothing stays behind
+            journal.abandon(everything=not resume)
+            raise
         except BaseException:
             journal.abandon()
             raise

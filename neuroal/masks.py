@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,16 +14,16 @@ def row_mask(scores: Tensor, counts: Tensor, prune_last: bool = False) -> Tensor
 
     Args:
         scores: Finite floating `(rows, columns)`.
-        counts: int64 `(rows,)`, each in [0, columns].
+        counts: int64 `(rows,)`, or `(1,)` for one that holds in every row; in [0, columns].
         prune_last: Of equal scores the one of higher index goes, else that of lower index.
 
     Returns:
         bool `(rows, columns)`, True = pruned, with exactly `counts[i]` in row i.
     """
-    counts = counts.to(scores.device)
+    counts = counts.to(scores.device).expand(scores.shape[0])
     if scores.numel() == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    ordered = scores.sort(dim=1).values
+    ordered = _sorted_rows(scores)
     last = ordered.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))  # (rows, 1) largest pruned
     below = scores < last
     need = (counts - below.sum(dim=1)).unsqueeze(1)  # (rows, 1) how many of the equal ones go
@@ -36,6 +37,14 @@ def row_mask(scores: Tensor, counts: Tensor, prune_last: bool = False) -> Tensor
     return below | (equal & (rank <= need))
 
 
+def _sorted_rows(scores: Tensor) -> Tensor:
+    """Return every row in rising order; on the CPU by NumPy, whose sort of values is vectorised."""
+    if scores.device.type != "cpu":
+        return scores.sort(dim=1).values
+    exact = scores if scores.dtype == torch.float64 else scores.float()  # half precision fits
+    return torch.from_numpy(np.sort(exact.detach().numpy(), axis=1)).to(scores.dtype)
+
+
 def pattern_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     """Return the N:M mask: of every M consecutive inputs the N of highest score stay.
 
@@ -47,8 +56,7 @@ def pattern_mask(scores: Tensor, pattern: Pattern) -> Tensor:
         bool `(out, in)`, True = pruned; of equal scores the lower index goes.
     """
     groups = scores.reshape(-1, pattern.of)
-    counts = torch.full((groups.shape[0],), pattern.of - pattern.kept, dtype=torch.int64)
-    return row_mask(groups, counts).view_as(scores)
+    return row_mask(groups, torch.tensor([pattern.of - pattern.kept])).view_as(scores)
 
 
 def mask_for(scores: Tensor, target: Target) -> Tensor:

@@ -1,4 +1,10 @@
-"""The output folder while it is made: everything in `OUT.partial`, renamed on success."""
+"""The output folder while it is made: everything in `OUT.partial`, renamed on success.
+
+`OUT.partial` comes into being with the first thing worth keeping. It holds `run.json` (what decides
+the result, and whether an earlier run in `OUT` is to be replaced), `journal/` (finished search
+generations and pruned blocks), `checkpoint/` (what becomes `OUT`) and, for the moment of the
+exchange, `replaced/` (the earlier run).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,8 @@ from neuroal.checkpoint import MARKER, load_tensors, read_report, write_atomical
 from neuroal.errors import UsageError
 from neuroal.hookspecs import Measurement
 
+_MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
+
 
 def check(out: Path, overwrite: bool, resume: bool) -> None:
     """Refuse an output folder that would lose something.
@@ -25,6 +33,8 @@ def check(out: Path, overwrite: bool, resume: bool) -> None:
     Raises:
         UsageError: It exists and may not be replaced.
     """
+    if out.name in ("", ".."):
+        raise UsageError(f"output folder '{out}' has no name of its own")
     if overwrite and resume:
         raise UsageError("--overwrite and --resume exclude each other")
     if out.exists() and not resume:
@@ -32,10 +42,11 @@ def check(out: Path, overwrite: bool, resume: bool) -> None:
             raise UsageError(f"output folder '{out}' exists: choose another or add --overwrite")
         if not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"'{out}' was not written by neuroal: remove it yourself")
-    if partial(out).exists() and not (resume or overwrite):
-        raise UsageError(
-            f"'{partial(out)}' holds an unfinished run: add --resume to go on, or --overwrite"
-        )
+    work = partial(out)
+    if work.exists() and not _is_ours(work):
+        raise UsageError(f"'{work}', which the run needs, is not neuroal's: remove it yourself")
+    if work.exists() and not (resume or overwrite):
+        raise UsageError(f"'{work}' holds an unfinished run: add --resume to go on, or --overwrite")
 
 
 def partial(out: Path) -> Path:
@@ -43,18 +54,52 @@ def partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def finished(out: Path, digest: str) -> dict[str, Any] | None:
-    """Return the report of a finished run of the same recipe in `out`.
+def _is_ours(work: Path) -> bool:
+    ours = {_MARK, f"{_MARK}.tmp", _JOURNAL, _CHECKPOINT, _REPLACED}
+    return work.is_dir() and all(p.name in ours for p in work.iterdir())
+
+
+def _mark(work: Path) -> dict[str, Any]:
+    """Return what the unfinished run in a folder says of itself; empty where there is none."""
+    file = work / _MARK
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
+    """Return the report of the same run, finished, in `out`; what it left unfinished is removed.
+
+    Args:
+        out: The output folder.
+        digest: The recipe's.
+        **more: Other entries of the report that have to be the same.
+
+    Returns:
+        None where the run is not finished: nothing is there, or the earlier run that it is to
+        replace still is.
 
     Raises:
         UsageError: `out` holds another run.
     """
-    if not out.exists():
+    work = partial(out)
+    if not out.exists() or (_mark(work).get("replaces") and not (work / _REPLACED).exists()):
         return None
+    if not (out / MARKER).is_file():
+        raise UsageError(f"'{out}' was not written by neuroal: choose another output folder")
     data = read_report(out)
-    if data.get("recipe_sha256") != digest:
-        raise UsageError(f"'{out}' holds another run: its recipe differs")
+    expected = {"recipe_sha256": digest, **json.loads(json.dumps(more))}
+    for key, value in expected.items():
+        if data.get(key) != value:
+            what = key.removesuffix("_sha256")
+            raise UsageError(f"'{out}' holds another run: its {what} differs")
+    _remove(work)
     return data
+
+
+def _remove(work: Path) -> None:
+    """Remove an unfinished run, the mark first: what a kill leaves of the rest says nothing."""
+    if work.exists():
+        (work / _MARK).unlink(missing_ok=True)
+        shutil.rmtree(work)
 
 
 @dataclass(frozen=True)
@@ -62,10 +107,12 @@ class Journal:
     """What an unfinished run has done so far, one file a step; None remembers nothing.
 
     Attributes:
-        folder: `OUT.partial/journal`, or None without an output folder.
+        out: The output folder, or None.
+        mark: What the run says of itself in `OUT.partial`.
     """
 
-    folder: Path | None
+    out: Path | None
+    mark: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, out: Path | None, digest: str, resume: bool) -> Journal:
@@ -82,15 +129,28 @@ class Journal:
         if out is None:
             return cls(None)
         work = partial(out)
-        if work.exists() and resume:
-            mark = work / "recipe.sha256"
-            if mark.is_file() and mark.read_text() != digest:
-                raise UsageError(f"'{work}' belongs to another recipe, model or data")
-        elif work.exists():
-            shutil.rmtree(work)
-        (work / "journal").mkdir(parents=True, exist_ok=True)
-        write_atomically(work / "recipe.sha256", digest.encode())
-        return cls(work / "journal")
+        mark = _mark(work)
+        if resume and mark:
+            if mark["sha256"] != digest:
+                raise UsageError(f"'{work}' belongs to another recipe, model, data or plugin")
+            return cls(out, mark)
+        if (work / _REPLACED).exists() and not out.exists():
+            os.replace(work / _REPLACED, out)
+        _remove(work)
+        return cls(out, {"sha256": digest, "replaces": out.exists()})
+
+    @property
+    def folder(self) -> Path | None:
+        """Return `OUT.partial/journal`, or None without an output folder."""
+        return None if self.out is None else partial(self.out) / _JOURNAL
+
+    def _keep(self, name: str, data: bytes) -> None:
+        assert self.folder is not None
+        if not (self.folder.parent / _MARK).is_file():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder.parent / _MARK, json.dumps(dict(self.mark)).encode())
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self.folder / name, data)
 
     def outcomes(self, key: str, make: Callable[[], list[Outcome]]) -> list[Outcome]:
         """Return the outcomes of a generation, measured now or read from an earlier try."""
@@ -111,8 +171,8 @@ class Journal:
             for i, o in enumerate(outcomes)
             for name, t in o.deviation.items()
         }
-        write_atomically(tensors, to_safetensors(flat))
-        write_atomically(file, json.dumps([asdict(o.measurement) for o in outcomes]).encode())
+        self._keep(tensors.name, to_safetensors(flat))
+        self._keep(file.name, json.dumps([asdict(o.measurement) for o in outcomes]).encode())
         return outcomes
 
     def block(self, index: int) -> dict[str, Tensor] | None:
@@ -120,27 +180,38 @@ class Journal:
         file = None if self.folder is None else self.folder / f"block-{index:04d}.safetensors"
         return load_tensors(file) if file is not None and file.is_file() else None
 
-    def abandon(self) -> None:
-        """Remove the unfinished run's folder if nothing in it is worth going on from."""
-        if self.folder is not None and self.folder.is_dir() and not any(self.folder.iterdir()):
-            shutil.rmtree(self.folder.parent)
+    def abandon(self, everything: bool = False) -> None:
+        """Remove the unfinished run's folder if nothing in it is worth going on from.
+
+        Args:
+            everything: Finished steps are not: the run would fail again.
+        """
+        if self.folder is not None and (everything or not self.folder.is_dir()):
+            _remove(self.folder.parent)
 
     def keep_block(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the pruned weights of a finished block."""
         if self.folder is not None:
             data = to_safetensors({k: w.detach().cpu().contiguous() for k, w in weights.items()})
-            write_atomically(self.folder / f"block-{index:04d}.safetensors", data)
+            self._keep(f"block-{index:04d}.safetensors", data)
 
 
 def publish(out: Path) -> None:
-    """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up."""
+    """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up.
+
+    Raises:
+        FileExistsError: `out` came into being while the run went on.
+    """
     work = partial(out)
-    old = out.with_name(out.name + ".old")
+    replaced = work / _REPLACED
     if out.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        os.replace(out, old)
-    os.replace(work / "checkpoint", out)
-    shutil.rmtree(work)
-    if old.exists():
-        shutil.rmtree(old)
+        if not _mark(work).get("replaces"):
+            raise FileExistsError(f"'{out}' was made meanwhile: see '{work / _CHECKPOINT}'")
+        os.replace(out, replaced)
+    try:
+        os.replace(work / _CHECKPOINT, out)
+    except OSError:
+        if replaced.exists():
+            os.replace(replaced, out)
+        raise
+    _remove(work)

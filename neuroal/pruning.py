@@ -177,14 +177,18 @@ def _check_mask(plugin: Plugin, hook: str, linear: Linear, mask: object, target:
         raise _wrong(plugin, hook, linear, f"returned mask {_kind(mask)}, not bool {shape},")
     if target.budget != "exact":
         return
-    if target.comparison == "row" and target.pattern is None:
-        met = bool((mask.sum(dim=1).cpu() == target.counts.cpu()).all())
-    else:
-        met = int(mask.sum()) == int(target.counts.sum())
-    if not met:
-        raise _wrong(
-            plugin, hook, linear, f"pruned {int(mask.sum())}, not {int(target.counts.sum())} weights"
-        )
+    if target.pattern is not None:
+        groups = mask.reshape(-1, target.pattern.of).sum(dim=1)
+        if bool((groups != target.pattern.of - target.pattern.kept).any()):
+            raise _wrong(plugin, hook, linear, f"returned a mask that is not {target.pattern}")
+        return
+    pruned = mask.sum(dim=1).cpu() if target.comparison == "row" else mask.sum().cpu()
+    if bool((pruned != target.counts.cpu()).any()):
+        asked, total = int(target.counts.sum()), int(pruned.sum())
+        what = f"pruned {total}, not {asked}, weights"
+        if total == asked:
+            what = "pruned other rows than it was asked to"
+        raise _wrong(plugin, hook, linear, what)
 
 
 def _kind(value: object) -> str:

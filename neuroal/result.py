@@ -13,11 +13,9 @@ from torch import nn
 
 from neuroal import __version__
 from neuroal.allocation import Rules
-from neuroal.checkpoint import Zeros, transformers_version
+from neuroal.checkpoint import SCHEMA, Zeros, transformers_version
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
-
-SCHEMA = 1
 
 
 @dataclass

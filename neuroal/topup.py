@@ -13,7 +13,6 @@ from torch import Tensor
 
 from neuroal.alignment import Aligner, Outcome, Tick, Trial
 from neuroal.allocation import Allocation, Rules, targets
-from neuroal.errors import PluginError
 from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
@@ -165,12 +164,13 @@ class TopUpSearch:
     def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Choice:
         self._advance_all(step, strategies)
         finalists = [self._finalist(s) for s in strategies]
-        if len(finalists) > 1 or needs_deviation:
+        if len(finalists) > 1:
             for k, tried in enumerate(finalists):
-                unmeasured = tried.outcome is None or tried.windows != self.windows
-                if unmeasured or (needs_deviation and not _deviation(tried)):
+                if not _can_win(tried) or tried.windows != self.windows:
                     self._measure(f"{step}-final-{k}", [(tried, None)], self.windows)
         winner = min(finalists, key=lambda t: t.cost)  # the first in order on ties
+        if needs_deviation and (winner.windows != self.windows or not _deviation(winner)):
+            self._measure(f"{step}-winner", [(winner, None)], self.windows)
         candidates = []
         for s, finalist in zip(strategies, finalists, strict=True):
             listed = s.tried if finalist in s.tried else [*s.tried, finalist]
@@ -202,8 +202,9 @@ class TopUpSearch:
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
             allocation = Allocation.of(proposal.ratios, self.layout)
+            json.dumps(dict(proposal.parameters))
         except Exception as error:
-            raise PluginError(f"{plugin}: {error}") from error
+            raise plugin.error(f"propose_{plugin.role}", f"proposed: {error}") from error
         return _Tried(proposal, allocation, None, windows, plugin)
 
     def _measure(
@@ -216,7 +217,8 @@ class TopUpSearch:
                 for t, limit in trials
             ]
             assert self.aligner is not None, "a search needs windows"
-            return _trimmed(self.aligner.measure(wanted, self.inputs(windows), tick))
+            outcomes = self.aligner.measure(wanted, self.inputs(windows), tick)
+            return _trimmed(outcomes, [t.proposal.probe for t, _ in trials])
 
         title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"
         digest = hashlib.sha256(key.encode())
@@ -228,15 +230,18 @@ class TopUpSearch:
 
     def _finalist(self, s: _Strategy) -> _Tried:
         """Return the strategy's winner: what it returned, else the least misaligned."""
-        if s.returned is not None:
-            wanted = _digest(s.returned)
-            same = [t for t in s.tried if t.outcome and _digest(t.proposal) == wanted]
-            if same:
-                return max(same, key=lambda t: (not t.proposal.probe, t.windows))
-            return self._tried(s.returned, s.plugin, self.windows)
+        hook = f"propose_{s.plugin.role}"
         able = [t for t in s.tried if _can_win(t)]
+        if s.returned is not None:
+            if s.returned.probe:
+                raise s.plugin.error(hook, "returned a probe, which cannot win")
+            wanted = _digest(s.returned)
+            same = [t for t in able if _digest(t.proposal) == wanted]
+            if same:
+                return max(same, key=lambda t: t.windows)
+            return self._tried(s.returned, s.plugin, self.windows)
         if not able:
-            raise PluginError(f"{s.plugin}: ended without a proposal that can win")
+            raise s.plugin.error(hook, "ended without a proposal that can win")
         most = max(t.windows for t in able)
         return min((t for t in able if t.windows == most), key=lambda t: t.cost)
 
@@ -245,9 +250,10 @@ def _deviation(tried: _Tried) -> Mapping[str, Tensor]:
     return {} if tried.outcome is None else tried.outcome.deviation
 
 
-def _trimmed(outcomes: list[Outcome]) -> list[Outcome]:
-    """Keep the deviation of the least misaligned only: no other can be the step's winner's."""
-    able = [o for o in outcomes if not o.measurement.dropped]
+def _trimmed(outcomes: list[Outcome], probes: list[bool]) -> list[Outcome]:
+    """Keep the deviation of the least misaligned only: rarely is another one asked for."""
+    pairs = zip(outcomes, probes, strict=True)
+    able = [o for o, probe in pairs if not (probe or o.measurement.dropped)]
     best = min(able, key=lambda o: o.measurement.misalignment, default=None)
     return [o if o is best else Outcome(o.measurement, {}) for o in outcomes]
 

@@ -142,7 +142,7 @@ class Walker:
         if batch is None:
             tokens = CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS
             batch = max(1, tokens // ids.shape[1])
-        batches = [self._batch(part) for part in ids.split(batch)]
+        batches = [self._batch(part) for part in torch.split(ids, batch)]
         last_use: dict[tuple[int, int], int] = {}
         for i, call in enumerate(batches[0].calls):
             for leaf in call.leaves:

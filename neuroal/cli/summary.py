@@ -37,7 +37,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
         ("calibration", f"{plan.windows} windows of {length} from {source}"),
-        ("block runs", f"{plan.block_runs:,}"),
+        ("block runs", f"at most {plan.block_runs:,}"),
         ("memory, estimated", size(plan.memory)),
         ("output", f"{out}{exists}"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import time
@@ -51,11 +52,10 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, core.token_to_id(BEGIN))]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         bos_token=BEGIN,
         eos_token=END,
-        model_max_length=WINDOW,
         clean_up_tokenization_spaces=False,
     )
 
@@ -162,12 +162,28 @@ def perplexity(
     Returns:
         The exponential of the mean loss per token.
     """
-    model.eval()
+    model.train(mode=False)
     rows = [tokenizer(text, verbose=False)["input_ids"][:WINDOW] for text in texts]
-    losses = [
-        model(input_ids=batch, labels=batch).loss for batch in torch.tensor(rows).split(BATCH)
-    ]
+    batches = torch.split(torch.tensor(rows), BATCH)
+    losses = [model(input_ids=batch, labels=batch).loss for batch in batches]
     return math.exp(torch.stack(losses).mean().item())
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A folder of Hugging Face form holds the model and its tokenizer.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        folder: Where to write; it is made where it is absent.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # transformers 5 writes a class name that transformers 4 does not know.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -178,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m neuroal.demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help="where to write")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="weights and windows (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -192,8 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     train(model, tokens, options.steps, options.seed)
     for split in ("calibration", "heldout"):
         LOG.info("%s perplexity %.3f", split, perplexity(model, tokenizer, documents(split)))
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
+    save(model, tokenizer, options.out)
     LOG.info("%.0f seconds, written to %s", time.monotonic() - begin, options.out)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from neuroal import Linear, NeuroalError, Statistics, Target
+from neuroal import Linear, NeuroalError, Statistics, Target, mask_for
 
 log = logging.getLogger(__name__)
 
@@ -18,33 +19,6 @@ LARGEST_DAMPING = 1.0  # times the mean of the diagonal; beyond it H hardly matt
 FIRST_RUNG = 1e-3  # where the ladder goes on from a damping of 0
 
 Factor = TypeVar("Factor")
-
-
-def prune_smallest(scores: Tensor, counts: Tensor) -> Tensor:
-    """Prune the `counts[i]` smallest scores of row i; of equal scores the lower index goes.
-
-    Args:
-        scores: `(rows, n)`, free of NaN.
-        counts: int64 `(rows,)`, or `(1,)` for one count that holds in every row; in [0, n].
-
-    Returns:
-        bool `(rows, n)`, True = pruned.
-    """
-    low, high = int(counts.min()), int(counts.max())
-    counts = counts.to(scores.device)[:, None]  # (rows or 1, 1)
-    if high == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if low == high:
-        cut = scores.topk(high, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
-    else:
-        cut = scores.sort(dim=1).values.gather(1, (counts - 1).clamp(min=0))
-        cut = cut.masked_fill(counts == 0, -torch.inf)
-    mask = scores <= cut
-    if bool((mask.sum(1, keepdim=True) == counts).all()):
-        return mask
-    below, equal = scores < cut, scores == cut
-    room = counts - below.sum(1, keepdim=True)
-    return below | (equal & (equal.cumsum(1) <= room))
 
 
 def choose_mask(scores: Tensor, target: Target, fraction: float = 1.0) -> Tensor:
@@ -58,15 +32,10 @@ def choose_mask(scores: Tensor, target: Target, fraction: float = 1.0) -> Tensor
     Returns:
         bool `(out, in)`, True = pruned.
     """
-    if target.pattern is not None:
-        groups = scores.reshape(-1, target.pattern.of)
-        pruned = torch.tensor([target.pattern.of - target.pattern.kept])
-        return prune_smallest(groups, pruned).reshape(scores.shape)
-    counts = target.counts
-    if fraction < 1:
-        counts = (counts.double() * fraction).floor().long()
-    rows = scores if target.comparison == "row" else scores.reshape(1, -1)
-    return prune_smallest(rows, counts).reshape(scores.shape)
+    if fraction < 1 and target.pattern is None:
+        counts = (target.counts.double() * fraction).floor().long()
+        target = replace(target, counts=counts)
+    return mask_for(scores, target)
 
 
 def prunes_nothing(target: Target) -> bool:

@@ -261,10 +261,14 @@ def test_dry_run(folder: Path, prune: Any, run: Any) -> None:
 
 
 def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
-    for more in ((), ("--top-up", "uniform"), ("--pruner", "magnitude"), ("--pattern", "2:4")):
+    for more in ((), ("--top-up", "uniform"), ("--pattern", "2:4"), ("--pruner", "magnitude")):
         plan = json.loads(ok(prune(*more, "--dry-run", "--json")).stdout)
         said = json.loads(ok(prune(*more, "--json", "--out", "out", "--overwrite")).stdout)
-        assert said["counts"]["block_runs"] == plan["block_runs"], more
+        done = said["counts"]["block_runs"]
+        assert done <= plan["block_runs"], more
+        costs = [c["misalignment"] for c in said["candidates"]]
+        if len(costs) == len(set(costs)):  # equal candidates are measured once
+            assert done == plan["block_runs"], more
 
 
 @pytest.mark.parametrize(

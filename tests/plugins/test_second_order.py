@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import neuroal
 from neuroal import Linear, NeuroalError, Pattern, Statistics, Target
 from neuroal_plugins import second_order
 from neuroal_plugins.pruner.admm import Admm
@@ -217,6 +218,16 @@ def test_sparsegpt_scores_by_the_static_saliency() -> None:
     for j in range(12):
         saliency = weight[:, j].double().numpy() ** 2 / np.linalg.inv(h[j:, j:])[0, 0]
         np.testing.assert_allclose(scores[:, j].numpy(), saliency, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("pruner", "damping"), [(Admm(), 0.0), (Alps(), 0.01)])
+def test_admm_and_alps_score_by_the_norm_of_the_input(pruner: Any, damping: float) -> None:
+    weight, gram = problem(4, 12)
+    scores = pruner.score_weights(weight, Statistics({"gram": gram}), linear(weight))
+    mean = sum(float(gram[j, j]) for j in range(12)) / 12
+    for i, j in np.ndindex(4, 12):
+        expected = abs(float(weight[i, j])) * (float(gram[j, j]) + damping * mean) ** 0.5
+        assert float(scores[i, j]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_sparsegpt_worked_by_hand() -> None:
@@ -460,7 +471,7 @@ def test_the_better_the_method_the_smaller_the_output_error_on_hidden_activation
 )
 def test_the_lower_index_of_equal_scores_goes(scores: list[list[int]], data: st.DataObject) -> None:
     counts = [data.draw(st.integers(0, 4)) for _ in scores]
-    mask = second_order.prune_smallest(torch.tensor(scores).float(), torch.tensor(counts))
+    mask = neuroal.row_mask(torch.tensor(scores).float(), torch.tensor(counts))
     for row, count, found in zip(scores, counts, mask.tolist(), strict=True):
         gone = sorted(range(4), key=lambda j: (row[j], j))[:count]
         assert [j for j in range(4) if found[j]] == sorted(gone)

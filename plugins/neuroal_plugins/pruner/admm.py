@@ -44,6 +44,12 @@ class Admm:
         return frozenset({"gram"})
 
     @hookimpl
+    def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
+        """Return |W_ij| * sqrt(H_jj), by which the first step chooses its mask."""
+        norm = second_order.gram_matrix(statistics, linear).diagonal().sqrt() + 1e-8
+        return weight.abs() * norm
+
+    @hookimpl
     def prune_linear(
         self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
     ) -> PrunedLinear:

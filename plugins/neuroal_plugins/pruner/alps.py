@@ -57,6 +57,13 @@ class Alps:
         return frozenset({"gram"})
 
     @hookimpl
+    def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
+        """Return |W_ij| * sqrt(H_jj), damped, by which the first support is chosen."""
+        gram = second_order.gram_matrix(statistics, linear)
+        norm = second_order.damped(gram, self.damping).diagonal().sqrt() + 1e-8
+        return weight.abs() * norm
+
+    @hookimpl
     def prune_linear(
         self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
     ) -> PrunedLinear:

@@ -17,6 +17,7 @@ from neuroal import (
     Target,
     hookimpl,
     option,
+    row_mask,
 )
 from neuroal_plugins import second_order
 
@@ -152,12 +153,12 @@ class SparseGPT:
 def _slice_mask(scores: Tensor, target: Target, share: Tensor) -> Tensor:
     """Return which weights of a slice `(out, columns)` are pruned."""
     if target.comparison == "row":
-        return second_order.prune_smallest(scores, share)
+        return row_mask(scores, share)
     if target.budget == "paper":
         n = scores.numel()
         ordered = scores.flatten().sort().values
         return scores <= ordered[min(int(n * target.ratio), n - 1)]
-    return second_order.prune_smallest(scores.reshape(1, -1), share).reshape(scores.shape)
+    return row_mask(scores.reshape(1, -1), share).reshape(scores.shape)
 
 
 def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) -> Tensor:
@@ -176,7 +177,7 @@ def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) ->
             group = slice(j, j + pattern.of)
             scores = weight[:, group] ** 2 / upper.diagonal()[group] ** 2
             pruned = torch.tensor([pattern.of - pattern.kept])
-            mask[:, group] = second_order.prune_smallest(scores, pruned)
+            mask[:, group] = row_mask(scores, pruned)
         errors[:, j] = weight[:, j].masked_fill(~mask[:, j], 0) / upper[j, j]
         weight[:, j:] -= errors[:, j, None] * upper[j, j:]
     weight.masked_fill_(mask, 0)  # what rounding left
