@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 import neuroal
 from neuroal import calibration, checkpoint
-from neuroal.calibration import Windows
 from neuroal.evaluation.perplexity import evaluation_windows, perplexity
 
 MODELS = ("llama", "mistral", "phi", "opt")
@@ -111,7 +110,7 @@ def geometric(values: Iterable[float]) -> float:
 
 
 def summary(cases: Mapping[Key, Case], cells: Sequence[tuple[str, str, float]]) -> str:
-    """Return one line per preset and text: geometric mean against NeuroAL, worst against uniform."""
+    """Return a line per preset and text: geometric means, and the worst cell against uniform."""
     rows = []
     for top_up, text in itertools.product(TOP_UPS, TEXTS):
         against: dict[str, dict[str, float]] = {"neuroal": {}, "uniform": {}}
@@ -131,17 +130,14 @@ def summary(cases: Mapping[Key, Case], cells: Sequence[tuple[str, str, float]]) 
                 "excess / NeuroAL's": geometric(against["neuroal"].values()),
                 "excess / uniform's": geometric(against["uniform"].values()),
                 "worse than uniform": sum(v > 1 for v in against["uniform"].values()),
-                "worst against uniform": worst
-                and f"{against['uniform'][worst]:.3f} ({worst})",
+                "worst against uniform": worst and f"{against['uniform'][worst]:.3f} ({worst})",
                 "block runs": f"{min(runs)} to {max(runs)}" if runs else "",
             }
         )
     return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f")
 
 
-def details(
-    cases: Mapping[Key, Case], cells: Sequence[tuple[str, str, float]], text: str
-) -> str:
+def details(cases: Mapping[Key, Case], cells: Sequence[tuple[str, str, float]], text: str) -> str:
     """Return a line per cell: perplexities, and the excess of both presets against NeuroAL's."""
     rows = []
     for cell in cells:
@@ -192,7 +188,9 @@ def main(
                 lines.write(json.dumps(case) + "\n")
             cases[key] = case
     cells = list(itertools.product(MODELS, PRUNERS, SPARSITIES))
-    dense = {m: cases[(m, "none", 0.0, "dense")] for m in MODELS if (m, "none", 0.0, "dense") in cases}
+    dense = {
+        m: cases[(m, "none", 0.0, "dense")] for m in MODELS if (m, "none", 0.0, "dense") in cases
+    }
     parts = [summary(cases, cells)]
     for text in TEXTS:
         known = ", ".join(f"{m} {case[text]:.2f}" for m, case in dense.items())

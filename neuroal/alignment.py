@@ -14,7 +14,7 @@ from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Accumulator, Measurement, Target
 from neuroal.layout import Block, Layout
 from neuroal.plugins import Plugin
-from neuroal.pruning import BasePruner, spare_copies, weight_of
+from neuroal.pruning import BasePruner, spare_copies
 from neuroal.statistics import resolve
 from neuroal.walk import Inputs, Pass, Prefix, Walker
 
@@ -204,12 +204,7 @@ class Aligner:
         if not output and not self._pruned_statistics:
             return _Step(s.prefix, 0.0, {})
         statistics = dense.statistics if dense is not None else {}
-        pruned = self.pruner.prune_block(block, weights, statistics, s.trial.targets)
-        overlay = {
-            x.name: pruned[x.name].weight.to(weight_of(block, module, x).dtype)
-            for x in block.linears
-            if x.name in pruned
-        }
+        overlay = self.pruner.prune_block(block, module, weights, statistics, s.trial.targets)
         after = self.walker.run(
             block, module, inputs, s.prefix, self._pruned_statistics,
             weights=overlay, output=output, dense=dense,

@@ -124,16 +124,21 @@ def load(
         _check_memory(model, size)
     try:
         with _quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
+            made: Any = AutoModelForCausalLM.from_pretrained(
                 where,
+                output_loading_info=True,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
             )
     except Exception as error:
         raise _failure(model, error) from error
+    loaded, found = made
     assert isinstance(loaded, nn.Module)
-    loaded.to(device).eval()  # type: ignore[arg-type]
+    missing = set(found["missing_keys"]).intersection(dict(loaded.named_parameters()))
+    if missing:  # transformers would go on with random numbers
+        raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
+    loaded.to(device).eval()
     return loaded, load_tokenizer(model, trust_remote_code)
 
 
@@ -233,16 +238,17 @@ def restore(model: nn.Module, folder: Path, layout: Layout) -> None:
 
 
 def check_finite(model: nn.Module, layout: Layout) -> None:
-    """Refuse weights with NaN or infinity.
+    """Refuse weights with NaN or infinity, of the linears and of everything around them.
 
     Raises:
-        NeuroalError: Names the first such linear.
+        NeuroalError: Names the first such linear, else the first such parameter.
     """
-    for name in layout.linears:
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        if not bool(torch.isfinite(weight).all()):
-            raise NeuroalError(f"weight of linear '{name}' holds NaN or infinity")
+    linears = {f"{name}.weight": f"linear '{name}'" for name in layout.linears}
+    parameters = dict(model.named_parameters())
+    for name in [*linears, *sorted(parameters.keys() - linears.keys())]:
+        if not bool(torch.isfinite(parameters[name]).all()):
+            what = linears.get(name, f"'{name}'")
+            raise NeuroalError(f"weight of {what} holds NaN or infinity")
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,18 @@ from neuroal.alignment import Aligner, Tick, measure_blocks
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.calibration import Windows
 from neuroal.card import model_card
+from neuroal.commit import commit
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.plan import Setup, first_steps, setup
 from neuroal.plugins import Plugin
-from neuroal.pruning import BasePruner, spare_copies, weight_of
+from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
 from neuroal.result import Report, environment, fill_sparsity, peak_memory
-from neuroal.source import parse_source
-from neuroal.statistics import resolve
+from neuroal.source import Source, parse_source
 from neuroal.topup import Candidate, TopUpSearch
-from neuroal.walk import Inputs, Prefix, Walker
+from neuroal.walk import Inputs, Walker
 
 
 def prune(
@@ -69,6 +69,8 @@ def prune(
         NeuroalError: Model, data or a plugin failed; a model in memory keeps its weights unless
             the final pruning had begun.
     """
+    if isinstance(tokenizer, Recipe):
+        raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
     recipe = recipe or Recipe()
     if isinstance(model, (str, Path)):
         recipe = dataclasses.replace(recipe, model=str(model))
@@ -80,12 +82,25 @@ def prune(
     target = None if out is None else Path(out)
     if target is not None:
         output.check(target, overwrite, resume)
-        done = output.finished(target, recipe.digest()) if resume else None
+        done = run.finished(model, windows, target) if resume and target.exists() else None
         if done is not None:
-            if output.partial(target).exists():
-                shutil.rmtree(output.partial(target))
-            return Report(**done)
-    return run.run(model, tokenizer, windows, target, resume)
+            return done
+    with _evaluation(model):
+        return run.run(model, tokenizer, windows, target, resume)
+
+
+@contextmanager
+def _evaluation(model: nn.Module | str | Path) -> Iterator[None]:
+    """Hold a model in memory in evaluation mode."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [m for m in modules if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
 
 
 class _Run:
@@ -98,6 +113,34 @@ class _Run:
         self.trust = trust
         self.timings: dict[str, float] = {}
         self.notes = list(made.notes)
+        self.plugins = [p.provenance() for p in made.plugins]
+
+    def finished(
+        self, model: nn.Module | str | Path, given: Tensor | None, out: Path
+    ) -> Report | None:
+        """Return the report of the same run if `out` holds it; a model in memory gets its weights.
+
+        Raises:
+            UsageError: `out` holds another run.
+        """
+        if isinstance(model, nn.Module):
+            sha256: str | None = checkpoint.state_sha256(model)
+        else:
+            sha256 = checkpoint.fingerprint(str(model))
+        same: dict[str, Any] = {"plugins": self.plugins}
+        if sha256 is not None:  # that of a hub's model is known once it is loaded
+            same["model"] = {"name": self._name(model), "sha256": sha256}
+        if given is not None:
+            same["data"] = Windows(given.cpu(), "windows").to_json()
+        done = output.finished(out, self.recipe.digest(), **same)
+        if done is None:
+            return None
+        if isinstance(model, nn.Module):
+            checkpoint.restore(model, out, layout.find(model))
+        return Report(**done)
+
+    def _name(self, model: nn.Module | str | Path) -> str:
+        return self.recipe.model or type(model).__name__
 
     def run(
         self,
@@ -111,50 +154,58 @@ class _Run:
         self._check_data(given)
         with self._phase("load"):
             if isinstance(model, nn.Module):
-                fingerprint = None
                 found = layout.find(model)
                 rules = self.setup.rules(recipe, found)
                 self._check_needs(found, given)
-                model.eval()
+                earlier = self._earlier(found)
+                fingerprint = None if out is None else checkpoint.state_sha256(model)
             else:
                 found = layout.find(checkpoint.skeleton(str(model), self.trust))
                 rules = self.setup.rules(recipe, found)
                 self._check_needs(found, given)
-                name = str(model)
+                earlier = self._earlier(found)
+                name, device = str(model), checkpoint.device_of(recipe.device)
                 fingerprint = checkpoint.fingerprint(name)
-                model, tokenizer = checkpoint.load(
-                    name, checkpoint.device_of(recipe.device), recipe.dtype, self.trust
-                )
+                model, tokenizer = checkpoint.load(name, device, recipe.dtype, self.trust)
+                assert isinstance(model, nn.Module)
+                fingerprint = fingerprint or checkpoint.state_sha256(model)
             checkpoint.check_finite(model, found)
         with self._phase("calibrate"):
             data = self._windows(model, tokenizer, given)
         saved = sum(p.numel() * p.element_size() for p in model.parameters())
         if out is not None:
             checkpoint.check_disk(out, 2 * saved)
-        digest = hashlib.sha256(
-            json.dumps([recipe.digest(), fingerprint, data.sha256 if data else None]).encode()
-        ).hexdigest()
+        ratios = None if earlier is None else allocations.to_bytes(earlier, found).hex()
+        data_sha256 = data.sha256 if data else None
+        decides = [recipe.digest(), fingerprint, data_sha256, self.plugins, ratios]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         journal = output.Journal.open(out, digest, resume)
         report = Report(
             recipe=recipe.to_json(),
             recipe_sha256=recipe.digest(),
             environment=environment(model),
-            model={"name": recipe.model or type(model).__name__, "sha256": fingerprint},
-            plugins=[p.provenance() for p in self.setup.plugins],
+            model={"name": self._name(model), "sha256": fingerprint},
+            plugins=self.plugins,
             data=data.to_json() if data else None,
             notes=self.notes,
         )
         try:
             walker = Walker(model, found) if data else None
-            allocation, candidates = self._allocate(walker, found, rules, data, journal)
+            candidates: list[Candidate] = []
+            allocation = earlier
+            if allocation is None:
+                allocation, candidates = self._allocate(walker, found, rules, data, journal)
             wanted = targets(allocation, found, rules)
             with self._phase("prune"):
-                self._commit(model, found, wanted, walker, data, journal)
+                base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
+                tick = self._tick("prune", len(found.blocks))
+                ids = data.ids if data is not None else None
+                commit(model, found, base, wanted, walker, ids, journal, tick)
             report.candidates = [dataclasses.asdict(c) for c in candidates]
             report.counts["block_runs"] = walker.block_runs if walker else 0
             self._save(report, model, tokenizer, found, rules, wanted, allocation, out)
-        except NeuroalError:  # bad input, which would fail again: nothing stays behind
-            journal.abandon(everything=not resume)
+        except NeuroalError as error:  # bad input, which would fail again: nothing stays behind
+            journal.abandon(everything=not resume and _fails_again(error))
             raise
         except BaseException:
             journal.abandon()
@@ -195,23 +246,31 @@ class _Run:
                     "owner/name"
                 )
 
+    def _earlier(self, found: Layout) -> Allocation | None:
+        """Return the allocation of an earlier run if the recipe names one."""
+        path = self.recipe.allocation
+        return None if path is None else allocations.read(Path(path), found)
+
     def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
         recipe = self.recipe
+        config = getattr(model, "config", None)
+        context = checkpoint.context_length(config)
+        vocabulary = getattr(config, "vocab_size", None)
         if given is not None:
             if given.dim() != 2 or given.dtype != torch.int64:
                 raise UsageError("windows must be int64 (samples, length)")
-            return Windows(given.cpu(), "windows")
+            calibration.check_sizes(given.shape[0], given.shape[1], context)
+            return calibration.windows_of(given.cpu(), Source("windows", "tensor", ""), vocabulary)
         if recipe.calibration is None:
             return None
-        config = getattr(model, "config", None)
         return calibration.calibration_windows(
             recipe.calibration,
             tokenizer,
             samples=recipe.samples,
             length=recipe.length,
             seed=recipe.seed,
-            context=checkpoint.context_length(config),
-            vocabulary=getattr(config, "vocab_size", None),
+            context=context,
+            vocabulary=vocabulary,
             progress=self.progress,
         )
 
@@ -224,8 +283,6 @@ class _Run:
         journal: output.Journal,
     ) -> tuple[Allocation, list[Candidate]]:
         recipe = self.recipe
-        if recipe.allocation is not None:
-            return allocations.read(Path(recipe.allocation), found), []
         aligner = None
         if walker is not None:
             pruner = BasePruner(self.setup.pruner, None, recipe.seed)
@@ -261,52 +318,6 @@ class _Run:
             choice = search.choose_rows(rows, choice)
         return choice.allocation, [*candidates, *choice.candidates]
 
-    def _commit(
-        self,
-        model: nn.Module,
-        found: Layout,
-        wanted: Mapping[str, Target],
-        walker: Walker | None,
-        data: Windows | None,
-        journal: output.Journal,
-    ) -> None:
-        """Prune block by block on what the pruned blocks before it produce, and keep the result."""
-        base = BasePruner(self.setup.pruner, self.setup.refiner, self.recipe.seed)
-        plugins = [p for p in (base.pruner, base.refiner) if p is not None]
-        accumulators = resolve(s for p in plugins for s in p.required_statistics())
-        if not accumulators:
-            walker = None  # nothing is read from activations
-        tick = self._tick("prune", len(found.blocks))
-        prefix = inputs = None
-        if walker is not None and data is not None:
-            inputs = walker.inputs(data.ids)
-            prefix = Prefix.start(inputs)
-        for block in found.blocks:
-            last = block.index == len(found.blocks) - 1
-            with walker.block(block) if walker else _module(model, block.name) as module:
-                weights = journal.block(block.index)
-                if weights is None:
-                    statistics = {}
-                    if walker is not None and inputs is not None and prefix is not None:
-                        statistics = walker.run(
-                            block, module, inputs, prefix, accumulators, output=False
-                        ).statistics
-                    copies = spare_copies(block, module)
-                    pruned = base.prune_block(block, copies, statistics, wanted)
-                    weights = {
-                        x.name: pruned[x.name].weight.to(weight_of(block, module, x).dtype)
-                        for x in block.linears
-                        if x.name in pruned
-                    }
-                    journal.keep_block(block.index, weights)
-                with torch.no_grad():
-                    for x in block.linears:
-                        if x.name in weights:
-                            weight_of(block, module, x).copy_(weights[x.name])
-                if walker is not None and inputs is not None and prefix is not None and not last:
-                    prefix = walker.run(block, module, inputs, prefix).prefix
-            tick()
-
     def _save(
         self,
         report: Report,
@@ -339,6 +350,7 @@ class _Run:
             output.publish(out)
 
 
-@contextmanager
-def _module(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    yield model.get_submodule(name)
+def _fails_again(error: BaseException | None) -> bool:
+    """Return whether an error is the input's, not that of a full disk or a lack of memory."""
+    lack = (OSError, MemoryError, torch.cuda.OutOfMemoryError)
+    return error is None or (not isinstance(error, lack) and _fails_again(error.__cause__))

@@ -28,13 +28,18 @@ _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "
 
 
 def check(out: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that would lose something.
+    """Refuse an output folder that would lose something, or that cannot be made.
 
     Raises:
-        UsageError: It exists and may not be replaced.
+        UsageError: It exists and may not be replaced, or has no place to be in.
     """
     if out.name in ("", ".."):
         raise UsageError(f"output folder '{out}' has no name of its own")
+    parent = next(p for p in out.absolute().parents if os.path.exists(p))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output folder '{out}' cannot be made: '{parent}' is no folder to write in"
+        )
     if overwrite and resume:
         raise UsageError("--overwrite and --resume exclude each other")
     if out.exists() and not resume:
@@ -100,6 +105,10 @@ def _remove(work: Path) -> None:
     if work.exists():
         (work / _MARK).unlink(missing_ok=True)
         shutil.rmtree(work)
+
+
+def _block_file(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -175,10 +184,15 @@ class Journal:
         self._keep(file.name, json.dumps([asdict(o.measurement) for o in outcomes]).encode())
         return outcomes
 
+    def has_block(self, index: int) -> bool:
+        """Return whether a block is finished."""
+        return self.folder is not None and (self.folder / _block_file(index)).is_file()
+
     def block(self, index: int) -> dict[str, Tensor] | None:
         """Return the pruned weights of a finished block by linear name."""
-        file = None if self.folder is None else self.folder / f"block-{index:04d}.safetensors"
-        return load_tensors(file) if file is not None and file.is_file() else None
+        if self.folder is None or not self.has_block(index):
+            return None
+        return load_tensors(self.folder / _block_file(index))
 
     def abandon(self, everything: bool = False) -> None:
         """Remove the unfinished run's folder if nothing in it is worth going on from.
@@ -193,7 +207,7 @@ class Journal:
         """Keep the pruned weights of a finished block."""
         if self.folder is not None:
             data = to_safetensors({k: w.detach().cpu().contiguous() for k, w in weights.items()})
-            self._keep(f"block-{index:04d}.safetensors", data)
+            self._keep(_block_file(index), data)
 
 
 def publish(out: Path) -> None:

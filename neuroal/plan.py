@@ -12,7 +12,7 @@ from neuroal.allocation import Rules
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.hookspecs import Comparison, Generation, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
-from neuroal.plugins import Plugin, listing_of, load, load_top_up
+from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
 from neuroal.pruning import generator, traits
 from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
@@ -60,7 +60,8 @@ class Setup:
         """Return whether anything reads activations, given the search's first steps."""
         final = [p for p in (self.pruner, self.refiner) if p is not None]
         return (
-            len(self.block_ratios) > 1
+            self.reads_deviation
+            or len(self.block_ratios) > 1
             or any(step.candidates != 0 for step in steps)
             or any(p.required_statistics() for p in final)
         )
@@ -110,13 +111,12 @@ def setup(recipe: Recipe) -> Setup:
         UsageError: A plugin or option is unknown, or a combination makes no sense.
         PluginError: A plugin is broken.
     """
+    check_requirements(recipe.requires)
     preset = load_top_up(recipe.top_up)
     pattern = recipe.parsed_pattern()
     choices = _choices(recipe, preset)
     if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
-        raise UsageError(
-            "--allocation holds every ratio: leave out --block-ratios and --row-ratios"
-        )
+        raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
 
     # What the pruner can do decides which steps make sense, so it is loaded once before the rest.
     pruner = load(choices["pruner"], _options(recipe, preset, choices["pruner"], strict=False))[0]
@@ -130,11 +130,16 @@ def setup(recipe: Recipe) -> Setup:
     if why and searches and choices["row_ratios"] != [("row_ratios", UNIFORM)]:
         if recipe.row_ratios is not None:
             raise UsageError(f"row ratios make no sense here: {why}")
-        if choices["block_ratios"] == [("block_ratios", UNIFORM)]:
+        alone = recipe.block_ratios is None and preset.block_ratios == (UNIFORM,)
+        if alone:
             raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
         choices["row_ratios"] = [("row_ratios", UNIFORM)]
         notes.append(f"row step of top-up '{recipe.top_up}' left out: {why}")
+    if pattern is not None and recipe.wanted > (pattern.of - 1) / pattern.of:
+        raise UsageError(f"sparsity {recipe.wanted} is more than a pattern of M = {pattern.of} has")
     fixed = pattern is not None and not _varies(recipe, pattern)
+    if fixed and not searches:
+        raise UsageError(f"pattern {pattern} alone fixes every ratio: --allocation has none to set")
     if fixed and searches and choices["block_ratios"] != [("block_ratios", UNIFORM)]:
         why = f"pattern {pattern} alone fixes every ratio; a --sparsity beside it lets N vary"
         if recipe.block_ratios:
@@ -161,12 +166,26 @@ def setup(recipe: Recipe) -> Setup:
         raise UsageError(
             f"refiner '{made.refiner.name}' needs scores, which pruner '{pruner.name}' has not"
         )
+    _check_statistics(made)
+    return made
+
+
+def _check_statistics(made: Setup) -> None:
+    """Refuse statistics that are unknown, clash, or compare where nothing is compared."""
     for plugin in made.plugins:
         try:
-            resolve(plugin.required_statistics())
+            needed = resolve(plugin.required_statistics())
         except UsageError as error:
             raise plugin.error("required_statistics", str(error)) from error
-    return made
+        compares = next((a.name for a in needed if a.compares), None)
+        if compares and plugin.role != "alignment":
+            what = f"'{compares}' compares dense with pruned: that is for alignment metrics"
+            raise plugin.error("required_statistics", what)
+    together = [made.pruner, made.alignment, *([made.refiner] if made.refiner else [])]
+    try:
+        resolve(s for plugin in together for s in plugin.required_statistics())
+    except UsageError as error:
+        raise UsageError(f"{' and '.join(str(p) for p in together)}: {error}") from error
 
 
 def _first(plugins: Sequence[Plugin]) -> Plugin | None:

@@ -40,19 +40,35 @@ class BasePruner:
     def prune_block(
         self,
         block: Block,
-        weights: Mapping[str, Tensor],
+        module: nn.Module,
+        copies: Mapping[str, Tensor],
         statistics: Mapping[str, Statistics],
         targets: Mapping[str, Target],
-    ) -> dict[str, PrunedLinear]:
-        """Prune every linear of a block that has a target; `weights` are `spare_copies`."""
+    ) -> dict[str, Tensor]:
+        """Prune every linear of a block that has a target.
+
+        Args:
+            block: The block.
+            module: Its module, dense; not changed.
+            copies: Its `spare_copies`.
+            statistics: By linear name; none for a pruner that reads none.
+            targets: By linear name.
+
+        Returns:
+            New weights by linear name, in the model's own dtype.
+        """
         empty = Statistics({})
-        return {
-            x.name: self.prune_linear(
-                x, weights[x.name], statistics.get(x.name, empty), targets[x.name]
-            )
-            for x in block.linears
-            if x.name in targets
-        }
+        moves = self.pruner.has("prune_linear")
+        weights = {}
+        for x in block.linears:
+            if x.name in targets:
+                known = statistics.get(x.name, empty)
+                pruned = self.prune_linear(x, copies[x.name], known, targets[x.name])
+                dense = weight_of(block, module, x).detach()
+                # What is only masked keeps its bits, whatever the dtype.
+                masked = dense.masked_fill(pruned.mask, 0)
+                weights[x.name] = pruned.weight.to(dense.dtype) if moves else masked
+        return weights
 
     def prune_linear(
         self, linear: Linear, weight: Tensor, statistics: Statistics, target: Target
@@ -158,7 +174,7 @@ def traits(pruner: Plugin) -> PrunerTraits:
 
 
 def _wrong(plugin: Plugin, hook: str, linear: Linear, what: str) -> PluginError:
-    return plugin.error(hook, f"{what} for linear '{linear.name}'")
+    return plugin.error(hook, f"{what} for linear '{linear.name}': {plugin.cure}")
 
 
 def _check(plugin: Plugin, hook: str, linear: Linear, values: object) -> None:

@@ -48,6 +48,8 @@ class Recipe:
         device: "auto", "cpu", "cuda", "cuda:0", "mps".
         dtype: Dtype in which the model is loaded and saved; "auto" is the checkpoint's own.
         allocation: Folder or file of an earlier run's allocation to use instead of a search.
+        requires: Distributions that must be installed, as pip reads them: `neuroal-nowag>=0.1`;
+            checked before anything else.
     """
 
     sparsity: float | None = None
@@ -71,8 +73,12 @@ class Recipe:
     device: str = "auto"
     dtype: str = "auto"
     allocation: str | None = None
+    requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.requires, str):
+            raise UsageError(f"requires is a string: write ('{self.requires}',)")
+        object.__setattr__(self, "requires", tuple(self.requires))
         if isinstance(self.block_ratios, str) or (
             self.block_ratios is not None and not isinstance(self.block_ratios, (tuple, list))
         ):

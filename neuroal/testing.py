@@ -1,15 +1,17 @@
 """Tiny models and hand-made data for the tests of plugins, a stranger's as well as neuroal's own.
 
 Everything is made from a seed, in memory and on the CPU, in well under a second once transformers
-is imported.
+is imported. `PrunerConformance` and its like, the checks that every plugin of a role has to pass,
+are those of `neuroal.conformance`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from neuroal.errors import UsageError, nearest
 from neuroal.hookspecs import Accumulator
 from neuroal.layout import Block, Layout, Linear
 from neuroal.statistics import Collector, Statistics, resolve
+
+if TYPE_CHECKING:
+    from neuroal.conformance import AlignmentConformance as AlignmentConformance
+    from neuroal.conformance import BlockRatiosConformance as BlockRatiosConformance
+    from neuroal.conformance import PrunerConformance as PrunerConformance
+    from neuroal.conformance import RefinerConformance as RefinerConformance
+    from neuroal.conformance import RowRatiosConformance as RowRatiosConformance
 
 VOCABULARY = 97
 CONTEXT = 64
@@ -185,3 +194,9 @@ def collect(x: Tensor, *required: str | Accumulator, dense: Tensor | None = None
     collector = Collector(resolve(required), x.shape[-1])
     collector.update(x, dense)
     return collector.statistics()
+
+
+def __getattr__(name: str) -> Any:
+    if not name.endswith("Conformance"):
+        raise AttributeError(f"module 'neuroal.testing' has no attribute '{name}'")
+    return getattr(importlib.import_module("neuroal.conformance"), name)  # which imports this

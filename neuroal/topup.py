@@ -202,7 +202,7 @@ class TopUpSearch:
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
             allocation = Allocation.of(proposal.ratios, self.layout)
-            json.dumps(dict(proposal.parameters))
+            json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(f"propose_{plugin.role}", f"proposed: {error}") from error
         return _Tried(proposal, allocation, None, windows, plugin)
@@ -235,11 +235,10 @@ class TopUpSearch:
         if s.returned is not None:
             if s.returned.probe:
                 raise s.plugin.error(hook, "returned a probe, which cannot win")
+            returned = self._tried(s.returned, s.plugin, self.windows)
             wanted = _digest(s.returned)
             same = [t for t in able if _digest(t.proposal) == wanted]
-            if same:
-                return max(same, key=lambda t: t.windows)
-            return self._tried(s.returned, s.plugin, self.windows)
+            return max(same, key=lambda t: t.windows, default=returned)
         if not able:
             raise s.plugin.error(hook, "ended without a proposal that can win")
         most = max(t.windows for t in able)

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,42 @@ def shared() -> Path:
     if not (path / "models").is_dir():
         pytest.skip(f"no models/ in {path}; set NEUROAL_SHARED to the folder that has them")
     return path
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Installs a distribution: metadata, entry points and modules in a folder on the path.
+
+    Its modules are called `stranger` and something, so that the next test imports its own.
+    """
+    before = set(sys.modules)
+
+    def make(
+        name: str,
+        points: dict[str, dict[str, str]],
+        modules: dict[str, str] | None = None,
+        version: str = "1.0",
+        requires: tuple[str, ...] = (),
+    ) -> Path:
+        folder = tmp_path / f"site-{name}"
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {requirement}" for requirement in requires]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        lines = []
+        for group, entries in points.items():
+            lines += [f"[neuroal.{group}]", *(f"{k} = {v}" for k, v in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        for module, source in (modules or {}).items():
+            (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    yield make
+    for module in set(sys.modules) - before:
+        if module.startswith(("stranger", "neuroal_file_")):
+            del sys.modules[module]
 
 
 @pytest.fixture(autouse=True)

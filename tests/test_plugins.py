@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from neuroal import hookimpl, plugins
+from neuroal.conformance import check_installed
 from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.hookspecs import ROLES, Generation, Measurement, Pattern, Proposal, Target, TopUp
 from neuroal.options import option
-from neuroal.plugins import available, check, describe, find, load, load_top_up
+from neuroal.plugins import available, describe, find, load, load_top_up
 from neuroal.statistics import Statistics
 
 HEAD = """\
@@ -46,37 +47,6 @@ class Mine:
 )
 
 Install = Callable[..., Path]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a distribution: metadata, entry points and modules in a folder on the path."""
-    before = set(sys.modules)
-
-    def make(
-        name: str,
-        points: dict[str, dict[str, str]],
-        modules: dict[str, str] | None = None,
-        version: str = "1.0",
-    ) -> Path:
-        folder = tmp_path / f"site-{name}"
-        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        (info / "METADATA").write_text(metadata)
-        lines = []
-        for group, entries in points.items():
-            lines += [f"[neuroal.{group}]", *(f"{k} = {v}" for k, v in entries.items())]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        for module, source in (modules or {}).items():
-            (folder / f"{module}.py").write_text(textwrap.dedent(source))
-        monkeypatch.syspath_prepend(str(folder))
-        return folder
-
-    yield make
-    for module in set(sys.modules) - before:
-        if module.startswith(("stranger", "neuroal_file_")):
-            del sys.modules[module]
 
 
 @pytest.fixture
@@ -110,6 +80,12 @@ def score(plugin: plugins.Plugin, weight: torch.Tensor) -> torch.Tensor:
         "score_weights", weight=weight, statistics=Statistics({}), linear=None
     )
     return result
+
+
+def check() -> dict[str, str]:
+    """What `neuroal plugins check` finds wrong with the plugins of `their-dist`, by name."""
+    theirs = [x for x in available() if x.distribution == "their-dist"]
+    return {x.name: error for x, error in check_installed(theirs)}
 
 
 # Listing
@@ -385,10 +361,10 @@ def test_broken_plugin_disturbs_nobody(install: Install) -> None:
     install("their-dist", {"pruner": points}, {"stranger": PRUNER} | broken)
     assert load([("pruner", "mine")])[0].has("score_weights")
     assert not any(name in sys.modules for name in broken)
-    ours = {x.name: error for x, error in check() if x.distribution == "their-dist"}
-    assert ours.pop("mine") is None
-    assert len(ours) == len(broken)
-    assert all(isinstance(error, PluginError) for error in ours.values())
+    theirs = check()
+    assert theirs.pop("mine") == ""
+    assert len(theirs) == len(broken)
+    assert all(error.startswith("pruner 'bad") for error in theirs.values())
 
 
 def test_decorated_static_and_renamed_hooks(one: Callable[..., Any]) -> None:
@@ -586,7 +562,7 @@ def test_exception_is_attributed(one: Callable[..., Any]) -> None:
         score(plugin, torch.ones(1))
     assert line_of(error) == (
         "pruner 'mine' (their-dist 1.0), hook score_weights: ZeroDivisionError: division by zero "
-        "(stranger.py, line 9)"
+        "(stranger.py, line 9): upgrade their-dist or use another plugin"
     )
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
@@ -832,8 +808,7 @@ def test_top_ups(install: Install) -> None:
     found = describe(find("good", "top_up")[0])
     assert found.doc == "A preset."
     assert ("row_ratios", "", "neuroal", "") in found.options
-    errors = {x.name: error for x, error in check() if x.distribution == "their-dist"}
-    assert [name for name, error in errors.items() if error is None] == ["good"]
+    assert [name for name, error in check().items() if not error] == ["good"]
 
 
 def test_describe(install: Install) -> None:
@@ -855,6 +830,6 @@ def test_describe_of_a_broken_plugin(install: Install) -> None:
 def test_check_of_a_required_option(install: Install) -> None:
     source = PRUNER.replace(' = option(1.0, "exponent")', "")
     install("their-dist", {"pruner": {"mine": "stranger:Mine"}}, {"stranger": source})
-    errors = [str(error) for x, error in check() if x.name == "mine"]
-    assert errors == ["plugin 'mine' needs the option mine.power (float)"]
+    said = "plugin 'mine' needs the option mine.power (float)"
+    assert check() == {"mine": f"pruner 'mine' (their-dist 1.0): {said}"}
     assert load([("pruner", "mine")], {"mine": {"power": "2"}})[0].instance.power == 2.0

@@ -17,6 +17,7 @@ from neuroal.cli.evaluate import evaluate
 from neuroal.cli.layout import layout
 from neuroal.cli.plugins import plugins
 from neuroal.cli.prune import prune
+from neuroal.errors import UsageError
 
 
 class _Neuroal(Group):
@@ -40,6 +41,17 @@ class _Neuroal(Group):
         sys.exit(status if isinstance(status, int) else 0)
 
 
+def _only(ctx: click.Context, _parameter: click.Parameter, names: str | None) -> None:
+    if names is None:
+        return
+    from neuroal.plugins import trust
+
+    try:
+        ctx.with_resource(trust.only(names))
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _hint(error: click.UsageError) -> str:
     return f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
 
@@ -52,6 +64,14 @@ def _hint(error: click.UsageError) -> str:
         "neuroal evaluate llama-wanda-neuroal-0.7 --data test.txt",
         "neuroal plugins list",
     ],
+)
+@click.option(
+    "--only-plugins",
+    metavar="DIST,...",
+    callback=_only,
+    expose_value=False,
+    help="Let only these distributions' plugins load, beside neuroal's own; ./ stands for plugins "
+    "from files. The variable NEUROAL_ONLY_PLUGINS does the same.",
 )
 @click.version_option(neuroal.__version__, prog_name="neuroal")
 def main() -> None:

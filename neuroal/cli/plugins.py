@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from neuroal.cli.command import Command, Group, json_option, option, print_json
 from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.tables import table
 from neuroal.hookspecs import ROLES
+
+if TYPE_CHECKING:
+    from neuroal.plugins import Listing
 
 
 @click.group(
@@ -51,17 +54,16 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 
     found = available(role)
     if as_json:
-        keys = ("role", "name", "distribution", "version", "clash")
+        keys = ("role", "name", "distribution", "version", "status")
         print_json({"plugins": [{k: getattr(x, k) for k in keys} for x in found]})
         return
     rows: list[tuple[object, ...]] = []
     for i, x in enumerate(found):
         again = i > 0 and found[i - 1].role == x.role
-        clash = f"write {x.qualified}" if x.clash else ""
-        rows.append(("" if again else x.role, x.name, f"{x.distribution} {x.version}", clash))
-    headers = ("role", "name", "from", "name is taken twice")
-    width = 4 if any(row[3] for row in rows) else 3
-    click.echo(table([row[:width] for row in rows], headers[:width]))
+        cure = {"clash": f": write {x.qualified}", "incompatible": f": needs {x.needs}"}
+        status = x.status + cure.get(x.status, "")
+        rows.append(("" if again else x.role, x.name, f"{x.distribution} {x.version}", status))
+    click.echo(table(rows, ("role", "name", "from", "status")))
 
 
 @plugins.command(
@@ -140,30 +142,43 @@ def _description(values: dict[str, Any]) -> str:
     cls=Command,
     examples=[
         "neuroal plugins check",
+        "neuroal plugins check wanda evolution",
     ],
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@option(
+    "--role",
+    group="Filter",
+    callback=_role,
+    metavar="ROLE",
+    help=f"Only this role: {', '.join(ROLES)} or top_up.",
 )
 @json_option("the result")
 @verbose
 @click.pass_context
-def check_plugins(ctx: click.Context, as_json: bool) -> None:
-    """Load every installed plugin; the exit code is 1 if one is broken."""
-    from neuroal.plugins import check
+def check_plugins(
+    ctx: click.Context, names: tuple[str, ...], role: str | None, as_json: bool
+) -> None:
+    """Load plugins and run the checks of their roles; the exit code is 1 if one is broken.
 
-    results = [(x, None if error is None else str(error)) for x, error in check()]
-    broken = sum(error is not None for _, error in results)
+    NAME is a name from the list or distribution:name; without one, every installed plugin is
+    checked. Searches are not run to their end.
+    """
+    from neuroal.conformance import check_installed
+    from neuroal.plugins import available, find
+
+    listings = [x for name in names for x in find(name, role)] if names else available(role)
+    results: list[tuple[Listing, str]] = []
+    for x, error in check_installed(listings):
+        results.append((x, error))
+        if not as_json:
+            click.echo(error or f"{x}: ok")
+    broken = sum(bool(error) for _, error in results)
     if as_json:
-        print_json(
-            {
-                "broken": broken,
-                "plugins": [
-                    {"role": x.role, "name": x.name, "distribution": x.distribution, "error": error}
-                    for x, error in results
-                ],
-            }
-        )
+        keys = ("role", "name", "distribution", "version")
+        found = [{k: getattr(x, k) for k in keys} | {"error": e or None} for x, e in results]
+        print_json({"broken": broken, "plugins": found})
     else:
-        rows = [(x.role, x.name, x.distribution, error or "ok") for x, error in results]
-        click.echo(table(rows, ("role", "name", "from", "state")))
-        click.echo(f"\n{len(results)} plugins, {broken} broken")
+        click.echo(f"{len(results)} plugins, {broken} broken")
     if broken:
         ctx.exit(1)

@@ -6,14 +6,15 @@ does not choose has no effect on it. Every run has a pluggy registration of its 
 
 from neuroal.plugins.calls import Plugin
 from neuroal.plugins.listing import Listing, available, find, listing_of
-from neuroal.plugins.loading import Description, check, describe, load, load_top_up
+from neuroal.plugins.loading import Description, describe, load, load_top_up
+from neuroal.plugins.trust import check_requirements
 
 __all__ = [
     "Description",
     "Listing",
     "Plugin",
     "available",
-    "check",
+    "check_requirements",
     "describe",
     "find",
     "listing_of",

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from neuroal import options
-from neuroal.errors import PluginError
+from neuroal.errors import NeuroalError, PluginError
 from neuroal.hookspecs import ROLES, Accumulator, Generation, Proposal, Proposals
 from neuroal.plugins import contract
 from neuroal.plugins.listing import one_line
+from neuroal.plugins.trust import FILE, INSTANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,12 @@ class Plugin:
     def label(self) -> str:
         """Return role, name, distribution and version, as every error begins."""
         return f"{self.role} '{self.name}' ({self.distribution} {self.version})"
+
+    @property
+    def cure(self) -> str:
+        """Return what helps against a mistake of the plugin's own."""
+        own = self.version in (FILE, INSTANCE)
+        return "correct it" if own else f"upgrade {self.distribution} or use another plugin"
 
     def has(self, hook: str) -> bool:
         """Return whether the plugin implements a hook."""
@@ -155,7 +162,9 @@ class Plugin:
         try:
             yield
         except (Exception, SystemExit) as error:
-            raise self.error(hook, f"{one_line(error)}{self._line(error)}") from error
+            said = f"{one_line(error)}{self._line(error)}"
+            told = isinstance(error, NeuroalError)  # which ends in a cure
+            raise self.error(hook, said if told else f"{said}: {self.cure}") from error
         for label, tensor, version in before:
             if _version(tensor) != version:
                 raise self.error(hook, f"wrote to its input '{label}': work on a copy (clone())")

@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import neuroal
 from neuroal.errors import PluginError, UsageError, nearest
 from neuroal.hookspecs import ROLES
+from neuroal.plugins import trust
+from neuroal.plugins.trust import FILE, INSTANCE
 
 TOP_UP = "top_up"
 GROUPS = (*ROLES, TOP_UP)
@@ -40,7 +44,9 @@ class Listing:
             distribution, "python".
         version: Version of the distribution, else "file" or "instance".
         value: Where the object is: `module:attribute`; of a file, `path:attribute`.
-        clash: Another distribution declares the same name for the same role.
+        clash: Another distribution that may load declares the same name for the same role.
+        needs: What its distribution's metadata asks of neuroal where this version is none of
+            those: `neuroal>=2`.
     """
 
     role: str
@@ -49,6 +55,7 @@ class Listing:
     version: str
     value: str
     clash: bool = False
+    needs: str = ""
 
     def __str__(self) -> str:
         return f"{self.role} '{self.name}' ({self.distribution} {self.version})"
@@ -57,6 +64,18 @@ class Listing:
     def qualified(self) -> str:
         """Return `distribution:name`, which no other distribution can claim."""
         return f"{self.distribution}:{self.name}"
+
+    @property
+    def permitted(self) -> bool:
+        """Return whether it may load: see `neuroal.plugins.trust`."""
+        return trust.permits(self.distribution, self.version)
+
+    @property
+    def status(self) -> str:
+        """Return "ok", "clash", "incompatible" or "not allowed"; only the first loads by name."""
+        if not self.permitted:
+            return "not allowed"
+        return "incompatible" if self.needs else "clash" if self.clash else "ok"
 
 
 def available(role: str | None = None) -> list[Listing]:
@@ -71,15 +90,16 @@ def available(role: str | None = None) -> list[Listing]:
     if role is not None and role not in GROUPS:
         raise UsageError(f"unknown role '{role}': {nearest(role, GROUPS)}")
     found: dict[tuple[int, str, str], Listing] = {}
-    for distribution, version, point in _declared():
+    for distribution, version, needs, point in _declared():
         group = point.group.removeprefix(_PREFIX)
         key = (GROUPS.index(group), point.name, distribution)
-        found.setdefault(key, Listing(group, point.name, distribution, version, point.value))
-    offers = [(listing.role, listing.name) for listing in found.values()]
+        listing = Listing(group, point.name, distribution, version, point.value, needs=needs)
+        found.setdefault(key, listing)
+    offers = Counter((x.role, x.name) for x in found.values() if x.permitted)
     return [
-        dataclasses.replace(found[key], clash=offers.count((found[key].role, key[1])) > 1)
-        for key in sorted(found)
-        if role in (None, found[key].role)
+        dataclasses.replace(x, clash=offers[x.role, x.name] > 1 and x.permitted)
+        for _, x in sorted(found.items())
+        if role in (None, x.role)
     ]
 
 
@@ -95,7 +115,7 @@ def find(name: str, role: str | None = None) -> list[Listing]:
         listing
         for listing in listings
         if listing.name == bare
-        and (not distribution or _normal(listing.distribution) == _normal(distribution))
+        and (not distribution or trust.normal(listing.distribution) == trust.normal(distribution))
     ]
     if found:
         return found
@@ -119,8 +139,9 @@ def listing_of(role: str, choice: object) -> Listing:
             raise UsageError(f"{role} '{choice}': there is no file {path}")
         if not attribute:
             raise UsageError(f"{role} '{choice}' names no class: write {path}:CLASS")
-        return Listing(role, _snake_case(attribute.rpartition(".")[2]), path, "file", choice)
+        return Listing(role, _snake_case(attribute.rpartition(".")[2]), path, FILE, choice)
     found = find(choice, role)
+    found = [listing for listing in found if listing.permitted] or found
     if len(found) > 1:
         names = " or ".join(listing.qualified for listing in found)
         raise UsageError(f"{role} '{choice}' is offered by several distributions: write {names}")
@@ -131,8 +152,10 @@ def module_of(listing: Listing) -> ModuleType:
     """Import the module of a listing.
 
     Raises:
-        PluginError: It does not import, whatever the reason.
+        UsageError: It may not load.
+        PluginError: It does not import, whatever the reason, or is for another neuroal.
     """
+    refuse(listing)
     module = _target(listing)[0]
     try:
         return _run_file(module) if _is_file(listing) else importlib.import_module(module)
@@ -160,13 +183,30 @@ def object_of(listing: Listing) -> Any:
     return found
 
 
+def refuse(listing: Listing) -> None:
+    """Refuse a plugin that may not load, or that is for another version of neuroal.
+
+    Raises:
+        UsageError: Its distribution is not among the allowed ones.
+        PluginError: Its distribution asks for another version of neuroal.
+    """
+    problem = trust.refusal(listing.distribution, listing.version)
+    if problem:
+        raise UsageError(f"{listing}: {problem}")
+    if listing.needs:
+        raise PluginError(
+            f"{listing}: needs {listing.needs}, and this is {neuroal.__version__}: install a "
+            f"neuroal that fits, or another version of {listing.distribution}"
+        )
+
+
 def one_line(error: BaseException) -> str:
     """Return an exception's type and text on one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:_LONGEST]}" if words else type(error).__name__
 
 
-def _declared() -> Iterator[tuple[str, str, importlib.metadata.EntryPoint]]:
+def _declared() -> Iterator[tuple[str, str, str, importlib.metadata.EntryPoint]]:
     seen = set()  # the first on the path hides the others, as for imports
     groups = {_PREFIX + group for group in GROUPS}
     for found in importlib.metadata.distributions():
@@ -174,13 +214,13 @@ def _declared() -> Iterator[tuple[str, str, importlib.metadata.EntryPoint]]:
             if f"[{_PREFIX}" not in (found.read_text("entry_points.txt") or ""):
                 continue
             name, version, points = found.name, found.version, list(found.entry_points)
-            key = _normal(name)
+            key, needs = trust.normal(name), trust.unmet(found.requires or ())
         except Exception as error:  # one damaged installation does not hide the others
             log.warning("a distribution's metadata cannot be read: %s", one_line(error))
             continue
         if key not in seen:
             seen.add(key)
-            yield from ((name, version, point) for point in points if point.group in groups)
+            yield from ((name, version, needs, p) for p in points if p.group in groups)
 
 
 def _listing_of_instance(role: str, choice: object) -> Listing:
@@ -198,7 +238,7 @@ def _listing_of_instance(role: str, choice: object) -> Listing:
     for distribution in _packages(tuple(sys.path)).get(package, []):
         version = importlib.metadata.version(distribution)
         return Listing(role, name, distribution, version, ":".join(own))
-    return Listing(role, name, "python", "instance", ":".join(own))
+    return Listing(role, name, "python", INSTANCE, ":".join(own))
 
 
 @cache  # reads every installed file list: a fifth of a second
@@ -206,16 +246,12 @@ def _packages(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
-def _normal(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _is_file(listing: Listing) -> bool:
-    return listing.version == "file"
+    return listing.version == FILE
 
 
 def _target(listing: Listing) -> tuple[str, str]:

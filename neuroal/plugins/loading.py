@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from neuroal.plugins.calls import Plugin
 from neuroal.plugins.listing import (
     TOP_UP,
     Listing,
-    available,
     listing_of,
     module_of,
     object_of,
     one_line,
+    refuse,
 )
 
 
@@ -70,14 +70,18 @@ def load(
         One plugin per choice, in order.
 
     Raises:
-        UsageError: A name is unknown or offered twice, or an option is wrong.
-        PluginError: A plugin does not import, or breaks the contract of its role.
+        UsageError: A name is unknown or offered twice, a plugin may not load, or an option is
+            wrong.
+        PluginError: A plugin does not import, breaks the contract of its role, or is for another
+            version of neuroal.
     """
     chosen = [
         (listing_of(role, choice), None if isinstance(choice, str) else choice)
         for role, choice in choices
     ]
     _refuse_repeats(chosen)
+    for listing, _ in chosen:
+        refuse(listing)
     kinds = [
         _checked(listing, object_of(listing) if instance is None else type(instance))
         for listing, instance in chosen
@@ -120,20 +124,6 @@ def describe(listing: Listing) -> Description:
     doc, hooks = inspect.getdoc(kind) or "", tuple(sorted(contract.hooks(kind)))
     rows = _options.describe(kind)
     return Description(listing, doc, tuple(rows), hooks, source, _sha256(source))
-
-
-def check() -> Iterator[tuple[Listing, NeuroalError | None]]:
-    """Load every installed plugin and top-up with default options; yield each with its error."""
-    for listing in available():
-        try:
-            if listing.role == TOP_UP:
-                load_top_up(listing.qualified)
-            else:
-                load([(listing.role, listing.qualified)])
-        except NeuroalError as error:
-            yield listing, error
-        else:
-            yield listing, None
 
 
 def _top_up(listing: Listing) -> TopUp:

@@ -38,3 +38,18 @@ EVOLUTION = TopUp(
     alignment="output_kl",
     help="EvoPress: one ratio per linear, evolved by the divergence of the output; slow",
 )
+
+BEST = TopUp(
+    block_ratios=("sensitivity",),
+    alignment="output_kl",
+    help="one ratio per linear from measured sensitivities; as many block runs as NeuroAL",
+)
+
+# The row step measures 15 candidates and, for the deviation, the block step's winner once more.
+BEST_SLOW = TopUp(
+    block_ratios=("sensitivity",),
+    row_ratios="neuroal",
+    alignment="output_kl",
+    options={"sensitivity": {"candidates": 290 - 16, "probe_windows": 4, "offspring": 8}},
+    help="like best, with ten times the block runs, and a row step where it helps",
+)

@@ -93,6 +93,12 @@ def test_half_precision_ties_are_those_of_its_own_rounding(dtype: torch.dtype) -
     assert row_mask(scores.flip(1).to(dtype), torch.tensor([2])).tolist() == [[True, True, False]]
 
 
+def test_one_count_holds_in_every_row() -> None:
+    scores = torch.rand(4, 6)
+    expected = row_mask(scores, torch.full((4,), 2))
+    assert row_mask(scores, torch.tensor([2])).equal(expected)
+
+
 def test_no_rows_or_no_columns() -> None:
     assert row_mask(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
     assert row_mask(torch.zeros(2, 0), torch.tensor([0, 0])).shape == (2, 0)

@@ -35,7 +35,7 @@ def save() -> Callable[[nn.Module, Path], Path]:
     def write(model: Any, folder: Path) -> Path:
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
         return folder
@@ -71,9 +71,7 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def from_file(
-    recipe: Recipe, windows: Tensor, tmp_path_factory: pytest.TempPathFactory
-) -> Recipe:
+def from_file(recipe: Recipe, windows: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """The same recipe, reading the same windows from a file, for models given by path."""
     file = tmp_path_factory.mktemp("data") / "windows.jsonl"
     file.write_text("".join(json.dumps({"input_ids": w.tolist()}) + "\n" for w in windows))

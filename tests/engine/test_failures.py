@@ -91,11 +91,15 @@ class BrokenRefiner:
 class BrokenAlignment:
     """Answers with one number."""
 
-    value: float = float("nan")
+    value: str = "nan"
+
+    @hookimpl
+    def required_statistics(self) -> set[str]:
+        return {"input_norm"}
 
     @hookimpl
     def measure_linear(self) -> Tensor:
-        return torch.tensor(self.value)
+        return torch.tensor(float(self.value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +157,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "refiner late": ({"refiner": BrokenRefiner("layers.2")}, ("refine_mask", "RuntimeError: no")),
     "refiner shape": ({"refiner": BrokenRefiner(how="shape")}, ("refine_mask", "mask")),
     "refiner count": ({"refiner": BrokenRefiner(how="invert")}, ("refine_mask", "pruned")),
-    "metric nan": ({"alignment": BrokenAlignment()}, ("brokenalignment", "nan")),
-    "metric negative": ({"alignment": BrokenAlignment(-1.0)}, ("brokenalignment", "-")),
-    "metric infinite": ({"alignment": BrokenAlignment(float("inf"))}, ("brokenalignment", "inf")),
     **{
-        f"ratios {how}": ({"block_ratios": BrokenRatios(how)}, ("brokenratios", part))
+        f"metric {value}": ({"alignment": BrokenAlignment(value)}, ("broken_alignment", "NaN, inf"))
+        for value in ("nan", "inf", "-1")
+    },
+    **{
+        f"ratios {how}": ({"block_ratios": BrokenRatios(how)}, ("broken_ratios", part))
         for how, part in (
             ("outside", "not in [0, 1]"),
             ("nan", "not in [0, 1]"),
@@ -183,10 +188,10 @@ def test_broken_plugin(
     same: Same,
 ) -> None:
     changes, parts = CASES[case]
-    gone = {"block_ratios": "linear_schedule"}.keys() & changes.keys()
-    options = {k: v for k, v in recipe.options.items() if not (gone and k == "linear_schedule")}
-    if changes.get("top_up") == "uniform":
-        options = {}
+    unused = {"linear_schedule"} if "block_ratios" in changes else set()
+    if "top_up" in changes:
+        unused = set(recipe.options)
+    options = {k: v for k, v in recipe.options.items() if k not in unused}
     model = tiny_model("llama")
     before = weights_of(model)
     asked = dataclasses.replace(recipe, options=options, **changes)
@@ -252,7 +257,7 @@ def test_weights_with_nan(
 ) -> None:
     model = tiny_model("phi")
     with torch.no_grad():
-        model.get_submodule("model.layers.1.mlp.fc1").weight[3, 4] = value  # type: ignore[index,operator]
+        model.get_submodule("model.layers.1.mlp.fc1").weight[3, 4] = value  # type: ignore[operator]
     folder = save(model, tmp_path / "model")
     before = tree()
     for one, how in ((folder, from_file), (model, recipe)):
@@ -305,24 +310,27 @@ def test_text_needs_a_tokenizer(recipe: Recipe, tmp_path: Path) -> None:
         neuroal.prune(tiny_model("llama"), None, asked)
 
 
-NO_MODEL: dict[str, tuple[Callable[[Path], None], str]] = {
-    "missing": (lambda folder: None, "neither a folder"),
-    "file": (lambda folder: folder.write_text("no"), "neither a folder"),  # type: ignore[dict-item,return-value]
-    "empty": (lambda folder: folder.mkdir(), r"no config\.json"),
-    "config alone": (
-        lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}")),  # type: ignore[dict-item,return-value]
-        "cannot load model",
-    ),
+NO_MODEL: dict[str, tuple[dict[str, str] | str | None, str]] = {
+    "missing": (None, "neither a folder"),
+    "file": ("no folder", "neither a folder"),
+    "empty": ({}, r"no config\.json"),
+    "config alone": ({"config.json": "{}"}, "cannot load model"),
 }
 
 
 @pytest.mark.parametrize("case", NO_MODEL)
 def test_no_model(case: str, from_file: Recipe, tmp_path: Path, tree: Tree) -> None:
-    make, message = NO_MODEL[case]
-    make(tmp_path / "model")
+    content, message = NO_MODEL[case]
+    model = tmp_path / "model"
+    if isinstance(content, str):
+        model.write_text(content)
+    elif content is not None:
+        model.mkdir()
+        for name, text in content.items():
+            (model / name).write_text(text)
     before = tree()
     with pytest.raises(NeuroalError, match=message) as error:
-        neuroal.prune(tmp_path / "model", recipe=from_file, out=tmp_path / "out")
+        neuroal.prune(model, recipe=from_file, out=tmp_path / "out")
     one_line(error)
     assert tree() == before
 
@@ -331,9 +339,7 @@ def test_model_without_weights(
     models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, tree: Tree
 ) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_bytes(
-        (models["llama"] / "config.json").read_bytes()
-    )
+    (tmp_path / "model" / "config.json").write_bytes((models["llama"] / "config.json").read_bytes())
     before = tree()
     with pytest.raises(NeuroalError, match=r"no \.safetensors weights"):
         neuroal.prune(tmp_path / "model", recipe=from_file, out=tmp_path / "out")

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ def test_saved_sparsity_is_exact_and_as_reported(
         assert linear["tensors"] == [f"{name}.weight"]
 
 
-def test_reported_ratios_add_up(
-    structure: str, runs: Callable[[str], tuple[Path, Report]]
-) -> None:
+def test_reported_ratios_add_up(structure: str, runs: Callable[[str], tuple[Path, Report]]) -> None:
     _, report = runs(structure)
     layout = find(tiny_model(structure))
     assert [b["name"] for b in report.blocks] == [b.name for b in layout.blocks]
@@ -128,8 +127,7 @@ def test_folder_is_an_ordinary_checkpoint(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, by_path = runs(structure)
-    loaded = AutoModelForCausalLM.from_pretrained(out).eval()
-    assert isinstance(loaded, nn.Module)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out)
     model = tiny_model(structure)
     in_memory = neuroal.prune(model, None, recipe, windows=windows)
     assert same(weights_of(loaded), weights_of(model))
@@ -140,12 +138,14 @@ def test_folder_is_an_ordinary_checkpoint(
     for name, linear in in_memory.linears.items():
         assert linear | {"tensors": None} == by_path.linears[name] | {"tensors": None}
     tokens = AutoTokenizer.from_pretrained(out)("Once.", return_tensors="pt")
-    text = loaded.generate(**tokens, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    text = loaded.generate(**tokens, max_new_tokens=4, do_sample=False)
     assert text.shape == (1, 9)
 
 
-def test_files_of_a_run(runs: Callable[[str], tuple[Path, Report]], models: Mapping[str, Path]) -> None:
-    out, report = runs("llama")
+def test_files_of_a_run(
+    runs: Callable[[str], tuple[Path, Report]], models: Mapping[str, Path]
+) -> None:
+    out, _ = runs("llama")
     assert {f.name for f in out.iterdir()} == {
         *(f.name for f in models["llama"].iterdir()),
         *("README.md", "allocation.safetensors", "neuroal.json"),
@@ -154,7 +154,7 @@ def test_files_of_a_run(runs: Callable[[str], tuple[Path, Report]], models: Mapp
     assert "sparsity_config" not in (out / "config.json").read_text()
     assert "quantization_config" not in (out / "config.json").read_text()
     card = (out / "README.md").read_text()
-    assert card.startswith("---\n")
+    assert card.startswith("---\n") and "\n# llama, pruned to 60.0%\n" in card
     assert "60.0%" in card and "wanda" in card and "neither smaller nor faster" in card
 
 
@@ -209,30 +209,35 @@ def test_neuroal_json(
 # What is pruned
 
 
+def input_norms(model: nn.Module, names: Sequence[str], ids: Tensor) -> Tensors:
+    """sqrt(mean over windows of the summed squares) of linears' inputs, by one forward pass."""
+    norms: Tensors = {}
+
+    def keep(name: str, _: nn.Module, args: tuple[Tensor]) -> None:
+        x = args[0].flatten(end_dim=-2).double()  # opt's MLP has no dimension of windows
+        norms[name] = x.square().sum(dim=0).div(len(ids)).sqrt()
+
+    modules = [model.get_submodule(n) for n in names]
+    handles = [
+        m.register_forward_pre_hook(partial(keep, n)) for n, m in zip(names, modules, strict=True)
+    ]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return norms
+
+
 def slow_wanda(model: nn.Module, ids: Tensor, ratio: float) -> Tensors:
-    """Wanda by whole forward passes, |W| sqrt(mean over windows of x²), block after block."""
-    layout = find(model)
-    for block in layout.blocks:
-        norms: dict[str, Tensor] = {}
-        handles = []
-        for x in block.linears:
-
-            def keep(_: nn.Module, args: tuple[Tensor], name: str = x.name) -> None:
-                x = args[0].flatten(end_dim=-2).double()  # opt's MLP has no window dimension
-                norms[name] = x.square().sum(dim=0).div(len(ids)).sqrt()
-
-            handles.append(model.get_submodule(x.name).register_forward_pre_hook(keep))
-        with torch.no_grad():
-            model(ids)
-        for handle in handles:
-            handle.remove()
-        for x in block.linears:
-            weight = model.get_submodule(x.name).weight
-            assert isinstance(weight, Tensor)
-            order = (weight.detach().double().abs() * norms[x.name]).argsort(dim=1)
-            count = round(ratio * x.in_features)
-            weight.data.scatter_(1, order[:, :count], 0.0)
-    return {n: model.get_submodule(n).weight.detach() for n in layout.linears}  # type: ignore[misc]
+    """Wanda, |W| times input norm, block after block on the inputs that the pruned ones produce."""
+    weights = dict(model.named_parameters())
+    for block in find(model).blocks:
+        norms = input_norms(model, [x.name for x in block.linears], ids)
+        for name, norm in norms.items():
+            weight = weights[f"{name}.weight"].detach()
+            order = (weight.double().abs() * norm).argsort(dim=1)
+            weight.scatter_(1, order[:, : round(ratio * weight.shape[1])], 0.0)
+    return {n: weights[f"{n}.weight"].detach() for n in find(model).linears}
 
 
 def test_pruned_as_by_whole_forward_passes(
@@ -306,8 +311,7 @@ def test_rows_without_row_ratios_differ_by_at_most_one(
     asked = dataclasses.replace(recipe, top_up="uniform", options={}, comparison=comparison)
     neuroal.prune(model, None, asked, windows=windows)
     spread = [
-        int((w == 0).sum(dim=1).max() - (w == 0).sum(dim=1).min())
-        for w in linears(model).values()
+        int((w == 0).sum(dim=1).max() - (w == 0).sum(dim=1).min()) for w in linears(model).values()
     ]
     assert (max(spread) <= 1) == (comparison == "row")
 
@@ -315,7 +319,9 @@ def test_rows_without_row_ratios_differ_by_at_most_one(
 def test_row_ratios_reach_the_rows(recipe: Recipe, windows: Tensor) -> None:
     model = tiny_model("llama")
     options = dict(recipe.options) | {"neuroal": {"lambdas": [0.25]}}
-    asked = dataclasses.replace(recipe, top_up="neuroal-row", options={"neuroal": options["neuroal"]})
+    asked = dataclasses.replace(
+        recipe, top_up="neuroal-row", options={"neuroal": options["neuroal"]}
+    )
     report = neuroal.prune(model, None, asked, windows=windows)
     spread = {n: x["rows"]["max"] - x["rows"]["min"] for n, x in report.linears.items()}
     blocks = {n: n.split(".layers.")[1][0] for n in spread}
@@ -392,9 +398,7 @@ def test_dtype_of_the_recipe(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_tied_embeddings_stay_tied(
-    runs: Callable[[str], tuple[Path, Report]], read: Read
-) -> None:
+def test_tied_embeddings_stay_tied(runs: Callable[[str], tuple[Path, Report]], read: Read) -> None:
     from transformers import AutoModelForCausalLM
 
     out, _ = runs("opt")
@@ -418,6 +422,11 @@ def test_without_data_no_block_runs(
     assert report.sparsity["achieved"] == pytest.approx(0.6, abs=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "calibration: none" in card
+
+
+def test_recipe_in_the_place_of_the_tokenizer(recipe: Recipe, windows: Tensor) -> None:
+    with pytest.raises(neuroal.UsageError, match="recipe="):
+        neuroal.prune(tiny_model("llama"), recipe, windows=windows)
 
 
 def test_by_path_needs_an_output_folder(models: Mapping[str, Path], from_file: Recipe) -> None:

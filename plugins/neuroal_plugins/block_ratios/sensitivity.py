@@ -1,133 +1,271 @@
-"""Ratios per linear from measured sensitivities: equal marginal damage everywhere."""
+"""Ratios per linear from measured sensitivities: the same marginal damage everywhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
-from neuroal_plugins.density import HIGHEST
+from neuroal_plugins.budgeted import Purse, Space, Unit, Vector
 
-PAPER_CANDIDATES = 14 + 15  # of NeuroAL's two steps: 2 L n block runs each on n windows
-Heard = Generator[Generation, list[Measurement], None]
+Rated = tuple[float, Vector]  # misalignment on all search windows, ratios
+SMALLEST_STEP, SMALLEST_PROBE = 0.002, 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Equal marginal damage: linears whose next weight hurts most stay denser."""
+    """Minimise the damage D(r) over one ratio per linear: dD/dr_l / n_l is the same for all l.
 
-    block_runs: int | None = option(None, "block runs at most, in all; None is `candidates`'")
-    candidates: float = option(29.0, "budget as full candidates")
-    probe_windows: int = option(2, "")
-    probe: float = option(0.1, "")
-    steepness: float = option(9.0, "")
-    starts: tuple[float, ...] = option((0.25, 0.5), "")
-    step: float = option(0.1, "")
-    factors: tuple[float, ...] = option((0.5, 1.0, 2.0), "")
-    memory: float = option(0.0, "")
-    central: bool = option(False, "")
-    verbose: bool = option(False, "")
+    Whatever the alignment metric measures is the damage; the presets take the divergence of the
+    output. n_l is the number of weights of linear l, and sum n_l r_l = S N throughout.
+
+    Start: D_l, the damage of a model in which linear l alone is pruned at S. Its growth is taken as
+    D_l exp(b (r - S)), b the steepness; the sum over l is least where r_l = S - (log(D_l / n_l) -
+    const) / b. Damages are not quite additive, so candidates go a fraction of that way.
+
+    Rounds: m_l = (D(r + d e_l) - D(r)) / (d n_l) around the best allocation so far, and candidates
+    r_l - step tanh((m_l - mu) / 2 median |m|), mu the median weight's m. Marginals of
+    earlier rounds are remembered, moved on by exp(b * change of r_l), as pruning less of
+    one linear changes the others. A round without progress asks for smaller steps and for more
+    windows in its probes. Where single linears are too many for the budget, the linears of one part
+    (attention, MLP) of a block are one unit, or those of a block.
+
+    Uniform ratios are a candidate, measured on all windows like every other: no result is worse.
+    Block runs, with L blocks, n windows and w windows for probes: a candidate 2 L n (half of it
+    under a pruner without statistics), the start's probes about 1/2 L^2 w linears per block, those
+    of a round twice that. The search stops before its budget is exceeded; the dense reference is
+    counted.
+    """
+
+    candidates: float = option(
+        29, "budget as a number of candidates of 2 L n block runs each; the paper's search has 29"
+    )
+    block_runs: int | None = option(None, "budget in block runs instead, in all")
+    probe_windows: int = option(2, "search windows that probes are measured on, to begin with")
+    probe: float = option(0.1, "change of one linear's ratio in a probe")
+    steepness: float = option(9.0, "b: relative growth of a linear's damage with its ratio")
+    start: float = option(0.5, "fraction of the start's predicted change that is tried first")
+    step: float = option(0.1, "largest change of a ratio in the first round")
+    memory: float = option(0.3, "weight of earlier rounds' marginals, in [0, 1)")
+    offspring: int = option(0, "children of one mutation round once rounds end; 0 for none")
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "block_runs", "probe_windows", "probe", "steepness", "start"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} is not a positive number")
+        for name in ("probe", "step", "memory"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
 
     @hookimpl
     def propose_block_ratios(
         self, layout: Layout, sparsity: float, rng: torch.Generator
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
-        names = tuple(layout.linears)
-        n = torch.tensor([x.weights for x in layout.linears.values()], dtype=torch.float64)
-        N, L = len(names), len(layout.blocks)
-
-        def prop(r: Tensor, probe: bool = False, **par) -> Proposal:
-            return Proposal(dict(zip(names, (float(x) for x in r), strict=True)), par, probe)
-
-        def project(r: Tensor) -> Tensor:
-            lo, hi = -2.0, 2.0
-            for _ in range(60):
-                mid = (lo + hi) / 2
-                if float(((r + mid).clamp(0, HIGHEST) * n).sum() / n.sum()) < sparsity:
-                    lo = mid
-                else:
-                    hi = mid
-            return (r + hi).clamp(0, HIGHEST)
-
-        seen = set()
-        left = [0.0]
-
-        def spend(ms, w):
-            left[0] -= sum(m.block_runs for m in ms)
-            if w not in seen:
-                seen.add(w)
-                left[0] -= L * w
-
-        u = torch.full((N,), sparsity, dtype=torch.float64)
-        one = yield Generation([prop(u, True, what="windows")], 1, 1)
-        first = yield Generation([prop(u, what="uniform")])
-        W = round(first[0].block_runs / one[0].block_runs)
-        left[0] = self.block_runs or self.candidates * 2 * L * W
-        spend(one, 1)
-        spend(first, W)
-        price = first[0].block_runs
-        best, cost = u, first[0].misalignment
-        w = min(self.probe_windows, W)
-        # only-l
-        ms = yield Generation(
-            [prop(u * (torch.arange(N) == i), True, only=names[i]) for i in range(N)], N, w
+        """Yield uniform, the start, and rounds until the budget ends; the best-aligned wins."""
+        space = Space(layout, sparsity)
+        if sparsity == 0 or len(layout.linears) < 2:
+            return space.proposal(space.uniform, {"at": "uniform"})
+        probe = space.proposal(space.uniform, {"at": "uniform"}, probe=True)
+        (one,) = yield Generation([probe], windows=1)
+        (all_,) = yield Generation([space.proposal(space.uniform, {"at": "uniform"})])
+        windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
+        purse = Purse(
+            self.block_runs or int(self.candidates * 2 * len(layout.blocks) * windows),
+            len(layout.blocks),
+            windows,
+            all_.block_runs,
         )
-        spend(ms, w)
-        c = torch.tensor([m.misalignment for m in ms], dtype=torch.float64).clamp(min=1e-9)
-        lm = (c / n).log()
-        cands = [project(u - t * (lm - (lm * n).sum() / n.sum()) / self.steepness) for t in self.starts]
-        ms = yield Generation([prop(r, start=t) for r, t in zip(cands, self.starts)], len(cands))
-        spend(ms, W)
-        for r, m in zip(cands, ms):
-            if m.misalignment < cost:
-                best, cost = r, m.misalignment
-        eta = self.step
-        est = None
-        rounds = 0
-        while True:
-            # estimate of a round
-            per = sum((L - x.block + 1) for x in layout.linears.values()) * price / (L * W)
-            per *= 2 if self.central else 1
-            if self.verbose:
-                print(f'round {rounds} w {w} left {left[0]:.0f} cost {cost:.4f} eta {eta}', flush=True)
-            if per * w + len(self.factors) * price > left[0]:
-                break
-            d = torch.minimum(torch.tensor(self.probe).double(), (1 - best) / 2)
-            pr = [best + d * (torch.arange(N) == i) for i in range(N)]
-            if self.central:
-                pr += [(best - d * (torch.arange(N) == i)).clamp(min=0) for i in range(N)]
-            ms = yield Generation(
-                [prop(best, True, round=rounds, at="here")]
-                + [prop(r, True, round=rounds, at=i) for i, r in enumerate(pr)], N, w)
-            spend(ms, w)
-            v = torch.tensor([m.misalignment for m in ms], dtype=torch.float64)
-            if self.central:
-                g = (v[1:1 + N] - v[1 + N:]) / (pr[0:N][0].new_tensor([float(pr[i][i] - pr[N + i][i]) for i in range(N)]))
-            else:
-                g = (v[1:] - v[0]) / d
-            g = g / n
-            if est is not None:
-                g = self.memory * est + (1 - self.memory) * g
-            order = g.argsort()
-            mu = g[order][torch.searchsorted(n[order].cumsum(0), n.sum() / 2)]
-            scale = 2 * g.abs().median()
-            s = torch.tanh((g - mu) / scale)
-            cands = [project(best - eta * f * s) for f in self.factors]
-            ms = yield Generation([prop(r, round=rounds, eta=eta * f) for r, f in zip(cands, self.factors)], len(cands))
-            spend(ms, W)
-            k = min(range(len(cands)), key=lambda i: ms[i].misalignment)
-            if self.verbose: print([round(m.misalignment, 4) for m in ms])
-            if ms[k].misalignment < cost:
-                delta = cands[k] - best
-                best, cost = cands[k], ms[k].misalignment
-                eta *= self.factors[k]
-                est = g * (self.steepness * delta).exp()
-            else:
-                eta *= 0.3
-                w = min(2 * w, W)
-            rounds += 1
+        purse.pay([one], 1)
+        purse.pay([all_], windows)
+        best: Rated = (_cost(all_), space.uniform)
+        units = space.units(purse)
+        search = _Search(self, space, purse, units)
+        if purse.fits(search.start_price, 1):
+            best = yield from search.begin(best)
+            best = yield from search.rounds(best)
+            yield from search.mutate(best, rng)
         return None
+
+
+class _Search:
+    """The state that start and rounds share."""
+
+    def __init__(
+        self, options: Sensitivity, space: Space, purse: Purse, units: tuple[Unit, ...]
+    ) -> None:
+        self.options = options
+        self.space = space
+        self.purse = purse
+        self.units = units
+        # (units, linears), and the share of all weights that each unit holds
+        self.members = torch.zeros(len(units), len(space.names), dtype=torch.float64)
+        for i, unit in enumerate(units):
+            self.members[i, list(unit.members)] = 1
+        self.share = self.members @ space.share
+        self.windows = min(options.probe_windows, purse.windows)
+        while self.windows > 1 and 2 * purse.probes(units, self.windows) > purse.left:
+            self.windows -= 1
+        self.marginals: Vector | None = None
+
+    @property
+    def start_price(self) -> int:
+        """Return the price of the start's probes, at most."""
+        return self.purse.probes(self.units, self.windows)
+
+    def begin(self, best: Rated) -> Generator[Generation, list[Measurement], Rated]:
+        """Prune every unit alone, and go towards the prediction from that."""
+        space, sparsity = self.space, self.space.sparsity
+        probes = [
+            space.proposal(self.members[i] * sparsity, {"only": unit.name}, probe=True)
+            for i, unit in enumerate(self.units)
+        ]
+        damage = yield from self._ask(probes, self.windows)
+        # What cannot be seen is not harmless: a thousandth of the worst at least.
+        damage = damage.clamp(min=max(float(damage.max()) / 1000, 1e-12))
+        change = -(damage / self.share).log() / self.options.steepness
+        change = change - (change * self.share).sum()
+        best, _ = yield from self._line(best, change, self.options.start, {"at": "start"})
+        return best
+
+    def rounds(self, best: Rated) -> Generator[Generation, list[Measurement], Rated]:
+        """Measure marginals around the best allocation and move against them, again and again."""
+        step, number = self.options.step, 0
+        while step > SMALLEST_STEP or self.windows < self.purse.windows:
+            number += 1
+            while self.windows > 1 and not self._affordable(2):
+                self.windows -= 1
+            if not self._affordable(1):
+                break
+            marginals = yield from self._measure(best[1], step, number)
+            middle = _weighted_median(marginals, self.share)
+            scale = 2 * marginals.abs().median().clamp(min=1e-12)
+            change = -torch.tanh((marginals - middle) / scale)
+            better, used = yield from self._line(best, change, step, {"round": number})
+            if better[0] < best[0]:
+                moved = (self.members @ (better[1] - best[1])) / self.members.sum(dim=1)
+                self.marginals = marginals * (self.options.steepness * moved).exp()
+                best, step = better, used
+            else:
+                self.marginals = None if self.windows < self.purse.windows else marginals
+                self.windows = min(2 * self.windows, self.purse.windows)
+                step = max(step / 3, SMALLEST_STEP)
+        return best
+
+    def mutate(
+        self, best: Rated, rng: torch.Generator
+    ) -> Generator[Generation, list[Measurement], None]:
+        """Change a few units at random: (1 + n) evolution, first on few windows, then on all."""
+        count, few = self.options.offspring, min(self.options.probe_windows, self.purse.windows)
+        price = math.ceil((count + 1) * self.purse.candidate * few / self.purse.windows)
+        size, number = self.options.step / 2, 0
+        while count and self.purse.fits(price, 2):
+            number += 1
+            children = [self._mutant(best[1], size, rng) for _ in range(count)]
+            proposals = [
+                self.space.proposal(r, {"mutation": number, "child": k}, probe=True)
+                for k, r in enumerate([best[1], *children])
+            ]
+            costs = yield from self._ask(proposals, few)
+            order = costs[1:].argsort(stable=True).tolist()[:2]
+            finalists = [
+                self.space.proposal(children[k], {"mutation": number, "child": k + 1})
+                for k in order
+                if costs[k + 1] < costs[0]
+            ]
+            better = best
+            if finalists:
+                heard = yield from self._ask(finalists, None)
+                k = int(heard.argmin())
+                better = min(best, (float(heard[k]), children[order[k]]), key=lambda x: x[0])
+            size *= 1.2 if better[0] < best[0] else 0.95
+            size = min(max(size, SMALLEST_STEP), self.options.step)
+            best = better
+
+    def _mutant(self, at: Vector, size: float, rng: torch.Generator) -> Vector:
+        units = len(self.units)
+        chosen = torch.rand(units, generator=rng, dtype=torch.float64) < 4 / units
+        change = torch.randn(units, generator=rng, dtype=torch.float64) * chosen * size
+        return self.space.project(at + change @ self.members)
+
+    def _affordable(self, candidates: int) -> bool:
+        return self.purse.fits(self.purse.probes(self.units, self.windows), candidates)
+
+    def _measure(
+        self, at: Vector, step: float, number: int
+    ) -> Generator[Generation, list[Measurement], Vector]:
+        """Return the damage per weight of pruning a little more of every unit."""
+        exact = self.windows == self.purse.windows  # no noise that a small change would drown in
+        little = min(max(step, SMALLEST_PROBE), self.options.probe) if exact else self.options.probe
+        room = ((1 - self.members @ at / self.members.sum(dim=1)) / 2).clamp(max=little)
+        moves = self.members * room.unsqueeze(1)  # (units, linears)
+        probes = [self.space.proposal(at, {"round": number, "at": "best"}, probe=True)]
+        probes += [
+            self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name}, True)
+            for u, move in zip(self.units, moves, strict=True)
+        ]
+        damage = yield from self._ask(probes, self.windows)
+        marginals = (damage[1:] - damage[0]) / (room * self.share)
+        if self.marginals is None:
+            return marginals
+        memory = self.options.memory
+        return memory * self.marginals + (1 - memory) * marginals
+
+    def _line(
+        self, best: Rated, change: Vector, step: float, parameters: dict[str, Any]
+    ) -> Generator[Generation, list[Measurement], tuple[Rated, float]]:
+        """Try steps along a change of the units: 1 and 1/2, then twice or a fifth of `step`."""
+        direction, at = change @ self.members, best[1]
+        best, used = yield from self._steps(best, at, direction, (step, step / 2), parameters)
+        if best[1] is at:
+            best, used = yield from self._steps(best, at, direction, (step / 5,), parameters)
+        elif used == step and "round" in parameters:
+            further, twice = yield from self._steps(best, at, direction, (2 * step,), parameters)
+            best, used = further, twice or used
+        return best, used
+
+    def _steps(
+        self,
+        best: Rated,
+        at: Vector,
+        direction: Vector,
+        steps: Sequence[float],
+        parameters: dict[str, Any],
+    ) -> Generator[Generation, list[Measurement], tuple[Rated, float]]:
+        """Measure as many of the steps as can be paid; 0 is returned where none is better."""
+        used = 0.0
+        steps = [step for k, step in enumerate(steps, 1) if self.purse.fits(0, k)]
+        if not steps:
+            return best, used
+        tried = [self.space.project(at + step * direction) for step in steps]
+        proposals = [
+            self.space.proposal(ratios, parameters | {"step": round(step, 6)})
+            for ratios, step in zip(tried, steps, strict=True)
+        ]
+        costs = yield from self._ask(proposals, None)
+        for ratios, cost, step in zip(tried, costs.tolist(), steps, strict=True):
+            if cost < best[0]:
+                best, used = (cost, ratios), step
+        return best, used
+
+    def _ask(
+        self, proposals: list[Proposal], windows: int | None
+    ) -> Generator[Generation, list[Measurement], Vector]:
+        heard = yield Generation(proposals, len(proposals), windows)
+        self.purse.pay(heard, windows or self.purse.windows)
+        return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
+
+
+def _cost(measurement: Measurement) -> float:
+    return math.inf if measurement.dropped else measurement.misalignment
+
+
+def _weighted_median(values: Vector, weights: Vector) -> Tensor:
+    order = values.argsort()
+    middle = torch.searchsorted(weights[order].cumsum(0), weights.sum() / 2)
+    return values[order[min(int(middle), len(order) - 1)]]

@@ -1,0 +1,90 @@
+"""What the documentation site has beyond its Markdown; mkdocs calls the `on_*` functions.
+
+- The marker `<!-- commands -->` becomes the reference of every command, from the command itself.
+- A picture in `assets/*.svg` is put into the page, so that it follows the site's colours.
+- A block of language `error` wraps its lines.
+- Pages of results stand in the navigation where they exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+MARKER = "<!-- commands -->"
+RESULTS = {"best.md": "Best known ratios", "parity.md": "Parity with the published code"}
+_PICTURE = re.compile(r"^!\[([^\]]*)\]\((assets/[\w-]+\.svg)\)$", re.MULTILINE)
+
+
+def on_config(config: Any) -> Any:
+    """Add the pages of results that there are to the navigation, before the reference."""
+    docs = Path(config.docs_dir)
+    pages = [{title: name} for name, title in RESULTS.items() if (docs / name).is_file()]
+    if pages:
+        config.nav.insert(len(config.nav) - 1, {"Results": pages})
+    return config
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Return the page with its markers and pictures replaced."""
+    if MARKER in markdown:
+        from neuroal.cli import main
+
+        markdown = markdown.replace(MARKER, "\n\n".join(commands(main, "neuroal")))
+
+    def inlined(match: re.Match[str]) -> str:
+        svg = (Path(config.docs_dir) / match[2]).read_text(encoding="utf-8")
+        return f'<figure class="picture" role="img" aria-label="{match[1]}">\n{svg}</figure>'
+
+    markdown = markdown.replace("```error\n", "```{ .text .error }\n")
+    return _PICTURE.sub(inlined, markdown)
+
+
+def commands(command: click.Command, name: str) -> Iterator[str]:
+    """Yield the Markdown section of a command and those of its subcommands."""
+    context = click.Context(command, info_name=name)
+    if not isinstance(command, click.Group) or command.params:
+        yield _section(command, name, context)
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            if found is not None and not found.hidden:
+                yield from commands(found, f"{name} {child}")
+
+
+def _section(command: click.Command, name: str, context: click.Context) -> str:
+    pieces = " ".join(command.collect_usage_pieces(context))
+    parts = [f"## `{name}` {{ #{name.replace(' ', '-')} }}", f"```text\n{name} {pieces}\n```"]
+    parts.append("\n\n".join(" ".join(p.split()) for p in (command.help or "").split("\n\n")))
+    for heading, rows in _options(command, context).items():
+        table = [f"| {heading} | |", "|---|---|"]
+        table += [f"| {_code(names)} | {_cell(help)} |" for names, help in rows]
+        parts.append("\n".join(table))
+    examples = getattr(command, "examples", ())
+    if examples:
+        parts.append("Examples:\n\n```sh\n" + "\n".join(examples) + "\n```")
+    return "\n\n".join(parts)
+
+
+def _options(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None:
+            groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+    return groups
+
+
+def _code(text: str) -> str:
+    return "`` " + text.replace("|", "\\|") + " ``"
+
+
+def _cell(text: str) -> str:
+    # A `*` or `_` in a help text is a character, what stands in backticks is code.
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    plain = [re.sub(r"([*_<\[])", r"\\\1", p) if i % 2 == 0 else p for i, p in enumerate(parts)]
+    return "`".join(plain)

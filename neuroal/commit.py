@@ -1,0 +1,82 @@
+"""The final pruning: block by block, on what the pruned blocks before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from neuroal.alignment import Tick
+from neuroal.hookspecs import Target
+from neuroal.layout import Block, Layout
+from neuroal.output import Journal
+from neuroal.pruning import BasePruner, spare_copies, weight_of
+from neuroal.statistics import Statistics, resolve
+from neuroal.walk import Prefix, Walker
+
+
+def commit(
+    model: nn.Module,
+    layout: Layout,
+    base: BasePruner,
+    targets: Mapping[str, Target],
+    walker: Walker | None,
+    ids: Tensor | None,
+    journal: Journal,
+    tick: Tick,
+) -> None:
+    """Prune a model for good; a block that the journal knows is taken from there.
+
+    Every block runs dense for the statistics, is pruned, and runs pruned: that output is the next
+    block's input. Nothing runs if neither pruner nor refiner reads statistics.
+
+    Args:
+        model: Pruned in place.
+        layout: Its layout.
+        base: Pruner and refiner.
+        targets: How much to prune in every linear; those without one stay dense.
+        walker: Runs the model; None without calibration data.
+        ids: Calibration windows, int64 `(windows, length)`.
+        journal: Finished blocks of an earlier try, and a place for new ones.
+        tick: Called once per block.
+    """
+    plugins = [p for p in (base.pruner, base.refiner) if p is not None]
+    accumulators = resolve(s for p in plugins for s in p.required_statistics())
+    if not accumulators or walker is None or ids is None:
+        for block in layout.blocks:
+            _prune(block, model.get_submodule(block.name), base, targets, {}, journal)
+            tick()
+        return
+    inputs = walker.inputs(ids)
+    prefix = Prefix.start(inputs)
+    for block in layout.blocks:
+        with walker.block(block) as module:
+            statistics: Mapping[str, Statistics] = {}
+            if not journal.has_block(block.index):
+                dense = walker.run(block, module, inputs, prefix, accumulators, output=False)
+                statistics = dense.statistics
+            _prune(block, module, base, targets, statistics, journal)
+            if block.index < len(layout.blocks) - 1:
+                prefix = walker.run(block, module, inputs, prefix).prefix or prefix
+        tick()
+
+
+def _prune(
+    block: Block,
+    module: nn.Module,
+    base: BasePruner,
+    targets: Mapping[str, Target],
+    statistics: Mapping[str, Statistics],
+    journal: Journal,
+) -> None:
+    """Write a block's pruned weights into its module, from the journal if it has them."""
+    weights = journal.block(block.index)
+    if weights is None:
+        copies = spare_copies(block, module)
+        weights = base.prune_block(block, module, copies, statistics, targets)
+        journal.keep_block(block.index, weights)
+    with torch.no_grad():
+        for x in block.linears:
+            if x.name in weights:
+                weight_of(block, module, x).copy_(weights[x.name])

@@ -1,0 +1,107 @@
+"""Allocations of one sparsity, and what measuring them costs: for searches within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroal import Layout, Linear, Measurement, Proposal
+from neuroal_plugins.density import HIGHEST
+
+Vector = Tensor  # float64, one entry per linear or per unit
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Linears whose ratios change together.
+
+    Attributes:
+        name: In the parameters of proposals.
+        members: Indices of its linears.
+        block: Index of their block.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    block: int
+
+
+class Space:
+    """Allocations of one sparsity: ratios in [0, 0.99] of a given weighted mean."""
+
+    def __init__(self, layout: Layout, sparsity: float) -> None:
+        self.layout = layout
+        self.sparsity = sparsity
+        self.names = tuple(layout.linears)
+        sizes = [linear.weights for linear in layout.linears.values()]
+        self.share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+        self.uniform = torch.full_like(self.share, sparsity)
+        self.highest = max(HIGHEST, sparsity)
+
+    def project(self, ratios: Vector) -> Vector:
+        """Return `ratios` shifted by one constant and clipped, of the wanted mean."""
+        low, high = -float(ratios.max()), self.highest - float(ratios.min())
+        for _ in range(60):
+            middle = (low + high) / 2
+            mean = ((ratios + middle).clamp(0, self.highest) * self.share).sum()
+            low, high = (middle, high) if mean < self.sparsity else (low, middle)
+        return (ratios + high).clamp(0, self.highest)
+
+    def proposal(self, ratios: Vector, parameters: dict[str, Any], probe: bool = False) -> Proposal:
+        """Return the proposal of one ratio per linear."""
+        return Proposal(dict(zip(self.names, ratios.tolist(), strict=True)), parameters, probe)
+
+    def units(self, purse: Purse) -> tuple[Unit, ...]:
+        """Return the finest units of which probes on one window cost half the budget at most."""
+        levels: tuple[Callable[[Linear], str], ...] = (
+            lambda x: x.name,
+            lambda x: f"{self.layout.blocks[x.block].name}.{x.part}",
+            lambda x: self.layout.blocks[x.block].name,
+        )
+        units: tuple[Unit, ...] = ()
+        for level in levels:
+            members: dict[str, list[int]] = {}
+            for i, x in enumerate(self.layout.linears.values()):
+                members.setdefault(level(x), []).append(i)
+            blocks = [x.block for x in self.layout.linears.values()]
+            units = tuple(Unit(k, tuple(v), blocks[v[0]]) for k, v in members.items())
+            if 2 * purse.probes(units, 1) <= purse.left:
+                break
+        return units
+
+
+class Purse:
+    """Block runs that are left, and what things cost."""
+
+    def __init__(self, budget: int, blocks: int, windows: int, candidate: int) -> None:
+        """Start with the price of one candidate on all windows."""
+        self.left = budget
+        self.windows = windows
+        self.candidate = candidate
+        self._blocks = blocks
+        self._seen: set[int] = set()
+
+    def pay(self, heard: Sequence[Measurement], windows: int) -> None:
+        """Subtract what was measured, and the dense reference of so many windows."""
+        self.left -= sum(m.block_runs for m in heard)
+        if windows not in self._seen:
+            self._seen.add(windows)
+            self.left -= self._blocks * windows
+
+    def probes(self, units: Sequence[Unit], windows: int) -> int:
+        """Return the price of one probe per unit that prunes all blocks, at most.
+
+        What lies before the probe's block is run once for all of them.
+        """
+        per_block = self.candidate / (self._blocks * self.windows)
+        blocks = self._blocks + sum(self._blocks - unit.block for unit in units)
+        return math.ceil(per_block * blocks * windows)
+
+    def fits(self, probes: int, candidates: int) -> bool:
+        """Return whether probes at a price and so many candidates can be paid."""
+        return probes + candidates * self.candidate <= self.left

@@ -1,0 +1,252 @@
+"""The manual says what the code does: hooks, roles, methods, options and links.
+
+What its code blocks do is tested in `test_pages.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.exceptions import Exit
+
+import neuroal
+from neuroal.cli import main
+from neuroal.errors import UsageError
+from neuroal.hookspecs import ROLES
+from neuroal.plugins import available, describe, find
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md") if "examples" not in p.relative_to(DOCS).parts)
+TEXTS = [*PAGES, DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+HOOKS = {name: hook for role in ROLES.values() for name, hook in role.hooks.items()}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(DOCS.parent).as_posix()
+
+
+def prose(text: str) -> str:
+    """The text without its fenced blocks."""
+    return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next of its level or above."""
+    match = re.search(rf"^(#+) {re.escape(heading)}$", text, re.MULTILINE)
+    assert match, f"no heading {heading!r}"
+    rest = text[match.end() :]
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+# -- hooks and roles ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_documented_with_its_exact_signature(name: str) -> None:
+    text = section((DOCS / "hooks.md").read_text(encoding="utf-8"), name)
+    shown = re.search(r"^```python\n(def .*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert shown, f"hooks.md shows no signature of {name}"
+    signature = inspect.signature(HOOKS[name])
+    wanted = ast.parse(f"def {name}{signature}: ...".replace("'", ""))
+    assert ast.unparse(ast.parse(shown[1])) == ast.unparse(wanted)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_explained(name: str) -> None:
+    text = section((DOCS / "hooks.md").read_text(encoding="utf-8"), name)
+    for part in ("**Called**", "**Returns**", "**Minimal**", "**Errors**"):
+        assert part in text, part
+    for argument in list(inspect.signature(HOOKS[name]).parameters)[1:]:
+        assert f"`{argument}`" in text, argument
+
+
+def test_every_hook_is_in_the_table_of_calls() -> None:
+    text = (DOCS / "hooks.md").read_text(encoding="utf-8")
+    table = section(text, "When each hook is called")
+    assert {m for m in re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE)} == set(HOOKS)
+
+
+def test_no_hook_is_documented_that_does_not_exist() -> None:
+    text = (DOCS / "hooks.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### ([a-z]+(?:_[a-z]+)+|describe)$", text, re.MULTILINE)
+    assert sorted(headings) == sorted(HOOKS)
+
+
+def test_built_in_statistics_are_documented() -> None:
+    from neuroal.statistics import BUILT_IN
+
+    text = section((DOCS / "hooks.md").read_text(encoding="utf-8"), "Statistics")
+    assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("role", [*ROLES, "top_up"])
+def test_a_role_has_a_page(role: str) -> None:
+    text = (DOCS / "roles" / f"{role}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {role}\n")
+    assert f"({role}.md)" in (DOCS / "roles" / "index.md").read_text(encoding="utf-8")
+    assert f"roles/{role}.md" in (DOCS.parent / ".mkdocs.yml").read_text(encoding="utf-8")
+    for hook in ROLES[role].spec.__dict__ if role in ROLES else ():
+        assert hook.startswith("_") or f"hooks.md#{hook})" in text, hook
+
+
+# -- methods -----------------------------------------------------------------------------------
+
+SECTIONS = {
+    "pruner": "Pruners",
+    "block_ratios": "Block ratios",
+    "row_ratios": "Row ratios",
+    "alignment": "Alignment",
+    "refiner": "Refiners",
+    "top_up": "Presets",
+}
+
+
+@pytest.mark.parametrize(("role", "heading"), SECTIONS.items())
+def test_the_methods_page_has_every_plugin_that_comes_with_neuroal(role: str, heading: str) -> None:
+    text = section((DOCS / "methods.md").read_text(encoding="utf-8"), heading)
+    firsts = re.findall(r"^\| (`\w[^|]*) \|", text, re.MULTILINE)
+    named = {name for cell in firsts for name in re.findall(r"`([\w-]+)`", cell)}
+    assert named == {x.name for x in available(role) if x.distribution == "neuroal"}
+
+
+# -- options and commands ----------------------------------------------------------------------
+
+
+def commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, *path, name)
+
+
+COMMANDS = dict(commands(main))
+OPTIONS = {
+    option
+    for command in COMMANDS.values()
+    for parameter in command.params
+    for option in (*parameter.opts, *parameter.secondary_opts)
+} | {"--help"}
+# `--<role>` of prose such as "an explicit --block-ratios", and the options of other tools.
+FOREIGN = {"--help", "--no-deps", "--editable", "--strict"}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_options_that_a_page_shows_exist(path: Path) -> None:
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8")))
+    assert shown <= OPTIONS | FOREIGN
+
+
+def shown_commands(path: Path) -> list[str]:
+    """Every `neuroal …` line of a page's code blocks."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^ *```(?:sh|console|bash)[^\n]*\n(.*?)^ *```", text, re.M | re.S)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("neuroal ")]
+
+
+def named_commands(path: Path) -> list[str]:
+    """Every `neuroal …` in a page's prose: a command, or its beginning."""
+    spans = re.findall(r"`(neuroal [^`]+)`", prose(path.read_text(encoding="utf-8")))
+    return [" ".join(span.split()) for span in spans]
+
+
+def parse(line: str) -> click.Context:
+    """Have click parse a command line without running it."""
+    words = shlex.split(line, comments=True)[1:]
+    path: tuple[str, ...] = ()
+    while (*path, *words[:1]) in COMMANDS and words:
+        path, words = (*path, words[0]), words[1:]
+    if isinstance(COMMANDS[path], click.Group) and words and not words[0].startswith("-"):
+        raise click.UsageError(f"no such command: {words[0]}")
+    return COMMANDS[path].make_context(" ".join(("neuroal", *path)), words)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_commands_that_a_page_shows_parse(path: Path) -> None:
+    for line in shown_commands(path):
+        try:
+            parse(line)
+        except click.UsageError as error:
+            pytest.fail(f"{line}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_commands_that_a_page_names_exist(path: Path) -> None:
+    for line in named_commands(path):
+        try:
+            with contextlib.suppress(click.MissingParameter, click.BadOptionUsage, Exit):
+                parse(line)
+        except click.UsageError as error:
+            pytest.fail(f"{line}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS), ids=" ".join)
+def test_examples_in_the_help_parse(path: tuple[str, ...]) -> None:
+    for line in getattr(COMMANDS[path], "examples", ()):
+        parse(line)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_plugin_options_that_a_page_shows_exist(path: Path) -> None:
+    for line in shown_commands(path):
+        for name, key in re.findall(r"-o (\w+)\.(\w+)=", line):
+            try:
+                found = find(name)
+            except UsageError:  # a plugin of the page's own
+                assert ".py:" in line or path.stem in ("tutorial", "publish"), line
+                continue
+            assert any(key == row[0] for x in found for row in describe(x).options), line
+
+
+# -- links -------------------------------------------------------------------------------------
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as Python-Markdown makes it."""
+    heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def anchors(path: Path) -> set[str]:
+    text = path.read_text(encoding="utf-8")
+    found: set[str] = set(re.findall(r"\{ #([\w.-]+) \}", text))
+    found |= {slug(h) for h in re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)}
+    found |= set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+    if path.name == "cli.md":
+        found |= {"-".join(("neuroal", *names)) for names in COMMANDS}
+    return found
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_internal_links_resolve(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text(encoding="utf-8"))):
+        if re.match(r"https?://", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), link
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), link
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (DOCS / "reference" / "neuroal.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: neuroal\.(\w+)$", text, re.MULTILINE))
+    shown |= set(re.findall(r"\{ #neuroal\.(\w+) \}", text))
+    assert shown == set(neuroal.__all__) - {"__version__"}
+
+
+def test_pictures_are_readable_in_light_and_dark() -> None:
+    for path in (DOCS / "assets").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert "prefers-color-scheme: dark" in text
+        assert not re.findall(r'(?:fill|stroke)="#', text), "colours are the style's"

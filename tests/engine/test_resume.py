@@ -1,0 +1,391 @@
+"""A run that SIGKILL ends, at any step, goes on to the same bytes; and what `resume` refuses."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import neuroal
+from neuroal import Recipe, UsageError, checkpoint, hookimpl, output
+from neuroal.alignment import Aligner
+from neuroal.pruning import BasePruner
+from neuroal.testing import tiny_model
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+
+Digests = Callable[[Path], dict[str, str]]
+Tree = Callable[[], dict[str, str]]
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def small(from_file: Recipe) -> Recipe:
+    """A recipe with every kind of step, as few of each as can be."""
+    return dataclasses.replace(from_file, samples=2, search_samples=1)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    save: Callable[[nn.Module, Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model of two blocks."""
+    return save(tiny_model("llama", blocks=2), tmp_path_factory.mktemp("two") / "model")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, small: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    neuroal.prune(folder, recipe=small, out=out)
+    return out
+
+
+KILLS = {
+    "in the search": "open row_ratios-0",
+    "in the pruning": "rename block-0001",
+    "in the writing": "open README.md",
+    "in the exchange": "rename checkpoint",
+    "in the tidying up": "rmtree out.partial",
+}
+
+
+@pytest.fixture(scope="module")
+def killed(
+    folder: Path,
+    small: Recipe,
+    recipe: Recipe,
+    windows: Tensor,
+    reference: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Results]:
+    """What `killed.py` says of runs that were killed and resumed, by case."""
+    root = tmp_path_factory.mktemp("killed")
+    other = dataclasses.replace(small, pruner="magnitude", top_up="uniform", options={})
+    neuroal.prune(folder, recipe=other, out=root / "earlier")
+    uniform = dataclasses.replace(recipe, top_up="uniform", options={})
+    neuroal.prune(tiny_model("opt"), None, uniform, windows=windows[:2], out=root / "in memory")
+    by_path = {"model": str(folder), "recipe": small.to_json(), "reference": str(reference)}
+    cases = {
+        "by path": by_path | {"kills": list(KILLS.values())},
+        "replaces": by_path | {"earlier": str(root / "earlier"), "since": "open README.md"},
+        "replaces the same": by_path | {"earlier": str(reference), "since": "rename neuroal.json"},
+        "in memory": {
+            "model": "opt",
+            "recipe": uniform.to_json(),
+            "windows": windows[:2].tolist(),
+            "reference": str(root / "in memory"),
+            "since": "rename block-0001",
+        },
+        "again": by_path | {"again": 8},
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed.py")), str(root / "cases")],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Results] = json.loads(done.stdout)
+    return results
+
+
+def steps(results: Results) -> str:
+    """The steps before which a kill was survived: resumed to the one result, nothing left over."""
+    whole, *others = results
+    assert (whole["status"], whole["holds"], whole["same"]) == (0, ["out"], True), whole
+    for r in others:
+        assert r["status"] == -signal.SIGKILL, r
+        assert (r["resumed"], r["holds"], r["same"]) == (0, ["out"], True), r
+    return "\n".join(r["step"] for r in others)
+
+
+def test_killed_at_every_step(killed: Mapping[str, Results]) -> None:
+    survived = steps(killed["by path"])
+    for part in (
+        "mkdir out.partial",
+        "open run.json",
+        "rename run.json",
+        "open block_ratios-0",
+        "rename block_ratios-0",
+        "rename row_ratios-0",
+        "rename block-0000.safetensors",
+        "rename block-0001.safetensors",
+        "mkdir checkpoint",
+        "open allocation.safetensors",
+        "open README.md",
+        "rename neuroal.json",
+        "rename checkpoint",
+        "remove run.json",
+        "rmtree out.partial",
+        "rmdir out.partial",
+        "half of the weights saved",
+        *(f"killed before os.{part}" for part in KILLS.values() if part.startswith("rename")),
+    ):
+        assert part in survived, part
+    assert survived.count("killed before") == len(KILLS)
+
+
+@pytest.mark.parametrize("case", ["replaces", "replaces the same"])
+def test_killed_while_an_earlier_run_is_replaced(case: str, killed: Mapping[str, Results]) -> None:
+    survived = steps(killed[case])
+    assert "rename out\n" in survived and "rename checkpoint" in survived
+    assert "remove run.json" in survived and "rmdir out.partial" in survived
+
+
+def test_killed_with_the_model_in_memory(killed: Mapping[str, Results]) -> None:
+    """The model that is given again holds the pruned weights, wherever the run was killed."""
+    survived = steps(killed["in memory"])
+    assert "rename checkpoint" in survived and "rmtree out.partial" in survived
+
+
+def test_killed_again_and_again(killed: Mapping[str, Results]) -> None:
+    *others, last = killed["again"]
+    assert len(others) >= 2
+    assert {r["status"] for r in others} == {-signal.SIGKILL}
+    assert (last["status"], last["holds"], last["same"]) == (0, ["out"], True), last
+
+
+# What is left, and what goes on from it
+
+
+@pytest.fixture
+def stopped(
+    tmp_path: Path, folder: Path, small: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Begins a run and interrupts it before it saves."""
+
+    def begin(**changes: Any) -> Path:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                asked = dataclasses.replace(small, **changes)
+                neuroal.prune(folder, recipe=asked, out=tmp_path / "out")
+        assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
+        return tmp_path / "out"
+
+    return begin
+
+
+def test_nothing_finished_is_done_again(
+    stopped: Callable[..., Path],
+    folder: Path,
+    small: Recipe,
+    reference: Path,
+    digests: Digests,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = stopped()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(Aligner, "measure", never)
+    monkeypatch.setattr(BasePruner, "prune_block", never)
+    report = neuroal.prune(folder, recipe=small, out=out, resume=True)
+    assert digests(out) == digests(reference)
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    candidates = json.loads((reference / "neuroal.json").read_text())["candidates"]
+    assert json.loads(json.dumps(report.candidates)) == candidates
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "sparsity": {"sparsity": 0.5},
+    "seed": {"seed": 1},
+    "pruner": {"pruner": "magnitude"},
+    "options": {"options": {"neuroal": {"lambdas": [0.0, 0.2]}}},
+    "samples": {"samples": 3},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_resume_refuses_another_recipe(
+    change: str, stopped: Callable[..., Path], folder: Path, small: Recipe, tree: Tree
+) -> None:
+    out = stopped()
+    before = tree()
+    with pytest.raises(UsageError, match="belongs to another recipe") as error:
+        asked = dataclasses.replace(small, **CHANGES[change])
+        neuroal.prune(folder, recipe=asked, out=out, resume=True)
+    assert "\n" not in str(error.value)
+    assert tree() == before
+
+
+def test_resume_refuses_other_weights_data_and_plugins(
+    folder: Path,
+    small: Recipe,
+    tmp_path: Path,
+    tree: Tree,
+    save: Callable[[nn.Module, Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe names them; what they hold decides."""
+    model = save(tiny_model("llama", blocks=2), tmp_path / "model")
+    data = tmp_path / "windows.jsonl"
+    data.write_text(Path(str(small.calibration)).read_text())
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    asked = dataclasses.replace(small, calibration=str(data), pruner=f"{plugin}:Mine")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            neuroal.prune(model, recipe=asked, out=tmp_path / "out")
+    before = tree()
+
+    def refused() -> None:
+        with pytest.raises(UsageError, match="belongs to another") as error:
+            neuroal.prune(model, recipe=asked, out=tmp_path / "out", resume=True)
+        assert "\n" not in str(error.value)
+
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    refused()
+    data.write_text("\n".join(lines) + "\n")
+    plugin.write_text(PLUGIN.replace("weight.abs()", "weight.abs() + 1"))
+    refused()
+    plugin.write_text(PLUGIN)
+    save(tiny_model("llama", seed=1, blocks=2), model)
+    refused()
+    save(tiny_model("llama", blocks=2), model)
+    assert tree() == before
+    neuroal.prune(model, recipe=asked, out=tmp_path / "out", resume=True)
+    assert not (tmp_path / "out.partial").exists()
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from neuroal import hookimpl
+
+
+@dataclass(frozen=True, eq=False)
+class Mine:
+    @hookimpl
+    def score_weights(self, weight):
+        return weight.abs()
+"""
+
+
+def test_resume_refuses_another_model_in_memory(
+    recipe: Recipe, windows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            neuroal.prune(tiny_model("phi"), None, recipe, windows=windows, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="belongs to another"):
+        neuroal.prune(
+            tiny_model("phi", seed=1), None, recipe, windows=windows,
+            out=tmp_path / "out", resume=True,
+        )  # fmt: skip
+
+
+def test_resume_of_a_finished_run_returns_its_report(
+    folder: Path, small: Recipe, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = neuroal.prune(folder, recipe=small, out=tmp_path / "out")
+    before = tree()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load", None)
+        again = neuroal.prune(folder, recipe=small, out=tmp_path / "out", resume=True)
+    assert json.dumps(again.to_json()) == json.dumps(report.to_json())
+    with pytest.raises(UsageError, match="holds another run: its recipe differs"):
+        other = dataclasses.replace(small, seed=1)
+        neuroal.prune(folder, recipe=other, out=tmp_path / "out", resume=True)
+    assert tree() == before
+
+
+def test_resume_of_a_finished_run_prunes_the_model_in_memory(
+    recipe: Recipe, windows: Tensor, tmp_path: Path, weights_of: Any, same: Any
+) -> None:
+    done, model = tiny_model("mistral"), tiny_model("mistral")
+    neuroal.prune(done, None, recipe, windows=windows, out=tmp_path / "out")
+    neuroal.prune(model, None, recipe, windows=windows, out=tmp_path / "out", resume=True)
+    assert same(weights_of(model), weights_of(done))
+    for other, ids in ((tiny_model("mistral", 1), windows), (tiny_model("mistral"), windows[:3])):
+        with pytest.raises(UsageError, match="holds another run"):
+            neuroal.prune(other, None, recipe, windows=ids, out=tmp_path / "out", resume=True)
+
+
+def test_resume_without_anything_there_begins(
+    folder: Path, small: Recipe, tmp_path: Path, reference: Path, digests: Digests
+) -> None:
+    neuroal.prune(folder, recipe=small, out=tmp_path / "out", resume=True)
+    assert digests(tmp_path / "out") == digests(reference)
+
+
+def test_unfinished_run_is_not_lost_by_accident(
+    stopped: Callable[..., Path],
+    folder: Path,
+    small: Recipe,
+    tree: Tree,
+    reference: Path,
+    digests: Digests,
+) -> None:
+    out = stopped()
+    before = tree()
+    with pytest.raises(UsageError, match="unfinished run: add --resume") as error:
+        neuroal.prune(folder, recipe=small, out=out)
+    assert "\n" not in str(error.value)
+    assert tree() == before
+    neuroal.prune(folder, recipe=small, out=out, overwrite=True)
+    assert digests(out) == digests(reference)
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_leavings_without_a_mark_are_not_trusted(
+    stopped: Callable[..., Path], folder: Path, small: Recipe, reference: Path, digests: Digests
+) -> None:
+    """A kill while an unfinished run is removed may leave steps of nobody knows what run."""
+    out = stopped(sparsity=0.3)
+    (output.partial(out) / "run.json").unlink()
+    neuroal.prune(folder, recipe=small, out=out, resume=True)
+    assert digests(out) == digests(reference)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FailsLate:
+    """Refines nothing, and fails in the last block."""
+
+    @hookimpl
+    def refine_mask(self, mask: Tensor, linear: neuroal.Linear) -> Tensor:
+        if "layers.1.mlp.down_proj" in linear.name:
+            raise RuntimeError("no")
+        return mask
+
+
+def test_a_failing_resumed_run_keeps_what_was_there(
+    folder: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dataclasses.replace(small, refiner=FailsLate())
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.Journal, "keep_block", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            neuroal.prune(folder, recipe=asked, out=tmp_path / "out")
+    with pytest.raises(neuroal.PluginError):
+        neuroal.prune(folder, recipe=asked, out=tmp_path / "out", resume=True)
+    names = {p.name.partition("-0")[0] for p in (tmp_path / "out.partial/journal").iterdir()}
+    assert names == {"block_ratios", "row_ratios", "block"}
