@@ -5,18 +5,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 WHEEL_VENV ?= .venv-wheel
+EXAMPLES_VENV ?= .venv-examples
 # One process a core, and one thread a process (tests/conftest.py).
 PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
 # A pytest -m expression: which tests to run against the wheel (all by default).
 WHEEL_TESTS ?=
 
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet -c constraints.txt
+EXAMPLES := $(wildcard docs/examples/*/pyproject.toml)
 SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint format wheel test-wheel clean distclean
+.PHONY: help demo test check lint format docs wheel test-wheel examples clean distclean
 
 help: ## show this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +41,9 @@ format: $(VENV)/.dev ## put the source into the house's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+docs: $(VENV)/.docs ## build the documentation into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict --clean --config-file .mkdocs.yml
+
 wheel: dist/.built ## build the wheel into dist/
 
 # From an empty folder and with PYTHONSAFEPATH, so that the checkout cannot stand in for the wheel;
@@ -49,12 +54,15 @@ test-wheel: $(WHEEL_VENV)/.run ## run the tests against the built wheel
 		-p no:cacheprovider -c "$(CURDIR)/pyproject.toml" $(PYTEST_FLAGS) \
 		$(if $(WHEEL_TESTS),-m "$(WHEEL_TESTS)") "$(CURDIR)/tests"
 
+examples: $(EXAMPLES_VENV)/.run ## install the example packages beside neuroal's wheel, and run them
+	bash docs/examples/run.sh "$(abspath $(EXAMPLES_VENV))/bin"
+
 clean: ## remove builds and caches
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find neuroal plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find neuroal plugins tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf $(VENV) $(WHEEL_VENV)
+	rm -rf $(VENV) $(WHEEL_VENV) $(EXAMPLES_VENV)
 
 # Environments. torch comes first and alone: the tested version, and no other build beside it.
 
@@ -78,15 +86,33 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml neuroal/__init__.py
 	$(VENV)/bin/python $(PIP_INSTALL) -e ".[dev]"
 	@touch $(VENV)/.run $@
 
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml constraints.txt neuroal/__init__.py
+	@echo "installing what the documentation needs"
+	$(VENV)/bin/python $(PIP_INSTALL) -e ".[docs]"
+	@touch $(VENV)/.run $@
+
 $(WHEEL_VENV)/.run: $(WHEEL_VENV)/.torch dist/.built
 	@echo "installing the wheel and what its tests need"
 	@$(WHEEL_VENV)/bin/python -m pip uninstall -qq --yes neuroal
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) "$$(echo dist/neuroal-*.whl)[test]"
 	@touch $@
 
+$(EXAMPLES_VENV)/.run: $(EXAMPLES_VENV)/.torch dist/examples/.built
+	@echo "installing the wheels of neuroal and of the examples"
+	@$(EXAMPLES_VENV)/bin/python -m pip uninstall -qq --yes neuroal neuroal-nowag neuroal-halving
+	$(EXAMPLES_VENV)/bin/python $(PIP_INSTALL) "$$(echo dist/neuroal-*.whl)[test]" dist/examples/*.whl
+	@touch $@
+
 dist/.built: $(VENV)/.dev pyproject.toml README.md LICENSE $(SOURCES)
 	rm -rf dist
 	$(VENV)/bin/python -m build --wheel
+	@touch $@
+
+dist/examples/.built: dist/.built $(EXAMPLES) $(shell find docs/examples -path '*/src/*' -name '*.py')
+	rm -rf dist/examples
+	for example in $(dir $(EXAMPLES)); do \
+		$(VENV)/bin/python -m build --wheel --outdir dist/examples $$example || exit 1; \
+	done
 	@touch $@
 
 .SECONDARY:

@@ -1,6 +1,8 @@
 """What the documentation site has beyond its Markdown; mkdocs calls the `on_*` functions.
 
 - The marker `<!-- commands -->` becomes the reference of every command, from the command itself.
+- The marker `<!-- checks -->` becomes a table of the conformance checks of every role.
+- The marker `<!-- source: FILE -->` becomes the file, a path from the project's root.
 - A picture in `assets/*.svg` is put into the page, so that it follows the site's colours.
 - A block of language `error` wraps its lines.
 - Pages of results stand in the navigation where they exist.
@@ -8,6 +10,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +18,12 @@ from typing import Any
 
 import click
 
-MARKER = "<!-- commands -->"
+from neuroal.hookspecs import ROLES
+
+COMMANDS, CHECKS = "<!-- commands -->", "<!-- checks -->"
 RESULTS = {"best.md": "Best known ratios", "parity.md": "Parity with the published code"}
+ROOT = Path(__file__).resolve().parent.parent
+_SOURCE = re.compile(r"^<!-- source: (\S+) -->$", re.MULTILINE)
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\((assets/[\w-]+\.svg)\)$", re.MULTILINE)
 
 
@@ -31,17 +38,46 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return the page with its markers and pictures replaced."""
-    if MARKER in markdown:
+    if COMMANDS in markdown:
         from neuroal.cli import main
 
-        markdown = markdown.replace(MARKER, "\n\n".join(commands(main, "neuroal")))
+        markdown = markdown.replace(COMMANDS, "\n\n".join(commands(main, "neuroal")))
+    if CHECKS in markdown:
+        markdown = markdown.replace(CHECKS, "\n\n".join(checks(ROOT / "neuroal/conformance")))
 
     def inlined(match: re.Match[str]) -> str:
         svg = (Path(config.docs_dir) / match[2]).read_text(encoding="utf-8")
         return f'<figure class="picture" role="img" aria-label="{match[1]}">\n{svg}</figure>'
 
+    def listed(match: re.Match[str]) -> str:
+        path = ROOT / match[1]
+        text = path.read_text(encoding="utf-8").rstrip()
+        language = {".py": "python"}.get(path.suffix, path.suffix[1:])
+        title = "/".join(path.parts[-2:])
+        return f'```{language} title="{title}"\n{text}\n```'
+
+    markdown = _SOURCE.sub(listed, markdown)
     markdown = markdown.replace("```error\n", "```{ .text .error }\n")
     return _PICTURE.sub(inlined, markdown)
+
+
+def checks(folder: Path) -> Iterator[str]:
+    """Yield a table per role of the conformance checks, read from the source without running it."""
+    trees = [ast.parse(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.py"))]
+    kinds = {x.name: x for tree in trees for x in tree.body if isinstance(x, ast.ClassDef)}
+
+    def methods(name: str) -> Iterator[tuple[str, str]]:
+        for base in kinds[name].bases:
+            if isinstance(base, ast.Name) and base.id in kinds:
+                yield from methods(base.id)
+        for x in kinds[name].body:
+            if isinstance(x, ast.FunctionDef) and x.name.startswith("test_"):
+                yield x.name, (ast.get_docstring(x) or "").partition("\n")[0]
+
+    for role in ROLES:
+        name = role.title().replace("_", "") + "Conformance"
+        rows = [f"| `{test}` | {_cell(says)} |" for test, says in dict(methods(name)).items()]
+        yield "\n".join([f"### {name}", "", f"| of a {role} | |", "|---|---|", *rows])
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tempfile
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +123,34 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for module in set(sys.modules) - before:
         if module.startswith(("stranger", "neuroal_file_")):
             del sys.modules[module]
+
+
+@pytest.fixture
+def from_source(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Makes packages look installed, their metadata too, from the source that they are built from.
+
+    Returns the environment of the processes that see them; nothing is built or downloaded.
+    """
+
+    def make(*folders: Path) -> dict[str, str]:
+        path = []
+        for folder in folders:
+            project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+            name, version = project["name"], project["version"]
+            info = tmp_path / "metadata" / f"{name.replace('-', '_')}-{version}.dist-info"
+            info.mkdir(parents=True)
+            needs = "".join(f"Requires-Dist: {x}\n" for x in project["dependencies"])
+            head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (info / "METADATA").write_text(head + needs)
+            lines = []
+            for group, entries in project["entry-points"].items():
+                lines += [f"[{group}]", *(f"{k} = {v}" for k, v in entries.items())]
+            (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+            path += [str(folder.resolve() / "src"), str(info.parent)]
+        path.append(os.environ.get("PYTHONPATH", ""))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from neuroal.calibration import Windows, calibration_windows
-from neuroal.source import Source, parse_source
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.source import Source, parse_source
 
 WORDS = ["<s>", "<unk>", *(f"w{n}" for n in range(60)), "é", "日本"]
 

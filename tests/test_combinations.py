@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear_schedule": {"lambdas": (0.05, 0.1)},
     "lambda_search": {"lambdas": (0.0, 0.1, 0.2), "refinements": 1},
     "evolution": {"generations": 1, "offspring": 2, "windows": (1,), "survivors": (1,)},
+    "sensitivity": {"candidates": 5},
     "neuroal": {"lambdas": (0.0, 0.1)},
     "alps": {"iterations": 10},
 }

@@ -63,9 +63,7 @@ def test_everything_may_load_without_a_list(install: Install) -> None:
     assert load([("pruner", "mine")])[0].name == "mine"
 
 
-def test_only_listed_distributions_load(
-    install: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_listed_distributions_load(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("their-dist", POINTS, {"stranger": PRUNER})
     install("other-dist", {"pruner": {"other": "stranger_2:Mine"}}, {"stranger_2": PRUNER})
     monkeypatch.setenv(ENVIRONMENT, "Other.Dist, more")
@@ -93,7 +91,7 @@ def test_unlisted_distribution_cannot_take_a_name(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("evil-dist", {"pruner": {"wanda": "stranger:Mine"}}, {"stranger": PRUNER})
-    with pytest.raises(UsageError, match="several distributions"):
+    with pytest.raises(UsageError, match=r"is offered by evil-dist 1\.0 and neuroal"):
         load([("pruner", "wanda")])
     monkeypatch.setenv(ENVIRONMENT, "neuroal")
     assert load([("pruner", "wanda")])[0].distribution == "neuroal"
@@ -157,6 +155,9 @@ def test_malformed_list(names: str) -> None:
     [
         ("neuroal", ""),
         ("neuroal>=0.0.1", ""),
+        (f"neuroal>={neuroal.__version__}", ""),
+        (f"neuroal>={neuroal.__version__}.0", ""),
+        (f"neuroal>={neuroal.__version__}.1", f"neuroal>={neuroal.__version__}.1"),
         ("neuroal (>=0.0.1)", ""),
         (f"neuroal=={neuroal.__version__}", ""),
         ("neuroal>=99", "neuroal>=99"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,8 +134,51 @@ def _description(values: dict[str, Any]) -> str:
     if not preset:
         lines += ["", f"hooks: {', '.join(values['hooks'])}"]
     if values["source"]:
-        lines.append(f"source: {values['source']}")
+        lines += [f"source: {values['source']}", f"sha256: {values['sha256']}"]
     return "\n".join(lines)
+
+
+@plugins.command(
+    "new",
+    cls=Command,
+    examples=[
+        "neuroal plugins new my_score --role pruner",
+        "neuroal plugins new my-search --role block-ratios --out here",
+    ],
+)
+@click.argument("name")
+@option(
+    "--role",
+    group="Plugin",
+    required=True,
+    callback=_role,
+    metavar="ROLE",
+    help=f"One of {', '.join(ROLES)}.",
+)
+@option(
+    "--out",
+    metavar="DIR",
+    group="Plugin",
+    help="Folder to write.  [default: neuroal- and the name]",
+)
+@verbose
+def new_plugin(name: str, role: str, out: str | None) -> None:
+    """Write a package with a working plugin called NAME, its tests and all it takes to publish it.
+
+    The plugin does something simple; put your own equation in its place.
+    """
+    from neuroal import scaffold
+
+    folder = scaffold.write(name, role, Path(out) if out else None)
+    flag = role.replace("_", "-")
+    click.echo(f"written to {folder}; go on with")
+    for line in (
+        f"cd {folder}",
+        'pip install -e ".[test]"',
+        "pytest",
+        f"neuroal prune demo --{flag} {name} --out pruned",
+    ):
+        click.echo(f"  {line}")
 
 
 @plugins.command(

@@ -56,10 +56,9 @@ class RatiosConformance(Conformance):
         """Ratios are finite, in [0, 1], one number or one per row."""
         for s, trace in self._searches(plugin):
             for proposal in trace.proposals:
-                for name in s.layout.linears.keys() & proposal.ratios.keys():
-                    ratio = proposal.ratios[name]
+                for name in filter(proposal.ratios.__contains__, s.layout.linears):
                     with situation(f"linear '{name}', {s.name}"):
-                        _expect_ratio(ratio, s.layout.linears[name].out_features)
+                        _expect_ratio(proposal.ratios[name], s.layout.linears[name].out_features)
 
     def test_proposals_keep_the_budget(self, plugin: Any) -> None:
         """What is no probe prunes as much as was asked for, weighted by weights."""

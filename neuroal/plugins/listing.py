@@ -143,8 +143,9 @@ def listing_of(role: str, choice: object) -> Listing:
     found = find(choice, role)
     found = [listing for listing in found if listing.permitted] or found
     if len(found) > 1:
-        names = " or ".join(listing.qualified for listing in found)
-        raise UsageError(f"{role} '{choice}' is offered by several distributions: write {names}")
+        offers = " and ".join(f"{x.distribution} {x.version}" for x in found)
+        names = " or ".join(x.qualified for x in found)
+        raise UsageError(f"{role} '{choice}' is offered by {offers}: write {names}")
     return found[0]
 
 

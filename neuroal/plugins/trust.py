@@ -22,6 +22,8 @@ OWN = "neuroal"
 FILES = "./"
 INSTANCES = "python"
 FILE, INSTANCE = "file", "instance"  # what stands for the version of what has none
+_OWN = re.compile(rf"{OWN}(?![-_.\w])", re.IGNORECASE)
+_PLAIN = re.compile(rf"{OWN}(>=(?P<least>\d+(\.\d+)*))?")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -85,8 +87,9 @@ def unmet(requires: Iterable[str]) -> str:
     Args:
         requires: Its `Requires-Dist`; what concerns other distributions is pip's affair.
     """
-    own = re.compile(rf"{OWN}\b(?![-_.\w])", re.IGNORECASE)
-    for text in filter(own.match, requires):
+    for text in filter(_OWN.match, requires):
+        if _plainly_met(text):
+            continue
         # As pip reads it: ~=, pre-releases and markers are no matter for a comparison by hand.
         from packaging.requirements import InvalidRequirement, Requirement
 
@@ -99,6 +102,15 @@ def unmet(requires: Iterable[str]) -> str:
         if not requirement.specifier.contains(neuroal.__version__, prereleases=True):
             return f"{OWN}{requirement.specifier}"
     return ""
+
+
+def _plainly_met(text: str) -> bool:
+    """Return whether it is `neuroal` or `neuroal>=1.2`, and met: as most are, read in no time."""
+    asked = _PLAIN.fullmatch(text.strip())
+    if asked is None or not re.fullmatch(r"\d+(\.\d+)*", neuroal.__version__):
+        return False
+    least = [int(n) for n in asked["least"].split(".")] if asked["least"] else []
+    return [int(n) for n in neuroal.__version__.split(".")] >= least
 
 
 def check_requirements(requires: Iterable[str]) -> None:

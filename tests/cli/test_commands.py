@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +129,7 @@ def test_plugins_list(run: Any) -> None:
     said = json.loads(run("plugins", "list", "--role", "pruner", "--json").stdout)["plugins"]
     assert {"magnitude", "wanda"} <= {p["name"] for p in said}
     assert {p["role"] for p in said} == {"pruner"}
+    assert {p["status"] for p in said} == {"ok"}
     result = run("plugins", "list", "--role", "prunr")
     assert result.stderr == "Error: unknown role 'prunr': did you mean 'pruner'?\n"
     assert result.exit_code == 2
@@ -135,6 +138,10 @@ def test_plugins_list(run: Any) -> None:
 def test_plugins_show(run: Any) -> None:
     wanda = run("plugins", "show", "wanda").stdout
     assert "Sun et al. 2023" in wanda and "score_weights" in wanda and "no options" in wanda
+    source = re.search(r"^source: (.+)$", wanda, re.MULTILINE)
+    assert source is not None
+    digest = hashlib.sha256(Path(source[1]).read_bytes()).hexdigest()
+    assert f"sha256: {digest}" in wanda
     text = run("plugins", "show", "neuroal").stdout
     assert "row_ratios neuroal" in text and "top_up neuroal" in text
     assert "neuroal.lambdas: list of float" in text
@@ -226,3 +233,24 @@ def test_verdict_is_computed() -> None:
     assert len(lines) == 2
     assert "70%" in lines[0] and "+100% by magnitude" in lines[0] and "+50% by wanda" in lines[0]
     assert "2 of 4" in lines[1] and "-10.0%" in lines[1] and "+2.0%" in lines[1]
+
+
+@pytest.mark.slow
+def test_demo(run: Any) -> None:
+    result = run("demo", "--json")
+    assert result.exit_code == 0, result.stderr
+    cases = json.loads(result.stdout)["cases"]
+    assert len(cases) == 9 and cases[0]["pruner"] is None
+    dense = cases[0]["perplexity"]
+    for case in cases[1:]:
+        assert case["achieved"] == pytest.approx(case["wanted"], abs=1e-5)
+        assert (case["block_lam"] is None) == (case["top_up"] == "uniform")
+        if (case["top_up"], case["wanted"]) == ("uniform", 0.7):
+            assert case["perplexity"] > 1.2 * dense
+
+
+def test_hub_name_without_the_hub(folder: Path, run: Any) -> None:
+    result = run("prune", "owner/no-such-model", "--calibration", "rows.jsonl")
+    assert result.stderr.startswith("Error: cannot load model 'owner/no-such-model'")
+    assert result.stderr.count("\n") == 1
+    assert result.exit_code == 1

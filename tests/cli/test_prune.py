@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuroal import engine
-from neuroal.cli.prune import default_out, parse_options
+from neuroal.cli.recipe import default_out, parse_options
 from neuroal.errors import UsageError
 from neuroal.recipe import Recipe
 

@@ -19,6 +19,7 @@ from click.exceptions import Exit
 
 import neuroal
 from neuroal.cli import main
+from neuroal.conformance import CLASSES
 from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
 from neuroal.plugins import available, describe, find
@@ -72,7 +73,7 @@ def test_a_hook_is_explained(name: str) -> None:
 def test_every_hook_is_in_the_table_of_calls() -> None:
     text = (DOCS / "hooks.md").read_text(encoding="utf-8")
     table = section(text, "When each hook is called")
-    assert {m for m in re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE)} == set(HOOKS)
+    assert set(re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE)) == set(HOOKS)
 
 
 def test_no_hook_is_documented_that_does_not_exist() -> None:
@@ -135,14 +136,13 @@ OPTIONS = {
     for parameter in command.params
     for option in (*parameter.opts, *parameter.secondary_opts)
 } | {"--help"}
-# `--<role>` of prose such as "an explicit --block-ratios", and the options of other tools.
-FOREIGN = {"--help", "--no-deps", "--editable", "--strict"}
+OTHER_TOOLS = re.compile(r"\b(?:bash|make|mypy|pip|pytest|python|twine) [^`\n]*")
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=relative)
 def test_options_that_a_page_shows_exist(path: Path) -> None:
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8")))
-    assert shown <= OPTIONS | FOREIGN
+    text = OTHER_TOOLS.sub("", path.read_text(encoding="utf-8"))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= OPTIONS
 
 
 def shown_commands(path: Path) -> list[str]:
@@ -223,6 +223,8 @@ def anchors(path: Path) -> set[str]:
     found |= set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
     if path.name == "cli.md":
         found |= {"-".join(("neuroal", *names)) for names in COMMANDS}
+    if path.name == "testing.md":
+        found |= {kind.__name__.lower() for kind in CLASSES.values()}
     return found
 
 
@@ -236,6 +238,12 @@ def test_internal_links_resolve(path: Path) -> None:
         assert file.exists(), link
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_files_that_a_page_shows_exist(path: Path) -> None:
+    for file in re.findall(r"^<!-- source: (\S+) -->$", path.read_text(encoding="utf-8"), re.M):
+        assert (DOCS.parent / file).is_file(), file
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -9,17 +9,19 @@ a tiny model `path/to/llama`, `texts.jsonl` and `test.txt`.
   output, where `...` stands for anything; output that begins with `Error:` means a failure.
 - `toml` and `json` (line by line) must parse; `text` elsewhere is not looked at. What stands in
   `error` blocks is tested in `test_hook_errors.py`.
+- `pip install -e` puts the package and its metadata on the path, without pip or network.
 - `<!-- test: skip because WHY -->` before a block leaves it out. With `parse` in place of `skip`
-  its commands are only parsed; with `slow` it waits for the slow tests.
+  its commands are only parsed; with `fails` its last line has to fail.
 
 So that this takes seconds, runs of `neuroal prune` and `neuroal evaluate` get few and short windows
-unless the page says how many, and their output is not compared. The pages in `AS_WRITTEN` are
-also tested as they stand, which is slow.
+unless the page says how many, and their output is not compared. In the pages in `AS_WRITTEN`, which
+are slow, what shows its output runs as it stands.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -38,7 +40,9 @@ from click.testing import CliRunner
 
 import neuroal
 from neuroal.cli import main
+from neuroal.conformance import failures
 from neuroal.hookspecs import ROLES
+from neuroal.plugins import Plugin, load
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -63,7 +67,7 @@ class Block:
         title: Name of the file that it is, or "".
         text: What it holds.
         line: Where it stands.
-        mode: Of the marker before it: skip, parse, slow, or "".
+        mode: Of the marker before it: skip, parse, fails, or "".
         output: The `text` block right behind it, or None.
     """
 
@@ -113,15 +117,18 @@ class Reader:
     """Someone who types what a page says.
 
     Attributes:
-        small: Runs get few windows, and what takes longer is left out.
+        small: All runs get few windows, and what takes longer is left out; else what shows its
+            output runs as it stands.
+        desk: The folder in which the page begins.
         names: What the page's Python has defined.
     """
 
     small: bool
+    desk: Path
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
 
     def follow(self, block: Block) -> None:
-        if block.mode == "skip" or (block.mode == "slow" and self.small):
+        if block.mode == "skip":
             return
         if block.title:
             path = Path(block.title)
@@ -147,26 +154,30 @@ class Reader:
 
     def type(self, block: Block) -> None:
         lines = [x for x in block.text.replace("\\\n", " ").splitlines() if x.strip()]
-        fails = block.output is not None and block.output.startswith("Error:")
+        shown = block.output or ""
+        fails = block.mode == "fails" or shown.startswith("Error:")
         output, compared = "", True
         for line in lines:
-            status, said, whole = self.run(line)
+            status, said, whole = self.run(line, self.small or block.output is None)
             assert (status != 0) == (fails and line == lines[-1]), f"{line}\n{said}"
             output, compared = output + said, compared and (whole or fails)
         if block.output is not None and compared:
             assert matches(output, block.output), f"{block.text}gave\n{output}"
 
-    def run(self, line: str) -> tuple[int, str, bool]:
+    def run(self, line: str, small: bool) -> tuple[int, str, bool]:
         """Return exit code and output of a line, and whether it ran as it stands."""
         words = shlex.split(line, comments=True)
         if words[0] == "cd":
             os.chdir(words[1])
             return 0, "", True
+        if words[:3] == ["pip", "install", "-e"]:
+            install(Path(words[3].partition("[")[0]))
+            return 0, "", False
         if words[0] != "neuroal" or {"|", ">", "&&"} & set(words):
             return (*self.shell(line), True)
-        if self.small and words[1] == "demo":
+        if small and words[1] == "demo":
             return 0, "", False
-        extra = self.fewer(words) if self.small else []
+        extra = self.fewer(words) if small else []
         result = CliRunner().invoke(main, words[1:] + extra, prog_name="neuroal")
         return result.exit_code, result.output, not extra
 
@@ -185,15 +196,33 @@ class Reader:
 
     def shell(self, line: str) -> tuple[int, str]:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        own = [str(x) for x in map(Path, sys.path) if x.is_relative_to(self.desk)]
         done = subprocess.run(
             ["bash", "-c", line],
-            env=dict(os.environ) | {"PATH": path},
+            env=dict(os.environ) | {"PATH": path, "PYTHONPATH": os.pathsep.join(own[:-1])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=600,
         )
         return done.returncode, done.stdout
+
+
+def install(folder: Path) -> None:
+    """Put a package of `src` layout and its metadata on the path, as an editable install does."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    name, version = project["name"], project["version"]
+    site = folder.resolve() / "site"
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    points = (
+        f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items())
+        for group, entries in project["entry-points"].items()
+    )
+    (info / "entry_points.txt").write_text("\n".join(points))
+    sys.path[:0] = [str(site), str(folder.resolve() / "src")]
+    importlib.invalidate_caches()
 
 
 def matches(output: str, shown: str) -> bool:
@@ -231,9 +260,9 @@ def desk(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in AS_WRITTEN])
 def test_page(name: str, desk: Path) -> None:
-    reader = Reader(small=True)
+    reader = Reader(small=True, desk=desk)
     for block in blocks((DOCS / name).read_text(encoding="utf-8")):
         reader.follow(block)
 
@@ -241,7 +270,7 @@ def test_page(name: str, desk: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AS_WRITTEN)
 def test_page_as_written(name: str, desk: Path) -> None:
-    reader = Reader(small=False)
+    reader = Reader(small=False, desk=desk)
     for block in blocks((DOCS / name).read_text(encoding="utf-8")):
         reader.follow(block)
 
@@ -254,8 +283,29 @@ def test_blocks_say_what_they_are(name: str) -> None:
     assert fences == 2 * sum(1 if b.output is None else 2 for b in found)
     for block in found:
         assert block.language in LANGUAGES, f"line {block.line}: {block.language}"
-        assert block.mode in ("", "skip", "parse", "slow"), f"line {block.line}: {block.mode}"
+        assert block.mode in ("", "skip", "parse", "fails"), f"line {block.line}: {block.mode}"
     assert text.count("<!-- test:") == sum(bool(b.mode) for b in found), "a marker without a block"
+
+
+def plugins_of(name: str, folder: Path) -> Iterator[Plugin]:
+    """The plugins in the files of a page."""
+    for block in blocks((DOCS / name).read_text(encoding="utf-8")):
+        if block.language != "python" or not block.title:
+            continue
+        file = folder / Path(block.title).name
+        file.write_text(block.text, encoding="utf-8")
+        for node in ast.parse(block.text).body:
+            if isinstance(node, ast.ClassDef):
+                methods = {x.name for x in node.body if isinstance(x, ast.FunctionDef)}
+                for role in ROLES.values():
+                    if methods & set(role.required):
+                        yield from load([(role.name, f"{file}:{node.name}")])
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "tutorial.md"])
+def test_plugins_of_a_page_pass_the_conformance_checks(name: str, tmp_path: Path) -> None:
+    for plugin in plugins_of(name, tmp_path):
+        assert not list(failures(plugin)), plugin.label
 
 
 def minimal(hook: str) -> dict[str, Any]:

@@ -29,11 +29,12 @@ class Sensitivity:
     const) / b. Damages are not quite additive, so candidates go a fraction of that way.
 
     Rounds: m_l = (D(r + d e_l) - D(r)) / (d n_l) around the best allocation so far, and candidates
-    r_l - step tanh((m_l - mu) / 2 median |m|), mu the median weight's m. Marginals of
-    earlier rounds are remembered, moved on by exp(b * change of r_l), as pruning less of
-    one linear changes the others. A round without progress asks for smaller steps and for more
-    windows in its probes. Where single linears are too many for the budget, the linears of one part
-    (attention, MLP) of a block are one unit, or those of a block.
+    r_l - step tanh((m_l - mu) / 2 median |m|), mu the median weight's m: pruning one linear changes
+    what the others do. Marginals of earlier rounds are remembered, moved on by exp(b * change of
+    r_l). A round without progress asks for smaller steps and for more windows in its probes; d
+    follows the step once probes see all windows. With `offspring`, random changes of a few linears
+    spend what is left (a (1 + n) evolution). Where single linears are too many for the budget, the
+    linears of one part (attention, MLP) of a block are one unit, or those of a block.
 
     Uniform ratios are a candidate, measured on all windows like every other: no result is worse.
     Block runs, with L blocks, n windows and w windows for probes: a candidate 2 L n (half of it
@@ -219,7 +220,10 @@ class _Search:
     def _line(
         self, best: Rated, change: Vector, step: float, parameters: dict[str, Any]
     ) -> Generator[Generation, list[Measurement], tuple[Rated, float]]:
-        """Try steps along a change of the units: 1 and 1/2, then twice or a fifth of `step`."""
+        """Try 1 and 1/2 of `step` along a change, then 1/5 where both fail, or (in rounds) twice.
+
+        Returns the best so far and the step that led to it, 0 if none did.
+        """
         direction, at = change @ self.members, best[1]
         best, used = yield from self._steps(best, at, direction, (step, step / 2), parameters)
         if best[1] is at:

@@ -1,0 +1,95 @@
+"""From the command line, and the report of an earlier run, to a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from neuroal.errors import UsageError
+from neuroal.recipe import Recipe
+
+_FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
+_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
+
+
+def read_recipe(file: str | None) -> Mapping[str, Any] | None:
+    """Return the content of a neuroal.json, or of a recipe alone as `{"recipe": ...}`.
+
+    Raises:
+        UsageError: The file cannot be read, or holds neither.
+    """
+    if file is None:
+        return None
+    from neuroal.checkpoint import read_report
+
+    data = read_report(Path(file))
+    if "schema" not in data:
+        return {"recipe": data}
+    if not isinstance(data.get("recipe"), Mapping):
+        raise UsageError(f"'{file}' holds no recipe")
+    return data
+
+
+def recipe_of(
+    ctx: click.Context, recorded: Mapping[str, Any] | None, plugin_options: Iterable[str]
+) -> Recipe:
+    """Return the recipe of the command line: what is given goes before what is recorded."""
+    recipe = Recipe() if recorded is None else Recipe.from_json(recorded["recipe"])
+    given = {
+        name: value
+        for name, value in ctx.params.items()
+        if name in _FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    options = {name: dict(values) for name, values in recipe.options.items()}
+    for role in given.keys() & {"pruner", *_ROLES}:  # the options of a plugin that is replaced
+        old = getattr(recipe, role)
+        for choice in old if isinstance(old, tuple) else (old,):
+            if choice != given[role] and choice is not None:
+                options.pop(_short(choice), None)
+    for name, values in parse_options(plugin_options).items():
+        options[name] = options.get(name, {}) | values
+    return dataclasses.replace(recipe, **given, options=options)
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return options by plugin from texts such as `ria.alpha=0.5`.
+
+    Raises:
+        UsageError: One is malformed.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        left, equals, value = text.partition("=")
+        plugin, _, key = left.strip().rpartition(".")
+        if not (equals and plugin and key):
+            example = "-o linear_schedule.lambdas=0.05,0.1"
+            raise UsageError(f"option '{text}' is not PLUGIN.key=value, such as {example}")
+        options.setdefault(plugin, {})[key] = value
+    return options
+
+
+def default_out(recipe: Recipe) -> str:
+    """Return a folder's name after model, method and sparsity: `llama-wanda-neuroal-0.7`."""
+    model = str(recipe.model)
+    parts = [Path(model).resolve().name if Path(model).is_dir() else model, recipe.pruner]
+    parts.append(recipe.top_up if recipe.allocation is None else "allocation")
+    for role in _ROLES:
+        choice = getattr(recipe, role)
+        parts += choice if isinstance(choice, tuple) else [choice]
+    pattern = recipe.parsed_pattern()
+    if recipe.sparsity is not None or pattern is None:
+        parts.append(f"{recipe.wanted:g}")
+    if pattern is not None:
+        parts.append(f"{pattern.kept}of{pattern.of}")
+    return "-".join(_short(part) for part in parts if part is not None)
+
+
+def _short(name: str) -> str:
+    """Return the last part of a name, path or `file.py:Class`, as a file name may have it."""
+    return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\:]", name.rstrip("/\\"))[-1])
