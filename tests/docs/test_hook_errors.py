@@ -182,6 +182,6 @@ def test_every_error_names_plugin_and_file(name: str, said: dict[str, str]) -> N
     assert said[name].startswith(f"{BROKEN[name][0]} 'mine' (./mine.py file)")
 
 
-@pytest.mark.parametrize("name", {name for role in ROLES.values() for name in role.hooks})
+@pytest.mark.parametrize("name", sorted({name for role in ROLES.values() for name in role.hooks}))
 def test_every_hook_shows_an_error(name: str) -> None:
     assert shown(name)
