@@ -30,7 +30,7 @@ from neuroal.plan import Setup, first_steps, setup
 from neuroal.plugins import Plugin
 from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
-from neuroal.result import Report, environment, fill_sparsity, peak_memory
+from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
 from neuroal.source import Source, parse_source
 from neuroal.topup import Candidate, TopUpSearch
 from neuroal.walk import Inputs, Walker
@@ -112,6 +112,7 @@ class _Run:
         self.progress = progress
         self.trust = trust
         self.timings: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
         self.notes = list(made.notes)
         self.plugins = [p.provenance() for p in made.plugins]
 
@@ -200,10 +201,10 @@ class _Run:
                 base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
                 tick = self._tick("prune", len(found.blocks))
                 ids = data.ids if data is not None else None
-                commit(model, found, base, wanted, walker, ids, journal, tick)
+                norms = commit(model, found, base, wanted, walker, ids, journal, tick)
             report.candidates = [dataclasses.asdict(c) for c in candidates]
             report.counts["block_runs"] = walker.block_runs if walker else 0
-            self._save(report, model, tokenizer, found, rules, wanted, allocation, out)
+            self._save(report, model, tokenizer, found, rules, wanted, norms, allocation, out)
         except NeuroalError as error:  # bad input, which would fail again: nothing stays behind
             journal.abandon(everything=not resume and _fails_again(error))
             raise
@@ -219,6 +220,7 @@ class _Run:
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+        self.memory[name] = peak_memory()
 
     def _tick(self, title: str, total: int) -> Tick:
         bar = tqdm(total=total, desc=title, disable=not self.progress, leave=False)
@@ -326,6 +328,7 @@ class _Run:
         found: Layout,
         rules: Rules,
         wanted: Mapping[str, Target],
+        norms: Mapping[str, InputNorms],
         allocation: Allocation,
         out: Path | None,
     ) -> None:
@@ -339,8 +342,9 @@ class _Run:
             checkpoint.save(model, tokenizer, work)
             zeros = checkpoint.count_saved_zeros(work, found)
             (work / allocations.FILE).write_bytes(allocations.to_bytes(allocation, found))
-        fill_sparsity(report, found, rules, wanted, zeros)
-        report.peak_memory_bytes = peak_memory()
+        fill_sparsity(report, found, rules, wanted, zeros, norms)
+        report.peak_memory_bytes = self.memory["save"] = peak_memory()
+        report.phase_memory_bytes = self.memory
         self.timings["save"] = time.perf_counter() - start
         report.timings = {k: round(v, 4) for k, v in self.timings.items()}
         if out is not None and work is not None:

@@ -107,6 +107,10 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work)
 
 
+def _norms_file(index: int) -> str:
+    return f"norms-{index:04d}.json"
+
+
 def _block_file(index: int) -> str:
     return f"block-{index:04d}.safetensors"
 
@@ -193,6 +197,17 @@ class Journal:
         if self.folder is None or not self.has_block(index):
             return None
         return load_tensors(self.folder / _block_file(index))
+
+    def norms(self, index: int) -> dict[str, float]:
+        """Return the dense input norms of a finished block by linear name; empty if unknown."""
+        file = None if self.folder is None else self.folder / _norms_file(index)
+        known = file is not None and self.has_block(index) and file.is_file()
+        return dict(json.loads(file.read_text())) if file is not None and known else {}
+
+    def keep_norms(self, index: int, norms: Mapping[str, float]) -> None:
+        """Keep the dense input norms of a block that is about to be finished."""
+        if self.folder is not None:
+            self._keep(_norms_file(index), json.dumps(dict(norms)).encode())
 
     def abandon(self, everything: bool = False) -> None:
         """Remove the unfinished run's folder if nothing in it is worth going on from.

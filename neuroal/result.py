@@ -17,6 +17,9 @@ from neuroal.checkpoint import SCHEMA, Zeros, transformers_version
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 
+InputNorms = dict[str, float | None]
+"""Mean over a linear's inputs of their norms: `dense`, and `pruned` or None where not measured."""
+
 
 @dataclass
 class Report:
@@ -33,10 +36,15 @@ class Report:
         candidates: Every candidate of the search, in order.
         sparsity: Wanted and achieved, over the prunable weights.
         blocks: The same per block.
-        linears: The same per linear, with the achieved ratio of its rows.
+        linears: The same per linear, with the achieved ratio of its rows; `input_norm` is the mean
+            over its inputs of their norms on the calibration windows, with its block `dense` and
+            with its block `pruned`, behind the same pruned blocks. It is absent where the final
+            pruning runs no block, and `pruned` is None in the last one.
         timings: Seconds per phase.
         counts: `block_runs`, `linears`, `weights`, `pruned`.
         peak_memory_bytes: Of the process; of the accelerator where one is used.
+        phase_memory_bytes: The same up to the end of every phase: the phase that raises it has the
+            peak. Reports written before it was measured have none.
         notes: What was left out or should be known.
     """
 
@@ -54,6 +62,7 @@ class Report:
     timings: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    phase_memory_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +80,9 @@ def fill_sparsity(
     rules: Rules,
     wanted: Mapping[str, Target],
     zeros: Mapping[str, Zeros],
+    norms: Mapping[str, InputNorms],
 ) -> None:
-    """Write wanted and achieved ratios, counted on the weights, into the report."""
+    """Write wanted and achieved ratios, counted on the weights, and input norms into the report."""
     for name, x in found.linears.items():
         rows = zeros[name].rows
         report.linears[name] = {
@@ -85,6 +95,8 @@ def fill_sparsity(
             },
             "tensors": list(zeros[name].tensors),
         }
+        if name in norms:
+            report.linears[name]["input_norm"] = norms[name]
     for block in found.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}
         report.blocks.append(

@@ -217,6 +217,11 @@ class Statistics:
     def __contains__(self, name: str) -> bool:
         return name in self._results
 
+    def only(self, names: Iterable[str]) -> Statistics:
+        """Return the same statistics with these results alone."""
+        kept = {name: self._results[name] for name in names if name in self._results}
+        return Statistics(kept, self.windows, self.tokens)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every result by name."""
         return dict(self._results)

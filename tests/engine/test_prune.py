@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,9 @@ def test_neuroal_json(
     assert data["timings"].keys() >= {"load", "calibrate", "block_search", "row_search", "prune"}
     assert all(t >= 0 for t in data["timings"].values())
     assert data["peak_memory_bytes"] > 1 << 20
+    assert data["phase_memory_bytes"].keys() == data["timings"].keys()
+    memory = [data["phase_memory_bytes"][k] for k in (*report.timings,)]
+    assert memory == sorted(memory) and memory[-1] == data["peak_memory_bytes"]
     versions = data["environment"]
     assert versions["torch"] == torch.__version__ and versions["dtype"] == "float32"
 
@@ -256,6 +260,59 @@ def test_pruned_as_by_whole_forward_passes(
     assert found.keys() == expected.keys()
     for name in found:
         assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_recorded_input_norms_are_those_of_whole_forward_passes(
+    structure: str, pruner: str, recipe: Recipe, windows: Tensor, linears: Linears
+) -> None:
+    model = tiny_model(structure)
+    asked = dataclasses.replace(recipe, pruner=pruner, top_up="uniform", options={})
+    report = neuroal.prune(model, None, asked, windows=windows)
+    pruned, partly = linears(model), tiny_model(structure)
+    blocks = find(model).blocks
+    for block in blocks:
+        names = [x.name for x in block.linears]
+        norms = {"dense": input_norms(partly, names, windows)}
+        with torch.no_grad():
+            for name in names:
+                partly.get_submodule(name).weight.copy_(pruned[name])  # type: ignore[operator]
+        norms["pruned"] = input_norms(partly, names, windows)
+        for name in names:
+            recorded = report.linears[name]["input_norm"]
+            expected = {key: float(norms[key][name].mean()) for key in norms}
+            if block is blocks[-1]:
+                assert recorded.pop("pruned") is None and expected.pop("pruned")
+            assert recorded == pytest.approx(expected, rel=1e-5), name
+
+
+def test_no_input_norms_where_the_final_pruning_runs_no_block(
+    recipe: Recipe, windows: Tensor
+) -> None:
+    asked = dataclasses.replace(recipe, pruner="magnitude", top_up="uniform", options={})
+    report = neuroal.prune(tiny_model("llama"), None, asked, windows=windows)
+    assert not any("input_norm" in x for x in report.linears.values())
+
+
+def test_a_pruner_reads_no_statistic_that_only_the_report_records(
+    recipe: Recipe, windows: Tensor
+) -> None:
+    @dataclass(frozen=True, eq=False)
+    class Sums:
+        """Asks for one statistic and looks for another."""
+
+        @hookimpl
+        def required_statistics(self) -> set[str]:
+            return {"input_sum"}
+
+        @hookimpl
+        def score_weights(self, weight: Tensor, statistics: Any) -> Tensor:
+            assert "input_sum" in statistics and "input_norm" not in statistics
+            return weight.abs()
+
+    asked = dataclasses.replace(recipe, pruner=Sums(), top_up="uniform", options={})
+    report = neuroal.prune(tiny_model("llama"), None, asked, windows=windows)
+    assert all("input_norm" in x for x in report.linears.values())
 
 
 def test_committed_walk_ends_in_the_models_own_output(

@@ -202,8 +202,10 @@ def test_nothing_finished_is_done_again(
     report = neuroal.prune(folder, recipe=small, out=out, resume=True)
     assert digests(out) == digests(reference)
     assert [p.name for p in out.parent.iterdir()] == ["out"]
-    candidates = json.loads((reference / "neuroal.json").read_text())["candidates"]
-    assert json.loads(json.dumps(report.candidates)) == candidates
+    expected = json.loads((reference / "neuroal.json").read_text())
+    resumed = json.loads(json.dumps(report.to_json()))
+    for key in ("candidates", "sparsity", "blocks", "linears"):
+        assert resumed[key] == expected[key]
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -392,4 +394,4 @@ def test_a_failing_resumed_run_keeps_what_was_there(
     with pytest.raises(neuroal.PluginError):
         neuroal.prune(folder, recipe=asked, out=tmp_path / "out", resume=True)
     names = {p.name.partition("-0")[0] for p in (tmp_path / "out.partial/journal").iterdir()}
-    assert names == {"block_ratios", "row_ratios", "block"}
+    assert names == {"block_ratios", "row_ratios", "block", "norms"}
