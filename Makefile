@@ -5,11 +5,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 WHEEL_VENV ?= .venv-wheel
+COMPAT_VENV ?= .venv-compat
 EXAMPLES_VENV ?= .venv-examples
 # One process a core, and one thread a process (tests/conftest.py).
 PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
 # A pytest -m expression: which tests to run against the wheel (all by default).
 WHEEL_TESTS ?=
+# What depends on the releases of others: not the texts, the documentation or the packaging.
+COMPAT_TESTS ?= tests/core tests/engine tests/plugins tests/cli tests/test_calibration.py \
+	tests/test_perplexity.py tests/test_parity.py
 
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 EXAMPLES := $(wildcard docs/examples/*/pyproject.toml)
@@ -18,10 +22,10 @@ SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint format docs wheel test-wheel examples clean distclean
+.PHONY: help demo test check lint format docs wheel test-wheel test-compat examples clean distclean
 
 help: ## show this list
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.run ## prune the built-in model and compare the methods (under two minutes)
 	$(VENV)/bin/neuroal demo
@@ -54,6 +58,9 @@ test-wheel: $(WHEEL_VENV)/.run ## run the tests against the built wheel
 		-p no:cacheprovider -c "$(CURDIR)/pyproject.toml" $(PYTEST_FLAGS) \
 		$(if $(WHEEL_TESTS),-m "$(WHEEL_TESTS)") "$(CURDIR)/tests"
 
+test-compat: $(COMPAT_VENV)/.run ## run the suite's core with the oldest transformers and datasets
+	$(COMPAT_VENV)/bin/python -m pytest -p no:cacheprovider $(PYTEST_FLAGS) -m "not slow" $(COMPAT_TESTS)
+
 examples: $(EXAMPLES_VENV)/.run ## install the example packages beside neuroal's wheel, and run them
 	bash docs/examples/run.sh "$(abspath $(EXAMPLES_VENV))/bin"
 
@@ -62,7 +69,7 @@ clean: ## remove builds and caches
 	find neuroal plugins tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf $(VENV) $(WHEEL_VENV) $(EXAMPLES_VENV)
+	rm -rf $(VENV) $(WHEEL_VENV) $(COMPAT_VENV) $(EXAMPLES_VENV)
 
 # Environments. torch comes first and alone: the tested version, and no other build beside it.
 
@@ -95,6 +102,12 @@ $(WHEEL_VENV)/.run: $(WHEEL_VENV)/.torch dist/.built
 	@echo "installing the wheel and what its tests need"
 	@$(WHEEL_VENV)/bin/python -m pip uninstall -qq --yes neuroal
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) "$$(echo dist/neuroal-*.whl)[test]"
+	@touch $@
+
+$(COMPAT_VENV)/.run: $(COMPAT_VENV)/.torch pyproject.toml constraints-compat.txt neuroal/__init__.py
+	@echo "installing neuroal with older releases of what it needs"
+	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+		-c constraints-compat.txt -e ".[test]"
 	@touch $@
 
 $(EXAMPLES_VENV)/.run: $(EXAMPLES_VENV)/.torch dist/examples/.built

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -98,6 +99,21 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 1
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    """Let a model on meta tensors leave `torch.autocast` off, which knows no such device.
+
+    Models of transformers 4 switch it off around their position embeddings.
+    """
+    original = torch.autocast
+    if device.type == "meta":
+        torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = original  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -212,7 +228,7 @@ def _execution_order(model: nn.Module, names: Mapping[str, int]) -> list[_Call]:
     handles = [model.get_submodule(n).register_forward_pre_hook(record(n)) for n in names]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad(), _Meta():  # type: ignore[no-untyped-call]
+        with torch.no_grad(), _without_autocast(device), _Meta():  # type: ignore[no-untyped-call]
             ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=device)
             model(input_ids=ids, use_cache=False)
     except NeuroalError:

@@ -116,6 +116,7 @@ def tiny_tokenizer() -> Any:
         unk_token="<unk>",
         eos_token="</s>",
         model_max_length=CONTEXT,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 

@@ -469,4 +469,4 @@ def test_fewer_rows_than_samples_are_all_taken_with_a_warning(
     file.write_text('{"input_ids": [1, 2, 3]}\n' * 2)
     taken = calibration_windows(str(file), None, samples=4)
     assert taken.ids.tolist() == [[1, 2, 3]] * 2
-    assert "holds 2 windows, not 4" in caplog.text
+    assert "has 2 windows of token ids, not 4" in caplog.text
