@@ -7,8 +7,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from neuroal import allocation as allocations
 from neuroal import calibration, checkpoint, layout, output
-from neuroal.alignment import Aligner, Tick, measure_blocks
+from neuroal.alignment import Aligner, Tick
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.calibration import Windows
 from neuroal.card import model_card
@@ -27,10 +28,10 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.plan import Setup, first_steps, setup
-from neuroal.plugins import Plugin
 from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
 from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
+from neuroal.shared import Measurements, Shared
 from neuroal.source import Source, parse_source
 from neuroal.topup import Candidate, TopUpSearch
 from neuroal.walk import Inputs, Walker
@@ -47,6 +48,7 @@ def prune(
     resume: bool = False,
     trust_remote_code: bool = False,
     progress: bool = False,
+    shared: Shared | None = None,
 ) -> Report:
     """Prune a model in memory, or a folder or hub name, by a recipe.
 
@@ -60,6 +62,7 @@ def prune(
         resume: Go on with an unfinished run in `out`.
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
+        shared: What this run has in common with others on the same dense model.
 
     Returns:
         What happened.
@@ -78,7 +81,7 @@ def prune(
             recipe = dataclasses.replace(recipe, calibration="demo")
         if out is None:
             raise UsageError("a model given by path needs an output folder")
-    run = _Run(recipe, setup(recipe), progress, trust_remote_code)
+    run = _Run(recipe, setup(recipe), progress, trust_remote_code, shared or Shared())
     target = None if out is None else Path(out)
     if target is not None:
         output.check(target, overwrite, resume)
@@ -106,11 +109,14 @@ def _evaluation(model: nn.Module | str | Path) -> Iterator[None]:
 class _Run:
     """One run from recipe to report."""
 
-    def __init__(self, recipe: Recipe, made: Setup, progress: bool, trust: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, made: Setup, progress: bool, trust: bool, shared: Shared
+    ) -> None:
         self.recipe = recipe
         self.setup = made
         self.progress = progress
         self.trust = trust
+        self.shared = shared
         self.timings: dict[str, float] = {}
         self.memory: dict[str, int] = {}
         self.notes = list(made.notes)
@@ -265,7 +271,8 @@ class _Run:
             return calibration.windows_of(given.cpu(), Source("windows", "tensor", ""), vocabulary)
         if recipe.calibration is None:
             return None
-        return calibration.calibration_windows(
+        make = partial(
+            calibration.calibration_windows,
             recipe.calibration,
             tokenizer,
             samples=recipe.samples,
@@ -275,6 +282,7 @@ class _Run:
             vocabulary=vocabulary,
             progress=self.progress,
         )
+        return self.shared.windows(recipe, make)
 
     def _allocate(
         self,
@@ -301,14 +309,15 @@ class _Run:
         search = TopUpSearch(
             aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick, recipe.seed
         )
-        measurements: dict[Plugin, Sequence[Mapping[str, Tensor]]] = {}
+        measurements: Measurements = {}
         if self.setup.measures:
             assert walker is not None and data is not None
+            open_tick = partial(self._tick, "measure blocks", len(found.blocks))
             with self._phase("measure"):
-                tick = self._tick("measure blocks", len(found.blocks))
-                answers = measure_blocks(walker, walker.inputs(data.ids), self.setup.measures, tick)
-                for plugin, answer in zip(self.setup.measures, answers, strict=True):
-                    measurements[plugin] = answer
+                measurements, seconds = self.shared.measure(
+                    walker, data, self.setup.measures, open_tick
+                )
+            self.timings["measure"] = seconds
         with self._phase("block_search"):
             choice = search.choose_blocks(
                 self.setup.block_ratios, measurements, self.setup.reads_deviation
