@@ -82,7 +82,7 @@ def test_the_search_chooses_as_published(
         assert report.selected()[role]["parameters"]["lam"] == case[f"lam_{step}"]
         for candidate in (c for c in report.candidates if c["role"] == role):
             published = case[f"{step}_misalignments"][str(candidate["parameters"]["lam"])]
-            assert candidate["misalignment"] == pytest.approx(published, rel=1e-4)
+            assert candidate["misalignment"] == pytest.approx(published, rel=1e-3)
     assert digest(model, report) == case["mask_sha256"]
     text = str(shared / "data" / "wikitext2.test.txt")
     found = perplexity(model, evaluation_windows(text, tokenizer, length=256, windows=100))
