@@ -27,11 +27,13 @@ class Windows:
     Attributes:
         ids: Token ids, (samples, length), int64, on the CPU.
         source: The source as it was given.
+        protocol: How they were taken from it; "" where nobody says.
         sha256: Of the ids alone: their little-endian int64 bytes in row-major order.
     """
 
     ids: Tensor
     source: str
+    protocol: str = ""
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -212,7 +214,7 @@ def token_rows(
         raise NeuroalError(f"'{source.text}' has token ids beyond 64 bits") from None
 
 
-def windows_of(ids: Tensor, source: Source, vocabulary: int | None) -> Windows:
+def windows_of(ids: Tensor, source: Source, vocabulary: int | None, protocol: str = "") -> Windows:
     """Return the windows once every id is known to be one of the model's."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
@@ -221,4 +223,4 @@ def windows_of(ids: Tensor, source: Source, vocabulary: int | None) -> Windows:
             f"'{source.text}' has the token id {low if low < 0 else high}, which is none of the "
             f"model's{known}: tokens and model do not belong together"
         )
-    return Windows(ids, source.text)
+    return Windows(ids, source.text, protocol)

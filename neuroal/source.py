@@ -147,17 +147,29 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
     return rows
 
 
-def _from_hub(source: Source, split: str, progress: bool) -> Sequence[Any]:
+def origin(source: Source, split: str) -> str:
+    """Return where the rows of a source come from: the hub data set with what is read of it."""
+    if source.kind in (*NAMES, "hub") and source.kind != "demo":
+        call = _call(source, split)
+        keys = ("path", "name", "revision", "data_files", "split")
+        return " ".join(str(call[key]) for key in keys if call.get(key) is not None)
+    return source.text
+
+
+def _call(source: Source, split: str) -> Mapping[str, Any]:
+    """Return what `datasets.load_dataset` is called with."""
     if source.kind == "hub":
-        call = {"path": source.path, "name": source.config, "split": source.split or split}
-    else:
-        call = {"split": "train", "verification_mode": "no_checks", **_NAMED[source.kind, split]}
-    with _datasets(progress) as datasets:
+        return {"path": source.path, "name": source.config, "split": source.split or split}
+    return {"split": "train", "verification_mode": "no_checks", **_NAMED[source.kind, split]}
+
+
+def _from_hub(source: Source, split: str, progress: bool) -> Sequence[Any]:
+    with quiet_datasets(progress) as datasets:
         try:
-            table = datasets.load_dataset(**call)
+            table = datasets.load_dataset(**_call(source, split))
         except Exception as error:  # of many libraries: network, hub, formats
             raise NeuroalError(
-                f"cannot load '{source.text}' from the hub: {_reason(error)}; give a local file"
+                f"cannot load '{source.text}' from the hub: {cause_of(error)}; give a local file"
             ) from error
     rows: Sequence[Any] = table[_column(source, table.column_names)]
     return rows
@@ -214,7 +226,10 @@ def _objects(source: Source) -> Iterator[tuple[str, Any]]:
 
 
 def _from_parquet(source: Source) -> Sequence[Any]:
-    with tempfile.TemporaryDirectory(prefix="neuroal-") as folder, _datasets(False) as datasets:
+    with (
+        tempfile.TemporaryDirectory(prefix="neuroal-") as folder,
+        quiet_datasets(False) as datasets,
+    ):
         path = source.path
         if path.lower().endswith(".gz"):
             path = str(Path(folder) / "rows.parquet")
@@ -230,7 +245,7 @@ def _from_parquet(source: Source) -> Sequence[Any]:
         except Exception as error:  # pyarrow's and datasets' own
             if "corresponds to no data" in str(error):  # how `datasets` says that no row is there
                 return []
-            raise NeuroalError(f"cannot read '{source.path}': {_reason(error)}") from error
+            raise NeuroalError(f"cannot read '{source.path}': {cause_of(error)}") from error
         rows: Sequence[Any] = table[_column(source, table.column_names)]
         return rows
 
@@ -256,7 +271,8 @@ def _opened(path: str) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _datasets(progress: bool) -> Iterator[Any]:
+def quiet_datasets(progress: bool) -> Iterator[Any]:
+    """Give the library, its logs held back, its bars shown on demand."""
     import datasets
 
     verbosity = datasets.utils.logging.get_verbosity()
@@ -272,7 +288,8 @@ def _datasets(progress: bool) -> Iterator[Any]:
             datasets.enable_progress_bars()
 
 
-def _reason(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Return in one line what a library's exception says."""
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     return f"{' '.join(str(error).split()):.300}" or type(error).__name__

@@ -21,13 +21,14 @@ from tqdm import tqdm
 from neuroal import calibration
 from neuroal.calibration import Windows
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.source import Source, parse_source, read
+from neuroal.source import Source, origin, parse_source, read
 
 LOG = logging.getLogger(__name__)
 
 C4_DOCUMENTS, C4_WINDOWS = 1100, 256
 FORWARD_TOKENS = 2048
 LOGITS_BYTES = 256 * 2**20
+MEAN = "exp of the mean over windows of the mean next-token cross-entropy in each"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Perplexity:
         data: Source of the text, as it was given.
         sha256: Of the token ids: see `Windows`.
         dtype: Dtype of the model's weights; the loss is taken in float32.
+        protocol: How the windows were taken from the data, and the mean that is taken.
     """
 
     perplexity: float
@@ -49,6 +51,7 @@ class Perplexity:
     data: str
     sha256: str
     dtype: str
+    protocol: str
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; a perplexity that is no number becomes "inf" or "nan"."""
@@ -92,7 +95,7 @@ def perplexity(
         batch = max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
     losses = []
     bar = tqdm(total=count, desc="perplexity", unit="window", disable=not progress)
-    with torch.no_grad(), _evaluating(model), bar:
+    with torch.no_grad(), evaluating(model), bar:
         for part in torch.split(ids, batch):
             tokens = part.to(embedding.device)
             logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
@@ -106,6 +109,7 @@ def perplexity(
         data=windows.source,
         sha256=windows.sha256,
         dtype=str(embedding.dtype).removeprefix("torch."),
+        protocol="; ".join(filter(None, (windows.protocol, MEAN))),
     )
 
 
@@ -125,7 +129,8 @@ def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every part of a model into evaluation mode, and back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -171,6 +176,7 @@ def evaluation_windows(
         found = len(rows)
         count = min(windows or found, found)
         ids = calibration.token_rows(source, rows, count, length, context)
+        protocol = f"{origin(source, 'test')}: rows of token ids as they stand"
     else:
         length = length or calibration.default_length(context)
         texts, separator = _joining(source, rows)
@@ -184,9 +190,15 @@ def evaluation_windows(
             )
         count = min(windows or (C4_WINDOWS if source.kind == "c4" else found), found)
         ids = torch.tensor(tokens[: count * length]).view(count, length)
+        documents = (
+            "one document" if len(texts) == 1 else f"{len(texts)} documents joined by {separator!r}"
+        )
+        protocol = (
+            f"{origin(source, 'test')}: {documents}, tokenised once, cut into consecutive windows"
+        )
     if windows is not None and windows > found:
         LOG.warning("'%s' has %d windows, not %d: all are used", source.text, found, windows)
-    return calibration.windows_of(ids, source, vocabulary)
+    return calibration.windows_of(ids, source, vocabulary, protocol)
 
 
 def evaluation_text(source: Source | str, *, progress: bool = False) -> str:

@@ -103,6 +103,7 @@ def test_it_is_the_slow_formula(make: object, windows: Windows) -> None:
         "data": "random",
         "sha256": windows.sha256,
         "dtype": "float32",
+        "protocol": module.MEAN,
     }
 
 
