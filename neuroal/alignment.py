@@ -14,7 +14,7 @@ from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Accumulator, Measurement, Target
 from neuroal.layout import Block, Layout
 from neuroal.plugins import Plugin
-from neuroal.pruning import BasePruner, spare_copies
+from neuroal.pruning import BasePruner, Shared, spare_copies
 from neuroal.statistics import resolve
 from neuroal.walk import Inputs, Pass, Prefix, Walker
 
@@ -151,7 +151,7 @@ class Aligner:
         Candidates that come from the same prefix share the dense run (all of them in the first
         block), and those that also prune the block alike share everything.
         """
-        weights = spare_copies(block, module)
+        weights, shared = spare_copies(block, module), Shared()
         # Prefixes are compared by identity; `states` may let go of one, so they are kept alive.
         alive = [s.prefix for s in states]
         waiting = Counter(id(s.prefix) for s in states if not s.dropped)
@@ -164,7 +164,7 @@ class Aligner:
             before = self.walker.block_runs
             key = (id(prefix), *_key(block, s.trial.targets))
             if key not in known:
-                known[key] = self._step(block, module, inputs, s, weights, dense)
+                known[key] = self._step(block, module, inputs, s, weights, dense, shared)
             step = known[key]
             waiting[id(prefix)] -= 1
             if not waiting[id(prefix)]:
@@ -175,6 +175,7 @@ class Aligner:
             s.runs += self.walker.block_runs - before
             limit = s.trial.limit
             s.dropped = limit is not None and float(s.total) > limit
+        self.pruner.check_scores(shared)
 
     def _step(
         self,
@@ -184,6 +185,7 @@ class Aligner:
         s: _State,
         weights: Mapping[str, Tensor],
         known: dict[int, Pass],
+        shared: Shared,
     ) -> _Step:
         """Run one candidate's block, dense for the statistics and pruned for what follows."""
         last = block.index == len(self.layout.blocks) - 1
@@ -204,7 +206,9 @@ class Aligner:
         if not output and not self._pruned_statistics:
             return _Step(s.prefix, 0.0, {})
         statistics = dense.statistics if dense is not None else {}
-        overlay = self.pruner.prune_block(block, module, weights, statistics, s.trial.targets)
+        overlay = self.pruner.prune_block(
+            block, module, weights, statistics, s.trial.targets, shared
+        )
         after = self.walker.run(
             block, module, inputs, s.prefix, self._pruned_statistics,
             weights=overlay, output=output, dense=dense,

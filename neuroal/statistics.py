@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,17 @@ def _running_mean(state: State, key: str, per_window: Tensor) -> None:
         mean.mul_(k / (k + 1)).add_(value / (k + 1))
         k += 1
     state["windows"].fill_(k)
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """Return the sum over tokens of x_tj^2, float32 `(windows, in)`, of `x (windows, tokens, in)`.
+
+    On the CPU token after token, as the published code adds them up, in one pass over memory.
+    """
+    if x.device.type != "cpu":
+        return x.square().sum(dim=1)
+    values = x.detach().numpy()
+    return torch.from_numpy(np.einsum("wti,wti->wi", values, values))
 
 
 def _merged_mean(a: State, b: State, key: str) -> State:
@@ -75,7 +87,7 @@ class InputNorm(_VectorMean):
     name: ClassVar[str] = "input_norm"
 
     def update(self, state: State, x: Tensor, pruned: Tensor | None = None) -> None:
-        _running_mean(state, self.name, torch.linalg.vector_norm(x, dim=1) ** 2)
+        _running_mean(state, self.name, squared_norms(x))
 
     def result(self, state: State) -> Tensor:
         return state[self.name].sqrt()

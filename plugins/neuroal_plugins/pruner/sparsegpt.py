@@ -39,7 +39,7 @@ class FadingNorm:
 
     def update(self, state: dict[str, Tensor], x: Tensor, pruned: Tensor | None = None) -> None:
         """Add float32 `x (windows, tokens, in)`."""
-        squares = torch.linalg.vector_norm(x, dim=1) ** 2
+        squares = x.square().sum(dim=1)
         state["squares"] = torch.cat((state["squares"], squares))
 
     def merge(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
