@@ -103,6 +103,11 @@ class _Stop(Exception):
     """Ends a block's forward pass once everything that is read has been seen."""
 
 
+def batch_size(device: torch.device, length: int) -> int:
+    """Return how many windows of so many tokens pass a block together."""
+    return max(1, (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS) // length)
+
+
 class Walker:
     """Runs a model's blocks one by one, exactly as the model itself would.
 
@@ -139,9 +144,7 @@ class Walker:
             ids: int64 `(windows, length)`.
             batch: Windows per batch; chosen by the number of tokens when None.
         """
-        if batch is None:
-            tokens = CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS
-            batch = max(1, tokens // ids.shape[1])
+        batch = batch or batch_size(self.device, ids.shape[1])
         batches = [self._batch(part) for part in torch.split(ids, batch)]
         last_use: dict[tuple[int, int], int] = {}
         for i, call in enumerate(batches[0].calls):

@@ -1,0 +1,88 @@
+"""The kernel against the masks of `neuroal.masks`, by Triton's interpreter: no device is needed."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuroal.masks import row_mask, zeroed
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        pytest.importorskip("triton", reason="Triton is not installed")
+        patch.delitem(sys.modules, "neuroal.kernels", raising=False)
+        yield importlib.import_module("neuroal.kernels")
+        sys.modules.pop("neuroal.kernels", None)
+
+
+def expected(weight: Tensor, scores: Tensor, counts: Tensor, last: bool) -> Tensor:
+    return zeroed(weight, row_mask(scores, counts, last))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    kind = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and a.view(kind).equal(b.view(kind))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_of_any_sign_with_ties(kernels: ModuleType, dtype: torch.dtype, last: bool) -> None:
+    weight = torch.randn(9, 21).to(dtype)
+    scores = torch.randint(-3, 4, (9, 21)).float()
+    scores[0] = 0
+    scores[1, ::2] = -0.0  # equal to 0
+    counts = torch.tensor([0, 21, 10, 1, 20, 7, 13, 5, 11])
+    out, finite = kernels.prune_rows(weight, scores, counts, last)
+    assert same_bits(out, expected(weight, scores, counts, last))
+    assert finite.all() and (out == 0).sum(dim=1).equal(counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 16, 100])
+def test_the_score_is_made_in_the_kernel(
+    kernels: ModuleType, dtype: torch.dtype, columns: int
+) -> None:
+    weight, norm = torch.randn(5, columns).to(dtype), torch.rand(columns)
+    counts = torch.randint(0, columns + 1, (5,))
+    out, _ = kernels.prune_rows(weight, norm, counts)
+    assert same_bits(out, expected(weight, weight.float().abs() * norm, counts, False))
+
+
+def test_extremes_keep_their_order(kernels: ModuleType) -> None:
+    most, least = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+    scores = torch.tensor([[most, -most, least, -least, 0.0, 1e-42, -1e-42, 1.0]])
+    for k in range(9):
+        out, _ = kernels.prune_rows(torch.ones(1, 8), scores, torch.tensor([k]))
+        assert out.equal(expected(torch.ones(1, 8), scores, torch.tensor([k]), False))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_with_scores_that_are_not_finite_are_told(kernels: ModuleType, bad: float) -> None:
+    scores = torch.rand(3, 5)
+    scores[1, 2] = bad
+    _, finite = kernels.prune_rows(torch.rand(3, 5), scores, torch.tensor([2, 2, 2]))
+    assert finite.tolist() == [1, 0, 1]
+    norm = torch.tensor([1.0, bad, 1.0])
+    _, finite = kernels.prune_rows(torch.ones(2, 3), norm, torch.tensor([1, 1]))
+    assert finite.tolist() == [0, 0]
+
+
+def test_nothing_to_prune(kernels: ModuleType) -> None:
+    empty = torch.zeros(0, 4)
+    out, finite = kernels.prune_rows(empty, empty, torch.zeros(0, dtype=torch.int64))
+    assert out.shape == (0, 4) and finite.shape == (0,)
+
+
+def test_arguments_are_not_changed_and_need_not_be_contiguous(kernels: ModuleType) -> None:
+    weight, scores, counts = torch.randn(6, 4).t(), torch.rand(6, 4).t(), torch.tensor([1, 2, 3, 4])
+    before = weight.clone(), scores.clone()
+    out, _ = kernels.prune_rows(weight, scores, counts)
+    assert out.equal(expected(weight.contiguous(), scores, counts, False))
+    assert weight.equal(before[0]) and scores.equal(before[1])
