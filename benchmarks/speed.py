@@ -98,10 +98,7 @@ def grids(candidates: int | None) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def measure(what: str, o: dict[str, Any]) -> dict[str, Any]:
-    """Run one of the three once and return what it took."""
-    torch.set_num_threads(o["threads"])
-    torch.set_grad_enabled(False)
-    logging.disable(logging.WARNING)
+    """Run one of the three once, without gradients, and return what it took."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(o["model"], device)
     ids = token_ids(o["model"], model, o["samples"], o["length"])
@@ -243,6 +240,9 @@ def hardware(threads: int) -> str:
 def main(models: tuple[str, ...], out: Path | None, once: str | None, **given: Any) -> None:
     if once is not None:
         o = json.loads(once)
+        torch.set_num_threads(o["threads"])
+        torch.set_grad_enabled(False)
+        logging.disable(logging.WARNING)
         click.echo(json.dumps(measure(o.pop("what"), o)))
         return
     repeats, rows = given.pop("repeats"), []

@@ -54,12 +54,15 @@ class PrunerTraits:
         row_ratios: Whether the rows of one linear may have different ratios.
         patterns: Whether N:M patterns are supported.
         second_order: Whether surviving weights are moved (the pruner has `prune_linear`).
+        magnitude_times: Name of the statistic n, float32 `(in,)`, if the scores are |W| * n to the
+            bit: then a kernel may make them on the way. None for every other score.
     """
 
     comparison: Comparison = "row"
     row_ratios: bool = True
     patterns: bool = True
     second_order: bool = False
+    magnitude_times: str | None = None
 
 
 @dataclass(frozen=True)

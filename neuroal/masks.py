@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from types import ModuleType
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,6 +53,15 @@ def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
     bits = weight.detach().view(_BITS[weight.element_size()]).numpy()
     kept = mask.numpy().view(np.int8) - np.int8(1)  # -1 has all bits set
     return torch.from_numpy(bits & kept).view(weight.dtype)
+
+
+def kernels_for(weight: Tensor, target: Target) -> ModuleType | None:
+    """Return `neuroal.kernels` if it can prune a weight on its device to a target, else None."""
+    fits = target.pattern is None and target.comparison == "row" and weight.element_size() <= 4
+    if weight.device.type != "cuda" or not fits or importlib.util.find_spec("triton") is None:
+        return None
+    kernels = importlib.import_module("neuroal.kernels")
+    return kernels if weight.shape[1] <= kernels.WIDEST else None
 
 
 def _mask_rows(

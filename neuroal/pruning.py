@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from neuroal.errors import PluginError
 from neuroal.hookspecs import PrunedLinear, PrunerTraits, Target
 from neuroal.layout import Block, Linear
-from neuroal.masks import mask_for, zeroed
+from neuroal.masks import kernels_for, mask_for, zeroed
 from neuroal.plugins import Plugin
 from neuroal.statistics import Statistics
 
@@ -89,8 +90,7 @@ class BasePruner:
                         pruned = self.prune_linear(x, copies[x.name], known, target)
                         weights[x.name] = pruned.weight.to(dense.dtype)
                     else:  # what is only masked keeps its bits, whatever the dtype
-                        mask = self._mask(x, copies[x.name], known, target, own)
-                        weights[x.name] = zeroed(dense, mask)
+                        weights[x.name] = self._cut(x, dense, copies[x.name], known, target, own)
             if shared is None:
                 self.check_scores(own)
         return weights
@@ -137,6 +137,31 @@ class BasePruner:
             raise _wrong(self.pruner, "score_weights", linear, NOT_FINITE)
         shared.finite.clear()
 
+    def _cut(
+        self,
+        linear: Linear,
+        dense: Tensor,
+        copy: Tensor,
+        statistics: Statistics,
+        target: Target,
+        shared: Shared,
+    ) -> Tensor:
+        """Return the model's own weight without what a pruner that only scores prunes."""
+        kernels = kernels_for(dense, target) if self.refiner is None else None
+        if kernels is None:
+            return zeroed(dense, self._mask(linear, copy, statistics, target, shared))
+        factor = traits(self.pruner).magnitude_times
+        if factor is not None:
+            scores = statistics[factor]
+        else:
+            scores = self._shared_scores(linear, copy, statistics, shared)
+            if scores.dtype == torch.float64:  # more than the kernel compares
+                return zeroed(dense, mask_for(scores, target))
+        counts = target.counts.to(dense.device, non_blocking=True).expand(len(dense))
+        pruned, finite = kernels.prune_rows(dense, scores, counts, target.prune_last)
+        shared.finite.append((linear, finite.all()))
+        return cast(Tensor, pruned)
+
     def _mask(
         self,
         linear: Linear,
@@ -146,19 +171,25 @@ class BasePruner:
         shared: Shared,
     ) -> Tensor:
         """Return the mask of a pruner that only scores."""
-        if not self.pruner.required_statistics():
-            statistics = _NONE if self.refiner is None else statistics
-        known = shared.scores.get(linear.name)
-        if known is None or known[0] is not statistics:
-            scores = self._scores(linear, weight, statistics)
-            known = shared.scores[linear.name] = (statistics, scores)
-            shared.finite.append((linear, _finite(scores)))
-        scores = known[1]
+        scores = self._shared_scores(linear, weight, statistics, shared)
         mask = mask_for(scores, target)
         if self.refiner is not None:
             self.check_scores(shared)
             mask = self._refine(linear, weight, mask, scores, statistics, target)
         return mask
+
+    def _shared_scores(
+        self, linear: Linear, weight: Tensor, statistics: Statistics, shared: Shared
+    ) -> Tensor:
+        """Return scores, made once for all that have the same statistics or need none."""
+        if not self.pruner.required_statistics():
+            statistics = _NONE
+        known = shared.scores.get(linear.name)
+        if known is None or known[0] is not statistics:
+            scores = self._scores(linear, weight, statistics)
+            known = shared.scores[linear.name] = (statistics, scores)
+            shared.finite.append((linear, _finite(scores)))
+        return known[1]
 
     def _move(
         self, linear: Linear, weight: Tensor, statistics: Statistics, target: Target

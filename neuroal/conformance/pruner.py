@@ -45,6 +45,10 @@ class PrunerConformance(Conformance):
             not can.second_order or p.has("prune_linear"),
             "describe says second_order, and only prune_linear can move a weight",
         )
+        expect(
+            can.magnitude_times is None or can.magnitude_times in p.statistic_names(),
+            f"describe: magnitude_times is {can.magnitude_times!r}, which is not required",
+        )
 
     def test_scores(self, plugin: Any) -> None:
         """Scores are finite and floating, one per weight, on the weight's device."""
@@ -81,6 +85,18 @@ class PrunerConformance(Conformance):
         p = self._scoring(plugin)
         given = _arguments(p, cases.typical())
         expect_unchanged(given, partial(p.call, "score_weights", **given), "score_weights")
+
+    def test_scores_are_the_product_they_are_said_to_be(self, plugin: Any) -> None:
+        """Scores are |W| times the statistic that `describe` names, to the bit."""
+        p = self._scoring(plugin)
+        name = traits(p).magnitude_times
+        if name is None or name not in p.statistic_names():
+            raise skip("describe names no statistic that is there")
+        for case in cases.cases():
+            statistics = case.statistics(p.required_statistics())
+            with situation(case.name):
+                same = torch.equal(_scores(p, case), case.weight.abs() * statistics[name])
+                expect(same, f"scores are not |W| times {name}")
 
     def test_scores_follow_their_rows(self, plugin: Any) -> None:
         """Rows in another order have their scores in that order, if weights compete in rows."""

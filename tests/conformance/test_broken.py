@@ -54,6 +54,8 @@ class Scores:
                 return scores.long()
             case "half":
                 return scores.half()
+            case "doubled":
+                return scores * 2
             case "divided by zero":
                 return scores / statistics.input_norm
             case "random":
@@ -96,6 +98,10 @@ class Describes(Scores):
                 return PrunerTraits("row" if next(COUNT) % 2 else "matrix")
             case "second order":
                 return PrunerTraits(second_order=True)
+            case "a product":
+                return PrunerTraits(magnitude_times="input_norm")
+            case "a product of something else":
+                return PrunerTraits(magnitude_times="input_sum")
         return PrunerTraits("matrix")
 
 
@@ -161,7 +167,15 @@ PRUNERS: list[Broken] = [
     ("two requirements", Scores("two requirements"), {"test_required_statistics"}),
     *(
         (f"describes {what}", Describes(what=what), {"test_traits"})
-        for what in ("nothing that there is", "a number", "two things", "second order")
+        for what in (
+            *("nothing that there is", "a number", "two things", "second order"),
+            "a product of something else",
+        )
+    ),
+    (
+        "another product",
+        Describes("doubled", what="a product"),
+        {"test_scores_are_the_product_they_are_said_to_be"},
     ),
     *(
         (how, Scores(how), {"test_scores"})
@@ -446,6 +460,7 @@ BROKEN = {
 GOOD = [
     ("pruner", Scores()),
     ("pruner", Describes()),
+    ("pruner", Describes(what="a product")),
     ("pruner", Prunes()),
     ("alignment", Metric()),
     ("alignment", OutputMetric()),

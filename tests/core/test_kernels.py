@@ -3,13 +3,20 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from neuroal.masks import row_mask, zeroed
+from neuroal import PluginError, Target, allocation, hookimpl, pruning
+from neuroal.allocation import Allocation, Rules
+from neuroal.layout import find
+from neuroal.masks import kernels_for, row_mask, zeroed
+from neuroal.plugins import load
+from neuroal.testing import statistics, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +93,50 @@ def test_arguments_are_not_changed_and_need_not_be_contiguous(kernels: ModuleTyp
     out, _ = kernels.prune_rows(weight, scores, counts)
     assert out.equal(expected(weight.contiguous(), scores, counts, False))
     assert weight.equal(before[0]) and scores.equal(before[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A score that the kernel does not know."""
+
+    double: bool = False
+
+    @hookimpl
+    def score_weights(self, weight: Tensor) -> Tensor:
+        scores = weight - 0.1
+        return scores.double() if self.double else scores
+
+
+@pytest.mark.parametrize("pruner", ["wanda", Own(), Own(double=True)])
+def test_blocks_are_pruned_as_without_it(
+    kernels: ModuleType, pruner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", blocks=1).bfloat16()
+    layout = find(model)
+    (block,) = layout.blocks
+    module = model.get_submodule(block.name)
+    copies = pruning.spare_copies(block, module)
+    known = {x.name: statistics(input_norm=torch.rand(x.in_features)) for x in block.linears}
+    rows = {n: torch.rand(x.out_features).double() for n, x in layout.linears.items()}
+    targets = allocation.targets(Allocation.of(rows, layout), layout, Rules(0.5, budget="paper"))
+    base = pruning.BasePruner(load([("pruner", pruner)])[0], None, 0)
+    expected = base.prune_block(block, module, copies, known, targets)
+    asked: list[str] = []
+
+    def always(weight: Tensor, target: Target) -> ModuleType:
+        asked.append(str(weight.dtype))
+        return kernels
+
+    monkeypatch.setattr(pruning, "kernels_for", always)
+    found = base.prune_block(block, module, copies, known, targets)
+    assert len(asked) == len(block.linears)
+    assert all(same_bits(found[name], weight) for name, weight in expected.items())
+    broken = {n: statistics(input_norm=s.input_norm * torch.nan) for n, s in known.items()}
+    if pruner == "wanda":
+        with pytest.raises(PluginError, match=r"score_weights: returned NaN or infinity"):
+            base.prune_block(block, module, copies, broken, targets)
+
+
+def test_it_is_for_cuda_rows_alone() -> None:
+    weight, target = torch.zeros(2, 4), Target(torch.tensor([1, 1]), 0.25)
+    assert kernels_for(weight, target) is None

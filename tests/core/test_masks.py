@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuroal import Pattern, Target
+from neuroal import Pattern, Target, masks
 from neuroal.masks import mask_for, pattern_mask, row_mask
 
 # Few distinct values: most rows hold ties. All are exact in half precision.
@@ -63,6 +63,36 @@ def test_more_is_a_superset(problem: tuple[Tensor, Tensor]) -> None:
     scores, counts = problem
     more = (counts + 1).clamp(max=scores.shape[1])
     assert not (row_mask(scores, counts) & ~row_mask(scores, more)).any()
+
+
+@given(problems(), st.booleans())
+def test_whole_tensors_give_the_same_mask(problem: tuple[Tensor, Tensor], prune_last: bool) -> None:
+    """What runs on other devices, here on the CPU."""
+    scores, counts = problem
+    assert masks._mask_on_device(scores, counts, prune_last).equal(
+        row_mask(scores, counts, prune_last)
+    )
+
+
+@given(problems(), st.integers(1, 40))
+def test_pieces_of_any_size_give_the_same_mask(problem: tuple[Tensor, Tensor], size: int) -> None:
+    expected = row_mask(*problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "CHUNK", size)
+        assert row_mask(*problem).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zeroed_weights_keep_the_bits_of_the_others(dtype: torch.dtype) -> None:
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    weight = torch.tensor([[-0.0, 1.1, -2.3, torch.finfo(dtype).tiny, -5.0]], dtype=dtype)
+    mask = torch.tensor([[False, True, False, False, True]])
+    found = masks.zeroed(weight, mask)
+    expected = weight.clone()
+    expected[mask] = 0.0
+    assert found.dtype == dtype and found.view(bits).equal(expected.view(bits))
+    assert masks.zeroed(weight.t(), mask.t()).equal(found.t())
+    assert weight[0, 1] != 0
 
 
 def test_ties_by_hand() -> None:
