@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 
-def _title(model: str) -> str:
+def model_title(model: str) -> str:
     """Return a hub name as it is, and of a folder that is no such name the last part."""
     return PurePath(model).name if model[:1] in "/.~\\" or ":" in model else model
 
@@ -38,7 +38,7 @@ tags:
 - neuroal
 ---
 
-# {_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
+# {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
 
 {report["counts"]["pruned"]:,} of {report["counts"]["weights"]:,} weights inside the decoder blocks
 are zero. Nothing was re-trained. The zeros are unstructured unless the recipe names an N:M

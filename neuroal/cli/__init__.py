@@ -17,6 +17,7 @@ from neuroal.cli.evaluate import evaluate
 from neuroal.cli.layout import layout
 from neuroal.cli.plugins import plugins
 from neuroal.cli.prune import prune
+from neuroal.cli.report import report
 from neuroal.errors import UsageError
 
 
@@ -78,5 +79,5 @@ def main() -> None:
     """Prune language models in one shot; every method is a plugin."""
 
 
-for _command in (prune, evaluate, plugins, layout, demo):
+for _command in (prune, evaluate, report, plugins, layout, demo):
     main.add_command(_command)

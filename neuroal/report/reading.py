@@ -1,0 +1,72 @@
+"""From folders to what a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neuroal import allocation, checkpoint
+from neuroal.errors import UsageError
+
+_NEEDED = frozenset(
+    {"recipe", "model", "plugins", "candidates", "sparsity", "blocks", "linears", "timings"}
+    | {"counts", "peak_memory_bytes", "notes", "environment"}
+)
+
+
+_FEW_BLOCKS = 8  # half the page has room for their map
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        name: Its folder's name.
+        path: As it was given.
+        report: The content of its `neuroal.json`.
+        ratios: The ratio of every row, float64 `(1,)` or `(out,)`, by linear; None where only the
+            report is at hand.
+    """
+
+    name: str
+    path: Path
+    report: Mapping[str, Any]
+    ratios: Mapping[str, Tensor] | None
+
+
+def read_run(path: Path) -> Run:
+    """Return the run in a folder, or of a `neuroal.json` alone.
+
+    Raises:
+        UsageError: There is none, or one of another schema.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise UsageError(f"'{path}' does not exist")
+    if path.is_dir() and not (path / checkpoint.MARKER).is_file():
+        raise UsageError(f"'{path}' is neither a run (no {checkpoint.MARKER}) nor a study")
+    report = checkpoint.read_report(path)
+    missing = sorted(_NEEDED - report.keys())
+    if missing:
+        raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")
+    file = folder / allocation.FILE
+    ratios = checkpoint.load_tensors(file) if file.is_file() else None
+    return Run(folder.resolve().name, path, report, ratios)
+
+
+def is_wide(run: Run) -> bool:
+    """Return whether the map of its blocks needs the whole width of the page."""
+    return len(run.report["blocks"]) > _FEW_BLOCKS
+
+
+def local(linear: str, report: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the block of a linear, and the linear's name within it."""
+    for index, block in enumerate(report["blocks"]):
+        if linear.startswith(f"{block['name']}."):
+            return index, linear.removeprefix(f"{block['name']}.")
+    raise UsageError(f"linear '{linear}' of the report is in none of its blocks")
