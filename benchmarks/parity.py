@@ -1,8 +1,9 @@
 """Compare every case of the authors' published code with this project's, and write a table.
 
-    python benchmarks/parity.py SHARED [--pruner wanda] [--sparsity 0.7] [--out docs/parity.md]
+    python benchmarks/parity.py SHARED --cases parity.jsonl --out docs/parity.md
 
-SHARED is the folder that holds `models/llama`, `data/` and `reference/llama.json`.
+SHARED is the folder that holds `models/llama`, `data/` and `reference/llama.json`. A case that
+`--cases` has is not run again; `--pruner`, `--sparsity` and `--top-up` run a part of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ from neuroal import checkpoint, layout
 from neuroal.evaluation.perplexity import evaluation_windows, perplexity
 
 TEXTS = {"wikitext2": "wikitext2.test.txt", "ptb": "ptb.test.txt"}
+HEAD = """# Parity with the published code
+
+What the authors' code chose on a Llama of 4 million weights, and what neuroal chooses under
+`--budget paper`: 32 calibration windows of 256 tokens, the first 8 for the search. `misalignment`
+is the largest relative difference over all candidates of a step, `achieved` the largest difference
+of a block's sparsity; perplexities are those of 100 windows of 256 tokens. Made by `python
+benchmarks/parity.py SHARED --out docs/parity.md`.
+"""
 STEPS = {"block": "block_ratios", "row": "row_ratios"}
 
 
@@ -87,57 +96,57 @@ def compare(case: dict[str, Any], ours: dict[str, Any], texts: dict[str, Any]) -
     return row
 
 
+def key(case: dict[str, Any]) -> tuple[str, float, str]:
+    """Return what a case is known by."""
+    return case["pruner"], case["sparsity"], case["top_up"]
+
+
+def page(rows: list[dict[str, Any]], failing: list[dict[str, Any]]) -> str:
+    """Return the page of the documentation."""
+    table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g")
+    fails = [f"- {c['pruner']}, {c['top_up']}, {c['sparsity']:g}\n" for c in failing]
+    return f"{HEAD}\n{table}\n" + "".join(["\nThe published code itself fails on\n\n", *fails])
+
+
 @click.command(help=__doc__)
 @click.argument("shared", type=click.Path(path_type=Path, exists=True))
 @click.option("--pruner", multiple=True)
 @click.option("--sparsity", multiple=True, type=float)
 @click.option("--top-up", multiple=True)
+@click.option("--cases", "done_file", type=click.Path(path_type=Path), default="parity.jsonl")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     shared: Path,
     pruner: tuple[str, ...],
     sparsity: tuple[float, ...],
     top_up: tuple[str, ...],
+    done_file: Path,
     out: Path | None,
 ) -> None:
     logging.disable(logging.WARNING)
-    cases = json.loads((shared / "reference/llama.json").read_text())["cases"]
-    rows_file = (shared / "reference/llama.calibration.jsonl").read_text().splitlines()
-    ids = torch.tensor([json.loads(line)["input_ids"] for line in rows_file])
+    wanted = [
+        case
+        for case in json.loads((shared / "reference/llama.json").read_text())["cases"]
+        if (not pruner or case["pruner"] in pruner)
+        and (not sparsity or case["sparsity"] in sparsity)
+        and (not top_up or case["top_up"] in top_up)
+    ]
+    calibration = (shared / "reference/llama.calibration.jsonl").read_text().splitlines()
+    ids = torch.tensor([json.loads(line)["input_ids"] for line in calibration])
     dense, tokenizer = checkpoint.load(str(shared / "models/llama"))
     texts = {
         name: evaluation_windows(str(shared / "data" / f), tokenizer, length=256, windows=100)
         for name, f in TEXTS.items()
     }
-    rows, left_out = [], []
-    for case in tqdm(cases):
-        wanted = (
-            (not pruner or case["pruner"] in pruner)
-            and (not sparsity or case["sparsity"] in sparsity)
-            and (not top_up or case["top_up"] in top_up)
-        )
-        if not wanted:
-            continue
-        if "error" in case:
-            left_out.append(case)
-            continue
-        row = compare(case, run_case(case, dense, ids), texts)
-        rows.append(row)
-        tqdm.write(json.dumps(row))
-    table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g")
-    text = (
-        "# Parity with the authors' code\n\n"
-        "Made by `python benchmarks/parity.py SHARED --out docs/parity.md` on the shared llama:\n"
-        "budget `paper`, 32 calibration windows of 256 tokens, the first 8 for the search.\n"
-        "`misalignment` is the largest relative difference over all candidates, `achieved` the\n"
-        "largest difference of a block's sparsity.\n\n"
-        f"{table}\n\n"
-        + "".join(
-            f"- {c['pruner']}, {c['top_up']}, {c['sparsity']}: the published code fails.\n"
-            for c in left_out
-        )
-    )
-    click.echo(table)
+    lines = done_file.read_text().splitlines() if done_file.exists() else []
+    done = {key(row): row for row in map(json.loads, lines)}
+    for case in tqdm([c for c in wanted if "error" not in c and key(c) not in done]):
+        done[key(case)] = compare(case, run_case(case, dense, ids), texts)
+        with done_file.open("a") as file:
+            file.write(json.dumps(done[key(case)], ensure_ascii=False) + "\n")
+    rows = [done[key(case)] for case in wanted if key(case) in done]
+    text = page(rows, [c for c in wanted if "error" in c])
+    click.echo(text)
     if out is not None:
         out.write_text(text, encoding="utf-8")
 
