@@ -156,7 +156,7 @@ def default_length(context: int | None) -> int:
 def cure(tokens: int) -> str:
     """Return what to do where windows of at most `tokens` tokens can be had."""
     rounded = 1 << max(tokens, 1).bit_length() - 1
-    return f"give --length {rounded} or more text" if rounded > 1 else "give more text"
+    return f"give more text, or --length {rounded}" if rounded > 1 else "give more text"
 
 
 def holds_tokens(values: Sequence[Any]) -> bool:

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+UNSTRUCTURED = """The zeros are unstructured: they make
+the model neither smaller nor faster in a runtime that does not use sparsity."""
+PATTERN = """The zeros follow a pattern, which
+makes the model faster only in a runtime that uses it."""
+
 
 def model_title(model: str) -> str:
     """Return a hub name as it is, and of a folder that is no such name the last part."""
@@ -30,6 +35,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         if data
         else "none"
     )
+    zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---
 library_name: transformers
 tags:
@@ -40,9 +46,8 @@ tags:
 
 # {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
 
-{report["counts"]["pruned"]:,} of {report["counts"]["weights"]:,} weights inside the decoder blocks
-are zero. Nothing was re-trained. The zeros are unstructured unless the recipe names an N:M
-pattern: they make the model neither smaller nor faster in a runtime that does not use sparsity.
+Of the weights inside the decoder blocks, {report["counts"]["pruned"]:,} of
+{report["counts"]["weights"]:,} are zero. Nothing was re-trained. {zeros}
 
 | role | plugin | distribution |
 |---|---|---|
@@ -51,8 +56,8 @@ pattern: they make the model neither smaller nor faster in a runtime that does n
 {found}
 - calibration: {calibration}
 - seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
-- made with neuroal {environment["neuroal"]}, torch {environment["torch"]}, transformers
-  {environment["transformers"]}
+- made with neuroal {environment["neuroal"]}, torch {environment["torch"]},
+  transformers {environment["transformers"]}
 
 `neuroal.json` beside this file holds the whole report; `neuroal prune --recipe neuroal.json`
 repeats the run, and `allocation.safetensors` holds every ratio.

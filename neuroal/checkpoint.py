@@ -67,7 +67,9 @@ def _quiet() -> Iterator[None]:
 
 def _failure(model: str, error: Exception) -> NeuroalError:
     first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
-    return NeuroalError(f"cannot load model '{model}': {type(error).__name__}: {first}")
+    local = model == "demo" or Path(model).expanduser().is_dir()
+    where = "" if local else "no such folder, and on the hub: "
+    return NeuroalError(f"cannot load model '{model}': {where}{type(error).__name__}: {first}")
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> Any:
@@ -304,6 +306,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):  # written for their owner alone by safetensors 0.8
+        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return dataclasses.asdict(self)
+        return {"schema": self.schema} | dataclasses.asdict(self)  # schema first
 
     def selected(self) -> dict[str, dict[str, Any]]:
         """Return the selected candidate of every step by role."""

@@ -61,6 +61,7 @@ class Case:
 
 @click.command(
     cls=Command,
+    short_help="Compare eight ways of pruning the built-in model.",
     examples=[
         "neuroal demo",
         "neuroal demo --json",

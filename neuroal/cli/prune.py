@@ -35,6 +35,7 @@ _PLUGIN = "NAME"
 
 @click.command(
     cls=Command,
+    short_help="Prune MODEL and write a checkpoint with a report.",
     examples=[
         "neuroal prune demo --sparsity 0.7",
         "neuroal prune path/to/llama --calibration texts.jsonl --sparsity 0.6 --out pruned",
@@ -58,7 +59,7 @@ _PLUGIN = "NAME"
     default=_DEFAULT.top_up,
     metavar=_PLUGIN,
     group="Method",
-    help="Preset that decides the ratios: uniform, neuroal, neuroal-block, neuroal-row, …",
+    help="Preset that decides the ratios: uniform, neuroal, owl and more: `neuroal plugins list`.",
 )
 @option(
     "--block-ratios",
@@ -88,6 +89,7 @@ _PLUGIN = "NAME"
 @option(
     "--pattern",
     default=_DEFAULT.pattern,
+    metavar="PATTERN",
     group="Method",
     help="unstructured, or N:M such as 2:4, which keeps N of every M inputs of a row.",
 )
@@ -140,7 +142,13 @@ _PLUGIN = "NAME"
 @option(
     "--seed", type=int, default=_DEFAULT.seed, group="Calibration", help="Of every random draw."
 )
-@option("--device", default=_DEFAULT.device, group="Model", help="auto, cpu, cuda, cuda:0 or mps.")
+@option(
+    "--device",
+    metavar="DEVICE",
+    default=_DEFAULT.device,
+    group="Model",
+    help="auto, cpu, cuda, cuda:0 or mps.",
+)
 @option(
     "--dtype",
     type=click.Choice(DTYPES),

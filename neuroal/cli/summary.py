@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 from neuroal.cli.tables import layout_json, layout_tables, parameters, size, table
@@ -72,7 +72,7 @@ def run_text(report: Report, out: Path) -> str:
     """Return the summary of a run: one table, then its notes."""
     plugins = {p["role"]: p["name"] for p in report.plugins}
     counts, seconds = report.counts, report.timings
-    phases = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in seconds.items())
+    phases = [f"{k.replace('_', ' ')} {v:.1f}" for k, v in seconds.items() if v >= 0.05]
     rows = [
         ("model", report.model["name"]),
         ("pruner", plugins["pruner"] + (f", {plugins['refiner']}" if "refiner" in plugins else "")),
@@ -82,7 +82,7 @@ def run_text(report: Report, out: Path) -> str:
             f"{report.sparsity['achieved']:.6f} ({counts['pruned']:,} of {counts['weights']:,})",
         ),
         *_step_rows(report),
-        ("seconds", f"{sum(seconds.values()):.1f} ({phases})"),
+        ("seconds", fill(f"{sum(seconds.values()):.1f} ({', '.join(phases)})", 60)),
         ("block runs", f"{counts['block_runs']:,}"),
         ("peak memory", size(report.peak_memory_bytes)),
         ("written to", str(out)),

@@ -150,6 +150,12 @@ def test_folder_that_is_no_model(command: str, folder: Path, run: Any) -> None:
     assert tree(folder) == before
 
 
+def test_model_that_is_not_here(folder: Path, run: Any) -> None:
+    result = run("prune", "no/such-model", "--calibration", "rows.jsonl")
+    assert "'no/such-model': no such folder, and on the hub: " in one_line(result)
+    assert result.exit_code == 1
+
+
 def test_weights_with_nan(folder: Path, prune: Any) -> None:
     file = Path("tiny/model.safetensors")
     tensors = load_file(file)

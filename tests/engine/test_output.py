@@ -56,6 +56,18 @@ def test_existing_folder_is_refused(prune: Any, tmp_path: Path, tree: Tree) -> N
     assert (tmp_path / "empty" / "neuroal.json").is_file()
 
 
+def test_every_file_may_be_read_by_the_same_people(prune: Any, tmp_path: Path) -> None:
+    prune()
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert len(set(modes.values())) == 1, modes
+
+
+def test_the_report_begins_with_its_schema(prune: Any, tmp_path: Path) -> None:
+    prune()
+    assert next(iter(checkpoint.read_report(tmp_path / "out"))) == "schema"
+
+
 def test_refusal_comes_before_the_model_is_loaded(
     prune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,7 +231,7 @@ def test_a_text_shorter_than_a_window_is_refused(
 ) -> None:
     path = tmp_path / "x.txt"
     path.write_text(words(47))
-    says = r"has 47 tokens, fewer than one window of 2048: give --length 32 or more text"
+    says = r"has 47 tokens, fewer than one window of 2048: give more text, or --length 32"
     with pytest.raises(NeuroalError, match=says):
         evaluation_windows(str(path), tokenizer)
 
