@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.metadata
 import inspect
 import re
 import shlex
@@ -137,6 +138,13 @@ OPTIONS = {
     for option in (*parameter.opts, *parameter.secondary_opts)
 } | {"--help"}
 OTHER_TOOLS = re.compile(r"\b(?:bash|make|mypy|pip|pytest|python|twine) [^`\n]*")
+
+
+def test_the_changelog_names_every_plugin_that_comes_with_neuroal() -> None:
+    text = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    ours = importlib.metadata.distribution("neuroal").entry_points
+    names = {point.name for point in ours if point.group.startswith("neuroal.")}
+    assert {name for name in names if f"`{name}`" not in text} == set()
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=relative)
