@@ -61,7 +61,6 @@ class Case:
 
 @click.command(
     cls=Command,
-    short_help="Compare eight ways of pruning the built-in model.",
     examples=[
         "neuroal demo",
         "neuroal demo --json",

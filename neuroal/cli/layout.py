@@ -11,7 +11,6 @@ from neuroal.cli.tables import layout_json, layout_tables
 
 @click.command(
     cls=Command,
-    short_help="Show the blocks and linears of MODEL.",
     examples=[
         "neuroal layout demo",
         "neuroal layout path/to/llama --all",

@@ -70,7 +70,6 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 @plugins.command(
     "show",
     cls=Command,
-    short_help="Explain the plugins called NAME.",
     examples=[
         "neuroal plugins show wanda",
         "neuroal plugins show uniform --role row-ratios",
@@ -142,7 +141,6 @@ def _description(values: dict[str, Any]) -> str:
 @plugins.command(
     "new",
     cls=Command,
-    short_help="Write a package with a working plugin called NAME.",
     examples=[
         "neuroal plugins new my_score --role pruner",
         "neuroal plugins new my-search --role block-ratios --out here",
@@ -186,7 +184,6 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
 @plugins.command(
     "check",
     cls=Command,
-    short_help="Run the checks of their roles on plugins.",
     examples=[
         "neuroal plugins check",
         "neuroal plugins check wanda evolution",

@@ -35,7 +35,6 @@ _PLUGIN = "NAME"
 
 @click.command(
     cls=Command,
-    short_help="Prune MODEL and write a checkpoint with a report.",
     examples=[
         "neuroal prune demo --sparsity 0.7",
         "neuroal prune path/to/llama --calibration texts.jsonl --sparsity 0.6 --out pruned",

@@ -57,6 +57,8 @@ def test_examples_parse(name: str, folder: Path) -> None:
 
 def test_group_without_a_command_shows_its_help(run: Any) -> None:
     assert "Commands:" in run().stdout and run().exit_code == 0
+    _, _, listed = run().stdout.partition("Commands:")
+    assert "..." not in listed  # no sentence is cut
     assert "check" in run("plugins").stdout and run("plugins").exit_code == 0
     assert run("--version").stdout.startswith("neuroal, version ")
 
