@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Accumulator, Measurement, Target
-from neuroal.layout import Block, Layout
+from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
 from neuroal.pruning import BasePruner, Shared, spare_copies
+from neuroal.standins import Carried
 from neuroal.statistics import resolve
 from neuroal.walk import Inputs, Pass, Prefix, Walker
 
@@ -99,7 +100,7 @@ class Aligner:
     pruner: BasePruner
     metric: Plugin
     deviation: bool
-    _dense_output: dict[int, list[Tensor]] = field(default_factory=dict)
+    _dense_output: dict[int, list[Carried]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         norm = frozenset({"input_norm"} if self.deviation else ())
@@ -222,7 +223,7 @@ class Aligner:
         total: Tensor | float = 0.0
         deviation = {}
         for x in block.linears:
-            if not self._at_output:
+            if not self._at_output and self._is_comparable(x, dense, after):
                 value = self.metric.call(
                     "measure_linear",
                     dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
@@ -233,26 +234,34 @@ class Aligner:
                 deviation[x.name] = a.input_norm - b.input_norm
         return total, deviation
 
+    def _is_comparable(self, linear: Linear, dense: Pass, after: Pass) -> bool:
+        """Return whether a metric can compare a linear's inputs.
+
+        A token that is routed to an expert may have no counterpart, and an expert may see none.
+        """
+        if linear.expert is None:
+            return True
+        seen = dense.statistics[linear.name].tokens and after.statistics[linear.name].tokens
+        return bool(seen) and not self._compares
+
     def _measure_output(self, inputs: Inputs, states: list[_State]) -> None:
-        """Average the output metric over windows; the dense reference is final hidden states."""
-        reference = self._dense_hidden(inputs)
-        last = len(self.layout.blocks) - 1
+        """Average the output metric over windows; the reference is the dense walk's output."""
+        reference = self._dense_output_of(inputs)
         for i, batch in enumerate(inputs.batches):
-            dense = self.walker.logits(batch, {(last, 0): reference[i]})
+            dense = self.walker.logits(batch, reference[i])
             share = batch.ids.shape[0] / inputs.windows
             for s in states:
-                pruned = self.walker.logits(batch, s.prefix.carried[i])
+                pruned = self.walker.logits(batch, s.prefix.carried[i], s.prefix.weights)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 s.total = s.total + self._number(value, "measure_output") * share
 
-    def _dense_hidden(self, inputs: Inputs) -> list[Tensor]:
+    def _dense_output_of(self, inputs: Inputs) -> list[Carried]:
         if inputs.windows not in self._dense_output:
             prefix = Prefix.start(inputs)
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
                     prefix = self.walker.run(block, module, inputs, prefix).prefix or prefix
-            last = len(self.layout.blocks) - 1
-            self._dense_output[inputs.windows] = [c[(last, 0)] for c in prefix.carried]
+            self._dense_output[inputs.windows] = prefix.carried
         return self._dense_output[inputs.windows]
 
     def _number(self, value: object, hook: str) -> Tensor:

@@ -7,9 +7,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from neuroal import stored
+from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout
+from neuroal.stored import Zeros
 
 MARKER = "neuroal.json"
 SCHEMA = 1
@@ -230,13 +233,11 @@ def state_sha256(model: nn.Module) -> str:
 
 def restore(model: nn.Module, folder: Path, layout: Layout) -> None:
     """Copy the linears' weights of a finished run into the same model in memory."""
-    names = {f"{name}.weight" for name in layout.linears}
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for file in sorted(folder.glob("model*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                for key in names.intersection(tensors.keys()):
-                    parameters[key].copy_(tensors.get_tensor(key))
+    made: Any = type(model)
+    with _quiet():
+        done = made.from_pretrained(folder, dtype="auto", use_safetensors=True)
+    linears = layout.linears
+    matrices.write(linears, {n: matrices.weight(x, done) for n, x in linears.items()}, model, "")
 
 
 def check_finite(model: nn.Module, layout: Layout) -> None:
@@ -245,58 +246,54 @@ def check_finite(model: nn.Module, layout: Layout) -> None:
     Raises:
         NeuroalError: Names the first such linear, else the first such parameter.
     """
-    linears = {f"{name}.weight": f"linear '{name}'" for name in layout.linears}
-    parameters = dict(model.named_parameters())
+    linears = {x.place.parameter: f"linear '{x.name}'" for x in layout.linears.values()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in [*linears, *sorted(parameters.keys() - linears.keys())]:
         if not bool(torch.isfinite(parameters[name]).all()):
             what = linears.get(name, f"'{name}'")
             raise NeuroalError(f"weight of {what} holds NaN or infinity")
 
 
-@dataclass(frozen=True)
-class Zeros:
-    """Zeros of one linear's weight.
-
-    Attributes:
-        zeros: How many entries are exactly zero.
-        rows: float64 `(out,)`, the share of zeros in every row.
-        tensors: Names of the file tensors that hold the weight; empty for a model in memory.
-    """
-
-    zeros: int
-    rows: Tensor
-    tensors: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, weight: Tensor, tensors: tuple[str, ...] = ()) -> Zeros:
-        """Count the zeros of `weight (out, in)`."""
-        zero = weight.detach() == 0
-        rows = zero.sum(dim=1).double().cpu() / weight.shape[1]
-        return cls(int(zero.sum()), rows, tensors)
-
-
 def count_zeros(model: nn.Module, layout: Layout) -> dict[str, Zeros]:
     """Return the zeros of every linear of a model in memory."""
-    return {name: Zeros.of(model.get_submodule(name).weight) for name in layout.linears}  # type: ignore[arg-type]
+    return {name: Zeros.of(matrices.weight(x, model)) for name, x in layout.linears.items()}
 
 
-def count_saved_zeros(folder: Path, layout: Layout) -> dict[str, Zeros]:
+def count_saved_zeros(folder: Path, layout: Layout, model: nn.Module) -> dict[str, Zeros]:
     """Return the zeros of every linear as the safetensors files hold them.
 
+    Args:
+        folder: Holds the files.
+        layout: Of the model.
+        model: The model that was saved; only names and shapes are read.
+
     Raises:
-        NeuroalError: A linear's weight is in none of the files.
+        NeuroalError: A linear's weight is not wholly in the files.
     """
+    where: dict[str, Path] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
     result: dict[str, Zeros] = {}
-    wanted = {f"{name}.weight": name for name in layout.linears}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  (not a dict)
-                if key in wanted:
-                    result[wanted[key]] = Zeros.of(tensors.get_tensor(key), (key,))
-    missing = layout.linears.keys() - result.keys()
-    if missing:
-        raise NeuroalError(f"linear '{min(missing)}' is in none of the saved files")
+    for block in layout.blocks:
+        with ExitStack() as stack:  # a block's files alone are mapped into memory
+            opened = cache(lambda path: stack.enter_context(safe_open(path, framework="pt")))
+
+            def read(key: str) -> Tensor | None:
+                return opened(where[key]).get_tensor(key) if key in where else None  # noqa: B023
+
+            result |= stored.count_zeros(block, model, _file_tensors, read)
     return result
+
+
+def _file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return parameters as `save` writes them: converted and named as in the files."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before transformers 5, files and memory agree
+        return state
+    made: Mapping[str, Tensor] = revert_weight_conversion(model, state)  # type: ignore[arg-type]
+    return made
 
 
 def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:

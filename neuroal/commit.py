@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from neuroal import weights as matrices
 from neuroal.alignment import Tick
 from neuroal.hookspecs import Target
 from neuroal.layout import Block, Layout
 from neuroal.output import Journal
-from neuroal.pruning import BasePruner, spare_copies, weight_of
+from neuroal.pruning import BasePruner, spare_copies
 from neuroal.result import InputNorms
 from neuroal.statistics import Statistics, resolve
 from neuroal.walk import Prefix, Walker
@@ -98,7 +99,4 @@ def _prune(
         copies = spare_copies(block, module)
         weights = base.prune_block(block, module, copies, statistics, targets)
         journal.keep_block(block.index, weights)
-    with torch.no_grad():
-        for x in block.linears:
-            if x.name in weights:
-                weight_of(block, module, x).copy_(weights[x.name])
+    matrices.write({x.name: x for x in block.linears}, weights, module, block.name)

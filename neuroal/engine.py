@@ -349,7 +349,7 @@ class _Run:
             if work.exists():
                 shutil.rmtree(work)
             checkpoint.save(model, tokenizer, work)
-            zeros = checkpoint.count_saved_zeros(work, found)
+            zeros = checkpoint.count_saved_zeros(work, found, model)
             (work / allocations.FILE).write_bytes(allocations.to_bytes(allocation, found))
         fill_sparsity(report, found, rules, wanted, zeros, norms)
         report.peak_memory_bytes = self.memory["save"] = peak_memory()

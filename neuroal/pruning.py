@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from neuroal import weights as matrices
 from neuroal.errors import PluginError
 from neuroal.hookspecs import PrunedLinear, PrunerTraits, Target
 from neuroal.layout import Block, Linear
@@ -85,8 +86,10 @@ class BasePruner:
             for x in block.linears:
                 if x.name in targets:
                     known, target = statistics.get(x.name, _NONE), targets[x.name]
-                    dense = weight_of(block, module, x).detach()
-                    if moves:
+                    dense = matrices.weight(x, module, block.name)
+                    if unseen(x, known):
+                        weights[x.name] = zeroed(dense, mask_for(copies[x.name].abs(), target))
+                    elif moves:
                         pruned = self.prune_linear(x, copies[x.name], known, target)
                         weights[x.name] = pruned.weight.to(dense.dtype)
                     else:  # what is only masked keeps its bits, whatever the dtype
@@ -113,6 +116,9 @@ class BasePruner:
             PluginError: A plugin failed or answered with a wrong shape, dtype or value.
         """
         with torch.no_grad():
+            if unseen(linear, statistics):
+                mask = mask_for(weight.abs(), target)
+                return PrunedLinear(zeroed(weight, mask), mask)
             if not self.pruner.has("prune_linear"):
                 shared = Shared()
                 mask = self._mask(linear, weight, statistics, target, shared)
@@ -240,19 +246,17 @@ class BasePruner:
         return refined
 
 
+def unseen(linear: Linear, statistics: Statistics) -> bool:
+    """Return whether a linear is of an expert that no token was routed to: magnitude decides."""
+    return linear.expert is not None and len(statistics) > 0 and not statistics.tokens
+
+
 def spare_copies(block: Block, module: nn.Module) -> dict[str, Tensor]:
     """Return float32 copies of a block's weights by linear name, for plugins to read."""
     return {
-        x.name: weight_of(block, module, x).detach().to(torch.float32, copy=True)
+        x.name: matrices.weight(x, module, block.name).to(torch.float32, copy=True)
         for x in block.linears
     }
-
-
-def weight_of(block: Block, module: nn.Module, linear: Linear) -> nn.Parameter:
-    """Return the weight parameter `(out, in)` of a linear inside its block's module."""
-    weight = module.get_submodule(linear.name.removeprefix(f"{block.name}.")).weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
 
 
 def traits(pruner: Plugin) -> PrunerTraits:

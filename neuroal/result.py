@@ -13,9 +13,10 @@ from torch import nn
 
 from neuroal import __version__
 from neuroal.allocation import Rules
-from neuroal.checkpoint import SCHEMA, Zeros, transformers_version
+from neuroal.checkpoint import SCHEMA, transformers_version
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
+from neuroal.stored import Zeros
 
 InputNorms = dict[str, float | None]
 """Mean over a linear's inputs of their norms: `dense`, and `pruned` or None where not measured."""

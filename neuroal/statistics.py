@@ -128,6 +128,9 @@ class InputVar(_VectorMean):
 
     def update(self, state: State, x: Tensor, pruned: Tensor | None = None) -> None:
         seen, new = int(state["tokens"].item()), x.shape[1]
+        if not new:  # an expert that no token of these windows was routed to
+            state["windows"] += x.shape[0]
+            return
         mean = state[self.name]
         for value in x.var(dim=1, unbiased=False):
             mean.copy_((mean * seen + value * new) / (seen + new))
@@ -233,6 +236,9 @@ class Statistics:
         """Return the same statistics with these results alone."""
         kept = {name: self._results[name] for name in names if name in self._results}
         return Statistics(kept, self.windows, self.tokens)
+
+    def __len__(self) -> int:
+        return len(self._results)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every result by name."""

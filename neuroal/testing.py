@@ -20,6 +20,7 @@ from neuroal.errors import UsageError, nearest
 from neuroal.hookspecs import Accumulator
 from neuroal.layout import Block, Layout, Linear
 from neuroal.statistics import Collector, Statistics, resolve
+from neuroal.weights import Place
 
 if TYPE_CHECKING:
     from neuroal.conformance import AlignmentConformance as AlignmentConformance
@@ -138,7 +139,8 @@ def linear(
     part: Literal["attention", "mlp"] = "mlp",
 ) -> Linear:
     """Return the description of one linear, as hooks are given it."""
-    return Linear(name, block, out_features, in_features, group, paired, part)
+    place = Place.whole(f"{name}.weight", in_features)
+    return Linear(name, block, out_features, in_features, group, paired, part, place)
 
 
 def layout(blocks: int = 2, shapes: Mapping[str, tuple[int, int]] | None = None) -> Layout:
@@ -162,7 +164,8 @@ def layout(blocks: int = 2, shapes: Mapping[str, tuple[int, int]] | None = None)
         follows = i + 1 < len(places) and shapes[places[i + 1][2]][1] == rows
         paired = names[i + 1] if follows else None
         part: Literal["attention", "mlp"] = "mlp" if k else "attention"
-        made[b].append(Linear(names[i], b, rows, columns, k, paired, part))
+        place = Place.whole(f"{names[i]}.weight", columns)
+        made[b].append(Linear(names[i], b, rows, columns, k, paired, part, place))
     return Layout(tuple(Block(b, f"blocks.{b}", tuple(x)) for b, x in enumerate(made)))
 
 

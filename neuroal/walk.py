@@ -8,21 +8,23 @@ own weights change in `commit` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
-from neuroal.errors import NeuroalError
+from neuroal import weights as matrices
+from neuroal.handover import Handover
 from neuroal.hookspecs import Accumulator
-from neuroal.layout import TRACE_TOKENS, Block, Layout
+from neuroal.layout import Block, Layout, Linear
+from neuroal.standins import Call, Carried, Key
 from neuroal.statistics import Collector, Statistics
+from neuroal.weights import Place, Products
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
 
@@ -31,38 +33,24 @@ OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
 
 
 @dataclass(frozen=True)
-class _Output:
-    """Stands, in a block's arguments, for the `leaf`-th tensor that block `block` returned."""
-
-    block: int
-    leaf: int
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one block for one batch; `_Output` where they come from earlier blocks."""
-
-    leaves: tuple[Any, ...]
-    spec: pytree.TreeSpec
-
-
-@dataclass(frozen=True)
 class Batch:
     """Some windows, and the arguments that the model passes to every block for them."""
 
     ids: Tensor
-    calls: tuple[_Call, ...]
-
-
-Carried = dict[tuple[int, int], Tensor]
-"""What blocks handed on so far: (block, leaf) to tensor."""
+    calls: tuple[Call, ...]
 
 
 @dataclass
 class Prefix:
-    """The state of one candidate between two blocks: what its blocks handed on, per batch."""
+    """The state of one candidate between two blocks.
+
+    Attributes:
+        carried: What its blocks handed on, per batch.
+        weights: Its pruned parameters that later blocks share, or whose block runs again, by name.
+    """
 
     carried: list[Carried]
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, inputs: Inputs) -> Prefix:
@@ -76,12 +64,12 @@ class Inputs:
     Attributes:
         batches: In window order.
         windows: Number of windows.
-        last_use: The last block that reads each carried tensor.
+        last_use: The last block that reads what is carried; the number of blocks for the model.
     """
 
     batches: tuple[Batch, ...]
     windows: int
-    last_use: Mapping[tuple[int, int], int]
+    last_use: Mapping[Key, int]
 
 
 @dataclass
@@ -91,12 +79,13 @@ class Pass:
     Attributes:
         statistics: By linear name; linears that share an input share the object.
         prefix: The state behind the block; None if its output was not asked for.
-        inputs: Group inputs per batch, kept for accumulators that compare.
+        inputs: Group inputs per batch, one for every time the group ran, kept for accumulators that
+            compare.
     """
 
     statistics: LinearStatistics
     prefix: Prefix | None
-    inputs: list[dict[int, Tensor]] = field(default_factory=list)
+    inputs: list[dict[int, list[Tensor]]] = field(default_factory=list)
 
 
 class _Stop(Exception):
@@ -124,11 +113,11 @@ class Walker:
         self.layout = layout
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
-        self._blocks = [model.get_submodule(b.name) for b in layout.blocks]
-        self._observe: Callable[[int, Tensor], None] | None = None
-        ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=self.device)
-        self._results = self._trace(ids)
-        self._refuse_changed_hand_over(ids)
+        self._handover = Handover(model, layout.blocks, self._open)
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        self._shared = {name: x[0] for x in names.values() if len(x) > 1 for name in x}
 
     @property
     def device(self) -> torch.device:
@@ -146,156 +135,29 @@ class Walker:
         """
         batch = batch or batch_size(self.device, ids.shape[1])
         batches = [self._batch(part) for part in torch.split(ids, batch)]
-        last_use: dict[tuple[int, int], int] = {}
-        for i, call in enumerate(batches[0].calls):
-            for leaf in call.leaves:
-                if isinstance(leaf, _Output):
-                    last_use[(leaf.block, leaf.leaf)] = i
-        return Inputs(tuple(batches), len(ids), last_use)
+        return Inputs(tuple(batches), len(ids), self._handover.last_use(batches[0].calls))
 
-    def logits(self, batch: Batch, carried: Carried) -> Tensor:
-        """Return logits `(windows, tokens, vocabulary)` from the last block's output."""
-        last = len(self._blocks) - 1
-        with self._stubs([], carried[(last, 0)]), torch.no_grad():
-            logits: Tensor = self.model(input_ids=batch.ids, use_cache=False).logits
-        return logits
+    def logits(
+        self, batch: Batch, carried: Carried, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return logits `(windows, tokens, vocabulary)` from what the blocks handed on.
+
+        Args:
+            batch: The windows.
+            carried: Of a prefix behind the last block.
+            weights: Of the same prefix.
+        """
+        return self._handover.logits(batch.ids, carried, self._overlays(weights or {}))
 
     def _batch(self, ids: Tensor) -> Batch:
         ids = ids.to(self.device)
-        return Batch(ids, self._capture(ids))
-
-    def _capture(self, ids: Tensor, shift: bool = False) -> tuple[_Call, ...]:
-        """Capture the model's own arguments to every block by running it with blocks left out."""
-        calls: list[_Call] = []
-        with self._stubs(calls, None, shift), torch.no_grad():
-            # The base model is enough: no logits are needed to see the blocks' arguments.
-            getattr(self.model, "base_model", self.model)(input_ids=ids, use_cache=False)
-        return tuple(calls)
-
-    def _refuse_changed_hand_over(self, ids: Tensor) -> None:
-        """Refuse a model that computes what it gives a block from what earlier blocks returned.
-
-        Such an argument could not be carried per candidate. It is found by shifting what the blocks
-        hand on: an argument that moves with it, but is not itself what was handed on, was computed.
-        """
-        plain, shifted = self._capture(ids), self._capture(ids, shift=True)
-        for i, block in enumerate(self.layout.blocks):
-            pairs = zip(plain[i].leaves, shifted[i].leaves, strict=True)
-            computed = any(isinstance(x, Tensor) and not x.equal(y) for x, y in pairs)
-            handed = any(isinstance(x, _Output) and x.block == i - 1 for x in plain[i].leaves)
-            if computed or not (handed or i == 0):
-                raise NeuroalError(
-                    f"block {block.name} does not take what the blocks before it return: the model "
-                    "changes hidden states between its blocks"
-                )
-
-    @contextmanager
-    def _stubs(
-        self, calls: list[_Call], final: Tensor | None, shift: bool = False
-    ) -> Iterator[None]:
-        """Replace every block's forward by one that records its arguments and hands on its input.
-
-        The last one returns `final` instead, if that is given. With `shift`, what they hand on is
-        off by one.
-        """
-        made: dict[int, _Output] = {}
-        alive: list[Any] = []
-
-        def stub(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                leaves, spec = pytree.tree_flatten((args, kwargs))
-                hidden = next(x for x in leaves if isinstance(x, Tensor))
-                calls.append(_Call(tuple(made.get(id(x), x) for x in leaves), spec))
-                results, shape = self._results[index]
-                last = final is not None and index == len(self._blocks) - 1
-                # Views are objects of their own: identity tells which block made a tensor.
-                outputs = [
-                    (x + 1 if shift and x.is_floating_point() else x.view(x.shape))
-                    if isinstance(x, Tensor)
-                    else x
-                    for x in (final if last else hidden, *results[1:])
-                ]
-                alive.append((leaves, outputs))
-                for k, x in enumerate(outputs):
-                    if isinstance(x, Tensor):
-                        made[id(x)] = _Output(index, k)
-                return pytree.tree_unflatten(outputs, shape)
-
-            return forward
-
-        originals = [block.forward for block in self._blocks]
-        owned = ["forward" in vars(block) for block in self._blocks]
-        try:
-            for i, block in enumerate(self._blocks):
-                block.forward = stub(i)
-            yield
-        finally:
-            for block, original, own in zip(self._blocks, originals, owned, strict=True):
-                if own:
-                    block.forward = original
-                else:
-                    del block.forward
-
-    def _trace(self, ids: Tensor) -> list[tuple[list[Any], pytree.TreeSpec]]:
-        """Run the model on a few tokens and return what each block's result looks like."""
-        results: list[tuple[list[Any], pytree.TreeSpec]] = []
-        given: list[tuple[list[Any], list[int], pytree.TreeSpec]] = []
-
-        def state(args: Any, kwargs: Any) -> tuple[list[Any], list[int], pytree.TreeSpec]:
-            leaves, spec = pytree.tree_flatten((args, kwargs))
-            return leaves, [x._version for x in leaves if isinstance(x, Tensor)], spec
-
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given.append(state(args, kwargs))
-
-        def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            (leaves, *rest), (same, *now) = given[-1], state(args, kwargs)
-            if rest != now or any(x is not y for x, y in zip(leaves, same, strict=True)):
-                name = self.layout.blocks[len(results)].name
-                raise NeuroalError(f"block {name} writes to its arguments: it cannot be run twice")
-            leaves, spec = pytree.tree_flatten(result)
-            results.append((leaves, spec))
-
-        handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in self._blocks]
-        handles += [b.register_forward_hook(after, with_kwargs=True) for b in self._blocks]
-        try:
-            with torch.no_grad():
-                self.model(input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if len(results) != len(self._blocks):
-            raise NeuroalError(
-                f"{len(results)} block calls in one forward pass of {len(self._blocks)} blocks"
-            )
-        return results
+        return Batch(ids, self._handover.capture(ids))
 
     # -- one block ---------------------------------------------------------------------------
 
-    @contextmanager
-    def block(self, block: Block) -> Iterator[nn.Module]:
-        """Hold one block, its linears observed."""
-        with self._open(block) as module:
-            handles = []
-            first: dict[int, str] = {}
-            for linear in block.linears:
-                first.setdefault(linear.group, linear.name)
-
-            def observer(group: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-                def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-                    if self._observe is not None:
-                        self._observe(group, args[0])
-
-                return hook
-
-            try:
-                for group, name in first.items():
-                    linear_module = module.get_submodule(name.removeprefix(block.name + "."))
-                    handles.append(linear_module.register_forward_pre_hook(observer(group)))
-                yield module
-            finally:
-                for handle in handles:
-                    handle.remove()
+    def block(self, block: Block) -> AbstractContextManager[nn.Module]:
+        """Hold one block."""
+        return self._open(block)
 
     def run(
         self,
@@ -333,37 +195,74 @@ class Walker:
         # Nothing pruned lies before the first group: its statistics are the dense run's.
         known = block.linears[0].group if dense is not None and not compares else None
         collectors = {
-            x.group: Collector(wanted, x.in_features)
+            x.group: Collector(_of(wanted, x), x.in_features)
             for x in block.linears
             if accumulators and x.group != known
         }
         last_group = block.linears[-1].group
-        overlay = {
-            f"{name.removeprefix(block.name + '.')}.weight": weight
-            for name, weight in (weights or {}).items()
+        linears = {x.name: x for x in block.linears}
+        overlay = matrices.overlay(linears, weights or {}, module, block.name)
+        behind_weights = prefix.weights | self._kept(block, overlay)
+        overlay |= self._from_earlier(block, module, prefix.weights)
+        # Of the linears that share an input, the first to run reports it.
+        first = {x.place: x for x in {x.group: x for x in reversed(block.linears)}.values()}
+        parameters = {
+            x.place.parameter: _parameter(x, block, module, overlay) for x in block.linears
         }
-        kept: list[dict[int, Tensor]] = [{} for _ in inputs.batches]
+        kept: list[dict[int, list[Tensor]]] = [{} for _ in inputs.batches]
         behind: list[Carried] = []
 
-        def observe(i: int, size: int, group: int, x: Tensor) -> None:
+        def observe(
+            i: int, size: int, runs: Counter[int], place: Place, _: tuple[int, int], x: Tensor
+        ) -> None:
+            linear = first.get(place)
+            if linear is None:
+                return
+            group = linear.group
+            collector = collectors.get(group)
+            if linear.expert is not None:
+                if collector is not None:
+                    _update_routed(collector, x, size)
+                runs[group] += 1
+                return
             x = x.reshape(size, -1, x.shape[-1])  # some blocks flatten windows and tokens
             if keep_inputs:
-                kept[i][group] = x
-            if group in collectors:
-                collectors[group].update(x, dense.inputs[i][group] if dense and compares else None)
+                kept[i].setdefault(group, []).append(x)
+            if collector is not None:
+                other = dense.inputs[i][group][runs[group]] if dense and compares else None
+                collector.update(x, other)
+            runs[group] += 1
             if not output and group == last_group:
                 raise _Stop
 
         for i, (batch, carried) in enumerate(zip(inputs.batches, prefix.carried, strict=True)):
             size = batch.ids.shape[0]
-            self._observe = partial(observe, i, size)
+            runs: Counter[int] = Counter()
+            observing = (
+                Products(parameters, partial(observe, i, size, runs))
+                if collectors or keep_inputs or not output
+                else nullcontext()
+            )
             try:
-                result = self._call(batch.calls[block.index], carried, module, overlay)
-                behind.append(self._hand_on(block, inputs, carried, result))
+                args, kwargs = self._handover.arguments(
+                    block.index, batch.calls[block.index], batch.ids, carried,
+                    self._overlays(prefix.weights),
+                )  # fmt: skip
+                with observing, torch.no_grad():
+                    result = (
+                        functional_call(module, overlay, args, kwargs)
+                        if overlay
+                        else module(*args, **kwargs)
+                    )
+                handed = carried | self._handover.returned(block.index, args, kwargs, result)
+                last = inputs.last_use
+                behind.append({k: v for k, v in handed.items() if last.get(k, -1) > block.index})
             except _Stop:
                 pass
-            finally:
-                self._observe = None
+            for x in first.values():  # experts that no token of this batch was routed to
+                if x.expert is not None and x.group in collectors and not runs[x.group]:
+                    nothing = torch.zeros((0, x.in_features), device=batch.ids.device)
+                    _update_routed(collectors[x.group], nothing, size)
             self.block_runs += size
         results = {group: collector.statistics() for group, collector in collectors.items()}
         statistics: LinearStatistics = {}
@@ -372,24 +271,55 @@ class Walker:
                 statistics[x.name] = dense.statistics[x.name]
             else:
                 statistics[x.name] = results[x.group]
-        return Pass(statistics, Prefix(behind) if output else None, kept if keep_inputs else [])
+        after = Prefix(behind, behind_weights) if output else None
+        return Pass(statistics, after, kept if keep_inputs else [])
 
-    def _call(
-        self, call: _Call, carried: Carried, module: nn.Module, overlay: dict[str, Tensor]
-    ) -> Any:
-        leaves = [carried[(x.block, x.leaf)] if isinstance(x, _Output) else x for x in call.leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, call.spec)
-        with torch.no_grad():
-            if overlay:
-                return functional_call(module, overlay, args, kwargs)
-            return module(*args, **kwargs)
+    def _kept(self, block: Block, overlay: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which of a block's pruned parameters are needed behind it."""
+        again = block.index in self._handover.again
+        named = {f"{block.name}.{key}": value for key, value in overlay.items()}
+        return {self._shared.get(n, n): x for n, x in named.items() if again or n in self._shared}
 
-    def _hand_on(self, block: Block, inputs: Inputs, carried: Carried, result: Any) -> Carried:
-        """Return what later blocks still read, with the block's own results added."""
-        behind = {k: v for k, v in carried.items() if inputs.last_use.get(k, -1) > block.index}
-        final = block.index == len(self._blocks) - 1
-        for k, leaf in enumerate(pytree.tree_leaves(result)):
-            key = (block.index, k)
-            if isinstance(leaf, Tensor) and (key in inputs.last_use or (final and k == 0)):
-                behind[key] = leaf
-        return behind
+    def _from_earlier(
+        self, block: Block, module: nn.Module, weights: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return pruned parameters of earlier blocks that a block shares, by name within it."""
+        if not weights:
+            return {}
+        names = {key: f"{block.name}.{key}" for key, _ in module.named_parameters()}
+        known = {key: self._shared.get(name, name) for key, name in names.items()}
+        return {key: weights[name] for key, name in known.items() if name in weights}
+
+    def _overlays(self, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Return pruned parameters of the blocks that run again."""
+        made = {}
+        for index in self._handover.again if weights else ():
+            block = self.layout.blocks[index]
+            module = self.model.get_submodule(block.name)
+            made[index] = self._from_earlier(block, module, weights)
+        return made
+
+
+def _of(accumulators: Sequence[Accumulator], linear: Linear) -> list[Accumulator]:
+    """Return what is collected for a linear: tokens routed to an expert have none to compare to."""
+    return [a for a in accumulators if linear.expert is None or not a.compares]
+
+
+def _parameter(
+    linear: Linear, block: Block, module: nn.Module, overlay: Mapping[str, Tensor]
+) -> Tensor:
+    key = matrices.local(linear, block.name)
+    return overlay[key] if key in overlay else module.get_parameter(key)
+
+
+def _update_routed(collector: Collector, x: Tensor, windows: int) -> None:
+    """Add tokens `x (..., in)` of a batch's windows that were routed to an expert.
+
+    Which window a token is from is not known: equal shares stand for them, so that sums over the
+    windows are right, and independent of the batch.
+    """
+    if x.dim() > 2:  # all tokens in a batched product; those of other experts are zero
+        x = x.reshape(-1, x.shape[-1])
+        x = x[x.any(dim=-1)]
+    for part in torch.tensor_split(x, windows):
+        collector.update(part[None])

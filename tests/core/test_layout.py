@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neuroal import Layout, NeuroalError
 from neuroal.layout import find
 from neuroal.testing import STRUCTURES, layout, tiny_model
+from neuroal.weights import weight
 
 GATED = {
     "self_attn.q_proj": (32, 32, 0, "self_attn.o_proj"),
@@ -195,35 +196,66 @@ def test_no_list_of_blocks() -> None:
             super().__init__()
             self.one, self.two = Mlp(), Mlp()
 
-    refused(Flat(), "Flat has no list of decoder blocks: looked for one nn.ModuleList whose")
+    refused(Flat(), "Flat has no list of decoder blocks: looked for an nn.ModuleList whose")
     refused(Toy(), "no list of decoder blocks")
 
 
-def test_several_lists_of_blocks() -> None:
-    class Seq2Seq(Toy):
+def test_several_lists_count_in_execution_order() -> None:
+    class Stacks(Toy):
         def __init__(self) -> None:
             super().__init__(Mlp())
-            self.encoder = nn.ModuleList([Mlp()])
+            self.first = nn.ModuleList([Mlp()])
+            self.unused = nn.ModuleList([Mlp()])
 
-    refused(Seq2Seq(), r"several lists of blocks \(blocks, encoder\)")
+        def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+            return self.head(self.blocks[0](self.first[0](self.embed(input_ids))))
+
+    found = find(Stacks())
+    assert [b.name for b in found.blocks] == ["first.0", "blocks.0"]
+    assert found.linears["first.0.down"].paired == "blocks.0.up"
 
 
-def test_conv1d_of_gpt2() -> None:
+def test_conv1d_is_a_transposed_linear() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config: Any = GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=16)
-    refused(GPT2LMHeadModel(config), "GPT2LMHeadModel has no list of decoder blocks")
+    model = GPT2LMHeadModel(config)
+    found = find(model)
+    rows = [(x.name, x.out_features, x.in_features, x.paired) for x in found.linears.values()]
+    assert rows == [
+        ("transformer.h.0.attn.c_attn", 24, 8, None),
+        ("transformer.h.0.attn.c_proj", 8, 8, "transformer.h.0.mlp.c_fc"),
+        ("transformer.h.0.mlp.c_fc", 32, 8, "transformer.h.0.mlp.c_proj"),
+        ("transformer.h.0.mlp.c_proj", 8, 32, None),
+    ]
+    for x in found.linears.values():
+        assert x.place.transposed
+        assert weight(x, model).equal(model.get_parameter(f"{x.name}.weight").T)
 
 
-def test_a_weight_that_is_no_linears() -> None:
-    class Stacked(Mlp):
-        def __init__(self, *shape: int) -> None:
+def test_weights_that_are_no_linears_are_skipped_with_the_reason() -> None:
+    class Odd(Mlp):
+        def __init__(self) -> None:
             super().__init__()
-            self.experts = nn.Parameter(torch.zeros(shape))
+            self.scale = nn.Parameter(torch.zeros(4))  # a vector is no matrix
+            self.table = nn.Parameter(torch.zeros(4, 4))
+            self.conv = nn.Conv1d(4, 4, 2)
+            self.position = nn.Embedding(8, 4)
+            self.spare = nn.Linear(4, 4)
+            self.gate = nn.Linear(4, 1)
 
-    find(Toy(Stacked(4)))  # a vector is none
-    refused(Toy(Mlp(), Stacked(2, 4, 4)), r"blocks\.1\.experts \(2, 4, 4\) is a weight of unknown")
-    refused(Toy(Stacked(4, 4)), r"blocks\.0\.experts \(4, 4\) is a weight of unknown structure")
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x + self.position.weight) * self.gate(x) + self.table[0]
+
+    found = find(Toy(Odd()))
+    assert list(found.linears) == ["blocks.0.up", "blocks.0.down"]
+    assert {(s.name.removeprefix("blocks.0."), s.shape, s.reason) for s in found.skipped} == {
+        ("table", (4, 4), "multiplies no input as a matrix"),
+        ("conv.weight", (4, 4, 2), "convolution kernel"),
+        ("position.weight", (8, 4), "embedding: looked up, not multiplied"),
+        ("spare.weight", (4, 4), "does not run in the forward pass"),
+        ("gate.weight", (1, 4), "gate: one output"),
+    }
 
 
 def test_a_quantised_weight() -> None:
@@ -236,32 +268,21 @@ def test_a_quantised_weight() -> None:
     refused(Toy(Quantised()), r"blocks\.0\.up\.weight is quantised \(torch\.int8\)")
 
 
-def test_linears_that_share_a_weight() -> None:
+def test_a_shared_weight_counts_once_where_it_runs_first() -> None:
     one, two = Mlp(), Mlp()
     two.up.weight = one.up.weight
-    refused(Toy(one, two), r"blocks\.1\.up shares its weight with blocks\.0\.up")
+    found = find(Toy(one, two))
+    assert list(found.linears) == ["blocks.0.up", "blocks.0.down", "blocks.1.down"]
+    assert not found.skipped
+    assert found.weights == 3 * 24
 
 
-def test_one_block_used_twice() -> None:
-    block = Mlp()
-    refused(Toy(block, block), r"blocks\.1\.up shares its weight with blocks\.0\.up")
-
-
-def test_a_linear_that_does_not_run() -> None:
-    class Unused(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.spare = nn.Linear(4, 4)
-
-    refused(Toy(Mlp(), Unused()), r"linear blocks\.1\.spare does not run")
-
-
-def test_a_linear_that_runs_twice() -> None:
+def test_a_linear_that_runs_twice_counts_once() -> None:
     class Twice(Mlp):
         def forward(self, x: Tensor) -> Any:
             return super().forward(super().forward(x))
 
-    refused(Toy(Twice()), r"linear blocks\.0\.(up|down) runs more than once")
+    assert list(find(Toy(Twice())).linears) == ["blocks.0.up", "blocks.0.down"]
 
 
 def test_a_model_that_does_not_run() -> None:

@@ -20,8 +20,9 @@ from neuroal import (
 )
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
-from neuroal.pruning import BasePruner, generator, spare_copies, traits, weight_of
+from neuroal.pruning import BasePruner, generator, spare_copies, traits
 from neuroal.testing import linear, statistics, tiny_model
+from neuroal.weights import weight
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.5, 0.25, -8.0, 0.75]])
 HALF = Target(torch.tensor([2, 2]), 0.5)
@@ -199,8 +200,8 @@ def test_only_linears_with_a_target_are_pruned_and_plugins_see_copies() -> None:
     module = model.get_submodule(block.name)
     copies = spare_copies(block, module)
     for x in block.linears:
-        own = weight_of(block, module, x)
-        assert own is model.get_parameter(f"{x.name}.weight")
+        own = model.get_parameter(f"{x.name}.weight")
+        assert weight(x, module, block.name).data_ptr() == own.data_ptr()
         assert copies[x.name].dtype == torch.float32 and copies[x.name].equal(own.float())
         assert copies[x.name].data_ptr() != own.data_ptr()
     first, second = block.linears[:2]

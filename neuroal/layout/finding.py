@@ -1,0 +1,310 @@
+"""From a trace to a layout: names, groups, experts, consumers, and what stays dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from neuroal.errors import NeuroalError
+from neuroal.layout.experts import Experts, find_experts, router
+from neuroal.layout.parts import Block, Layout, Linear, Skipped
+from neuroal.layout.trace import Event, trace
+from neuroal.weights import Place
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A linear before it knows its group and consumer.
+
+    Attributes:
+        event: A product with it, or with the same matrix of another expert.
+        experts: Whose matrix it is, if tokens are routed to it.
+        expert: Which expert's.
+    """
+
+    name: str
+    place: Place
+    event: Event
+    experts: Experts | None = None
+    expert: int | None = None
+
+
+def find(model: nn.Module) -> Layout:
+    """Return the layout of a causal language model, on any device, meta included.
+
+    The model runs once on a few tokens.
+
+    Raises:
+        NeuroalError: The structure is unknown; the message says what was looked for.
+    """
+    modules = _candidates(model)
+    for name, module in modules.items():
+        _refuse_quantised(name, module)
+    traced = trace(model, modules)
+    first = {id(p): name for name, p in model.named_parameters()}
+    taken = _Taken()
+    linears: list[list[list[_Found]]] = []
+    skipped: list[Skipped] = []
+    blocks: list[str] = []
+    for block in dict.fromkeys(traced.runs):
+        # A shared parameter has a name in every block that holds it.
+        own = {f"{block}.{n}": p for n, p in modules[block].named_parameters()}
+        names = {first[id(p)]: name for name, p in own.items()}
+        events = [e for e in traced.events if e.block == block and e.place.parameter in names]
+        earlier = {names[n] for n in names if n in taken}
+        fresh = [e.renamed(names[e.place.parameter]) for e in events if taken.take(e)]
+        experts = find_experts(block, modules[block], own, fresh)
+        dense = _dense(block, fresh, experts, own)
+        groups = list(_groups([e for e in fresh if e.place.parameter not in dense], experts, own))
+        if groups:
+            skipped += _skipped(len(blocks), modules[block], own, groups, dense, earlier)
+            blocks.append(block)
+            linears.append(groups)
+    if not blocks:
+        raise NeuroalError(f"{type(model).__name__} runs no weight matrix inside its blocks")
+    return _layout(blocks, linears, skipped)
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what may be blocks: entries with weight matrices of the outermost module lists.
+
+    Raises:
+        NeuroalError: There is no such list.
+    """
+    found: dict[str, nn.Module] = {}
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(outer + ".") for outer in lists)
+        if isinstance(module, nn.ModuleList) and not inside:
+            # The matrix of an entry that is a linear itself is its own, not one of a block.
+            entries = {f"{name}.{i}": e for i, e in enumerate(module) if _holds_matrices(e)}
+            if entries:
+                lists.append(name)
+                found |= entries
+    if not found:
+        raise NeuroalError(
+            f"{type(model).__name__} has no list of decoder blocks: looked for an nn.ModuleList "
+            "whose entries hold weight matrices"
+        )
+    return found
+
+
+def _holds_matrices(entry: nn.Module) -> bool:
+    return any(p.dim() >= 2 and "." in name for name, p in entry.named_parameters())
+
+
+def _refuse_quantised(block: str, module: nn.Module) -> None:
+    """Refuse weights that are no ordinary floating tensors."""
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point() or parameter.element_size() < 2:
+            raise NeuroalError(
+                f"{block}.{name} is quantised ({parameter.dtype}): prune the original model"
+            )
+        if type(parameter.data) is not torch.Tensor:
+            raise NeuroalError(
+                f"{block}.{name} is no ordinary tensor ({type(parameter.data).__name__}): "
+                "prune the model before it is quantised or sharded"
+            )
+    for name, buffer in module.named_buffers():
+        packed = buffer.dtype in (torch.uint8, torch.int8, torch.int32) and buffer.dim() == 2
+        if packed and "weight" in name:
+            raise NeuroalError(
+                f"{block}.{name} is quantised ({buffer.dtype}): prune the original model"
+            )
+
+
+class _Taken:
+    """The matrices that multiplied so far, by parameter."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[tuple[Any, ...], dict[int, int]]] = {}
+
+    def __contains__(self, parameter: str) -> bool:
+        return parameter in self._known
+
+    def take(self, event: Event) -> bool:
+        """Take a product's matrix; False if it, or part of it, multiplied before."""
+        place, (rows, columns) = event.place, event.shape
+        form = (event.shape, place.strides)
+        start = place.offset
+        end = start + (rows - 1) * place.strides[0] + (columns - 1) * place.strides[1]
+        forms = self._known.setdefault(place.parameter, {})
+        # Slices of one stack may interleave; what differs in form is another reading of one weight.
+        others = [ends for other, ends in forms.items() if other != form]
+        if start in forms.get(form, {}) or any(
+            first <= end and start <= last for ends in others for first, last in ends.items()
+        ):
+            return False
+        forms.setdefault(form, {})[start] = end
+        return True
+
+
+def _dense(
+    block: str,
+    events: Sequence[Event],
+    experts: Mapping[str, Experts],
+    own: Mapping[str, nn.Parameter],
+) -> dict[str, str]:
+    """Return the parameters that multiply but are left dense, with the reason."""
+    dense: dict[str, str] = {}
+    for group in {x.container: x for x in experts.values()}.values():
+        name = router(group, events)
+        if name is not None:
+            dense[name] = "router: chooses the experts"
+    for event in events:
+        name = event.place.parameter
+        if event.shape[0] == 1 and own[name].numel() == event.shape[1]:
+            dense.setdefault(name, "gate: one output")
+        if event.shape[1] == 1:
+            dense.setdefault(name, "one input")
+    return dense
+
+
+def _groups(
+    events: Sequence[Event], experts: Mapping[str, Experts], own: Mapping[str, nn.Parameter]
+) -> Iterator[list[_Found]]:
+    """Yield the linears that see one input, in execution order; experts one after another.
+
+    A parallel MLP sees the attention's input too, but runs after the attention's output
+    projection; it is a group of its own, which is how the paper reads execution order.
+    """
+    k = 0
+    while k < len(events):
+        group = experts.get(events[k].place.parameter)
+        run = [events[k]]
+        for event in events[k + 1 :]:
+            if experts.get(event.place.parameter) is not group:
+                break
+            run.append(event)
+        k += len(run)
+        if group is None:
+            for same in _same_input(run):
+                yield [_Found(_plain_name(e, own), e.place, e) for e in same]
+        else:
+            stages = list(_same_input(group.witness(run)))
+            for expert in range(group.count):
+                for same in stages:
+                    yield [_expert_linear(group, e, expert) for e in same]
+
+
+def _same_input(events: Sequence[Event]) -> Iterator[list[Event]]:
+    group: list[Event] = []
+    for event in events:
+        if group and not event.same_input(group[0]):
+            yield group
+            group = []
+        group.append(event)
+    if group:
+        yield group
+
+
+def _expert_linear(group: Experts, event: Event, expert: int) -> _Found:
+    name, place = group.of(event, expert)
+    return _Found(name, place, event, group, expert)
+
+
+def _plain_name(event: Event, own: Mapping[str, nn.Parameter]) -> str:
+    name, (rows, columns) = event.place.parameter, event.shape
+    if rows * columns == own[name].numel():
+        return name.removesuffix(".weight")
+    return f"{name}.{event.place.offset // (rows * columns)}"
+
+
+def _skipped(
+    index: int,
+    module: nn.Module,
+    own: Mapping[str, nn.Parameter],
+    groups: Sequence[Sequence[_Found]],
+    dense: Mapping[str, str],
+    earlier: set[str],
+) -> Iterator[Skipped]:
+    """Yield the weights of a block that no linear of it, or of an earlier block, covers."""
+    covered: dict[str, int] = {}
+    for found in (x for group in groups for x in group):
+        rows, columns = found.event.shape
+        name = found.place.parameter
+        covered[name] = covered.get(name, 0) + rows * columns
+    owners = {id(m.weight): m for m in module.modules() if hasattr(m, "weight")}
+    for name, parameter in own.items():
+        if parameter.dim() < 2 or covered.get(name) == parameter.numel():
+            continue
+        if name in earlier:
+            continue  # counted in an earlier block that uses it too
+        if name in covered:
+            reason = f"{covered[name]:,} of its {parameter.numel():,} weights multiply"
+        else:
+            reason = dense.get(name) or _unused(owners.get(id(parameter)))
+        yield Skipped(name, index, tuple(parameter.shape), reason)
+
+
+def _unused(owner: nn.Module | None) -> str:
+    """Return why a weight that never multiplied stays dense."""
+    if isinstance(owner, nn.Embedding):
+        return "embedding: looked up, not multiplied"
+    if owner is not None and "Conv" in type(owner).__name__:
+        return "convolution kernel"
+    if isinstance(owner, nn.Linear):
+        return "does not run in the forward pass"
+    return "multiplies no input as a matrix"
+
+
+def _layout(
+    blocks: Sequence[str], linears: Sequence[Sequence[Sequence[_Found]]], skipped: list[Skipped]
+) -> Layout:
+    order = [group for block in linears for group in block]
+    consumers = _consumers(order)
+    made: list[Block] = []
+    k = 0
+    for index, groups in enumerate(linears):
+        part_of_first = _child(groups[0][0].name, blocks[index])
+        own: list[Linear] = []
+        for number, group in enumerate(groups):
+            consumer = consumers[k]
+            k += 1
+            for found in group:
+                attention = _child(found.name, blocks[index]) == part_of_first
+                part: Literal["attention", "mlp"] = "attention" if attention else "mlp"
+                rows, columns = found.event.shape
+                place, expert = found.place, found.expert
+                own.append(
+                    Linear(found.name, index, rows, columns, number, consumer, part, place, expert)
+                )
+        made.append(Block(index, blocks[index], tuple(own)))
+    return Layout(tuple(made), tuple(skipped))
+
+
+def _consumers(order: Sequence[Sequence[_Found]]) -> list[str | None]:
+    """Return every group's consumer: the next group of its own expert, else what runs next."""
+    result: list[str | None] = []
+    behind = len(order)  # what follows the experts that a group is one of
+    for k in reversed(range(len(order))):
+        own = order[k][0]
+        following = order[k + 1][0] if k + 1 < len(order) else None
+        if following is None or following.experts is not own.experts or own.experts is None:
+            behind = k + 1
+        if following is None or (following.experts, following.expert) != (own.experts, own.expert):
+            following = _in_stack(order, behind, own)
+        fits = following is not None and all(
+            x.event.shape[0] == following.event.shape[1] for x in order[k]
+        )
+        result.append(following.name if following is not None and fits else None)
+    return result[::-1]
+
+
+def _in_stack(order: Sequence[Sequence[_Found]], k: int, own: _Found) -> _Found | None:
+    """Return the first linear of group `k`, or of the same expert in another stack of experts."""
+    if k == len(order):
+        return None
+    other = order[k][0].experts
+    if own.experts is not None and other is not None and own.experts.count == other.count:
+        return next(g[0] for g in order[k:] if g[0].expert == own.expert)
+    return order[k][0]
+
+
+def _child(linear: str, block: str) -> str:
+    """Return the direct child of the block that holds a linear: `self_attn`, `mlp`, `fc1`."""
+    return linear.removeprefix(block + ".").split(".")[0]

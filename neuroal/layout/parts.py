@@ -1,0 +1,100 @@
+"""What a model is made of: linears in blocks, and what stays dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from neuroal.weights import Place
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One weight matrix of a block.
+
+    Attributes:
+        name: Full dotted module name; for a slice of a stacked parameter, the parameter's name
+            and the slice's index.
+        block: Index of its block.
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        group: Index, within the block, of the input it shares with the linears run beside it
+            (q, k and v; gate and up); groups count in execution order.
+        paired: The linear whose input the paper reads this one's rows from: the first of the next
+            group in execution order; None at the end of the model, and where row counts differ
+            from the consumer's input (grouped key/value heads: the whole group).
+        part: "attention" for the child module of the block that holds the first linear to run,
+            "mlp" for the rest.
+        place: Where its matrix lies in the model's parameters.
+        expert: Index among the matrices that tokens are routed to; None where every token passes.
+    """
+
+    name: str
+    block: int
+    out_features: int
+    in_features: int
+    group: int
+    paired: str | None
+    part: Literal["attention", "mlp"]
+    place: Place
+    expert: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Return the number of weights."""
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight of two or more dimensions in a block that is not pruned.
+
+    Attributes:
+        name: The parameter's full name.
+        block: Index of its block.
+        shape: Its shape.
+        reason: Why it stays dense.
+    """
+
+    name: str
+    block: int
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block: its module name and its linears in execution order."""
+
+    index: int
+    name: str
+    linears: tuple[Linear, ...]
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        return sum(linear.weights for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a model in execution order, and the weights in them that stay dense."""
+
+    blocks: tuple[Block, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @cached_property
+    def linears(self) -> dict[str, Linear]:
+        """Return every linear by name, in execution order."""
+        return {linear.name: linear for block in self.blocks for linear in block.linears}
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        return sum(block.weights for block in self.blocks)
+
+    def per_block(self, ratios: Mapping[int, float] | list[float]) -> dict[str, float]:
+        """Return a ratio per linear from a ratio per block."""
+        return {name: float(ratios[linear.block]) for name, linear in self.linears.items()}
