@@ -11,6 +11,8 @@ EXAMPLES_VENV ?= .venv-examples
 PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
 # A pytest -m expression: which tests to run against the wheel (all by default).
 WHEEL_TESTS ?=
+# Which of how many parts of the architectures `make test-full` takes.
+SHARD ?= 1/1
 # What depends on the releases of others: not the texts, the documentation or the packaging.
 COMPAT_TESTS ?= tests/core tests/engine tests/plugins tests/cli tests/test_calibration.py \
 	tests/test_perplexity.py tests/test_parity.py
@@ -22,7 +24,7 @@ SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint format docs wheel test-wheel test-compat examples clean distclean
+.PHONY: help demo test test-full models check lint format docs wheel test-wheel test-compat examples clean distclean
 
 help: ## show this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,8 +32,14 @@ help: ## show this list
 demo: $(VENV)/.run ## prune the built-in model and compare the methods (under two minutes)
 	$(VENV)/bin/neuroal demo
 
-test: $(VENV)/.dev ## run the test suite
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+test: $(VENV)/.dev ## run the test suite, without the long parts
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not matrix"
+
+test-full: $(VENV)/.dev ## prune a model of every architecture; SHARD=1/4 takes a part of them
+	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests/coverage
+
+models: $(VENV)/.dev ## measure docs/models.md anew; goes on where it was stopped
+	$(VENV)/bin/python -m tests.coverage
 
 check: lint test ## all that has to pass: format, lint, types, import contracts, tests
 

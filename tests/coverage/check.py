@@ -1,0 +1,171 @@
+"""What pruning a tiny model of one architecture comes to."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import neuroal
+from neuroal import Recipe, checkpoint, layout
+from neuroal.layout import Layout
+from neuroal.walk import Prefix, Walker
+
+from .count import Count, close, count, is_half, kind_of, logits_of
+from .tiny import VOCABULARY, architectures, tiny_model
+
+SPARSITY = 0.5
+WINDOWS, SEARCH_WINDOWS, LENGTH = 4, 2, 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one architecture came to.
+
+    Attributes:
+        model_type: As transformers' configuration calls it.
+        architecture: Name of the model class.
+        kind: "decoder"; "multimodal", with blocks that tokens do not reach; "encoder", whose tokens
+            see the tokens after them; "encoder-decoder", which reads another model's states; or
+            "unknown" where it could not be made.
+        verdict: "supported", "partly" (something stays dense) or "fails"; "" for what is no
+            decoder or could not be made.
+        reason: What stays dense, what failed, or why it is no decoder.
+        blocks: Number of blocks found.
+        weights: Weights that should be pruned, by the count of this module.
+        seconds: How long it took.
+    """
+
+    model_type: str
+    architecture: str
+    kind: str
+    verdict: str
+    reason: str = ""
+    blocks: int = 0
+    weights: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON values."""
+        return asdict(self)
+
+
+class CoverageError(AssertionError):
+    """A check that did not hold; the message is the reason that the table gives."""
+
+
+def windows(seed: int = 0, number: int = WINDOWS) -> Tensor:
+    """Return random token ids, int64 `(number, LENGTH)`, without the special ones."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY - 4, (number, LENGTH), generator=rng)
+
+
+def walked(model: nn.Module, found: Layout, pruned: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    """Return logits of a walk that lays `pruned` parameters into a block before it runs it."""
+    walker = Walker(model, found)
+    inputs = walker.inputs(ids)
+    prefix = Prefix.start(inputs)
+    for block in found.blocks:
+        with walker.block(block) as module, torch.no_grad():
+            for key, p in module.named_parameters():
+                if f"{block.name}.{key}" in pruned:
+                    p.copy_(pruned[f"{block.name}.{key}"])
+            after = walker.run(block, module, inputs, prefix).prefix
+        assert after is not None
+        prefix = after
+    batches = zip(inputs.batches, prefix.carried, strict=True)
+    return torch.cat([walker.logits(batch, carried) for batch, carried in batches])
+
+
+def _check(holds: bool, reason: str) -> None:
+    if not holds:
+        raise CoverageError(reason)
+
+
+def _prune(model_type: str, model: nn.Module, counted: Count) -> tuple[Layout, list[str]]:
+    """Prune `model` and return its layout and the matrices that stayed dense.
+
+    Raises:
+        CoverageError: A check does not hold.
+    """
+    ids, unseen = windows(1), windows(2)
+    found = layout.find(model)
+    dense = {k: p.detach().clone() for k, p in model.named_parameters()}
+    expected = logits_of(model, unseen)
+    _check(close(walked(model, found, {}, unseen), expected), "the dense walk is not the forward")
+    recipe = Recipe(
+        sparsity=SPARSITY, pruner="wanda", top_up="neuroal", search_samples=SEARCH_WINDOWS
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "pruned"
+        report = neuroal.prune(model, recipe=recipe, windows=ids, out=out)
+        after = logits_of(model, unseen)
+        _check(bool(torch.isfinite(after).all()), "the pruned model's logits are not finite")
+        again, _ = checkpoint.load(str(out))
+        _check(close(logits_of(again, unseen), after), "the saved model's logits are others")
+        skeleton = layout.find(checkpoint.skeleton(str(out)))
+        _check(skeleton == found, "the layout without weights is another")
+    now = dict(model.named_parameters())
+    touched = {k: now[k] for k, p in dense.items() if not torch.equal(p, now[k])}
+    missed = [k for k in counted.matrices if k not in touched]
+    beyond = [k for k in touched if k not in counted.matrices]
+    _check(not beyond, f"changed what is no matrix of a block: {', '.join(beyond[:3])}")
+    total = sum(p.numel() for p in touched.values())
+    zeros = sum(int((p == 0).sum()) for p in touched.values())
+    _check(zeros == round(SPARSITY * total), f"{zeros} of {total} weights are zero")
+    _check(found.weights == total, f"the layout has {found.weights} weights, {total} were pruned")
+    _check(abs(report.sparsity["achieved"] - zeros / total) < 1e-12, "the report says otherwise")
+    fresh = tiny_model(model_type)
+    _check(
+        close(walked(fresh, found, touched, unseen), after),
+        "the committed walk is not the forward",
+    )
+    return found, missed
+
+
+def check(model_type: str) -> Outcome:
+    """Prune a tiny model of an architecture with Wanda and NeuroAL and say what came of it."""
+    start = time.perf_counter()
+    name = architectures()[model_type]
+
+    def outcome(kind: str, verdict: str, reason: str = "", **more: int) -> Outcome:
+        seconds = round(time.perf_counter() - start, 1)
+        return Outcome(model_type, name, kind, verdict, reason, seconds=seconds, **more)
+
+    half = is_half(model_type)
+    if half:
+        return outcome("encoder-decoder", "", half)
+    try:
+        model = tiny_model(model_type)
+        counted = count(model, windows())
+        kind, why = kind_of(model, counted, windows())
+    except Exception as error:
+        return outcome("unknown", "", f"cannot be made and run: {_line(error)}")
+    if kind in ("encoder", "encoder-decoder"):
+        return outcome(kind, "", why)
+    weights = sum(p.numel() for p in counted.matrices.values())
+    try:
+        found, missed = _prune(model_type, model, counted)
+    except Exception as error:
+        return outcome(kind, "fails", _line(error), weights=weights)
+    verdict = "partly" if missed else "supported"
+    reason = f"stay dense: {', '.join(_patterns(missed))}" if missed else why
+    return outcome(kind, verdict, reason, blocks=len(found.blocks), weights=weights)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    own = isinstance(error, (CoverageError, neuroal.NeuroalError))
+    return text if own else f"{type(error).__name__}: {text[:200]}"
+
+
+def _patterns(names: list[str]) -> Iterator[str]:
+    """Yield names with their numbers left out, each once."""
+    seen = dict.fromkeys(".".join("*" if x.isdigit() else x for x in n.split(".")) for n in names)
+    yield from seen
