@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -160,9 +162,12 @@ def check(model_type: str) -> Outcome:
 
 
 def _line(error: Exception) -> str:
+    """Return an error as one short line that names no temporary folder."""
     text = " ".join(str(error).split())
-    own = isinstance(error, (CoverageError, neuroal.NeuroalError))
-    return text if own else f"{type(error).__name__}: {text[:200]}"
+    text = re.sub(re.escape(tempfile.gettempdir()) + r"[^\s':]*", "OUT", text)
+    if not isinstance(error, (CoverageError, neuroal.NeuroalError)):
+        text = f"{type(error).__name__}: {text}"
+    return textwrap.shorten(text, 200, placeholder=" ...")
 
 
 def _patterns(names: list[str]) -> Iterator[str]:
