@@ -14,8 +14,8 @@ WHEEL_TESTS ?=
 # Which of how many parts of the architectures `make test-full` takes.
 SHARD ?= 1/1
 # What depends on the releases of others: not the texts, the documentation or the packaging.
-COMPAT_TESTS ?= tests/core tests/engine tests/plugins tests/cli tests/test_calibration.py \
-	tests/test_perplexity.py tests/test_parity.py
+COMPAT_TESTS ?= tests/core tests/engine tests/plugins tests/cli tests/evaluation tests/test_calibration.py \
+	tests/test_parity.py
 
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 EXAMPLES := $(wildcard docs/examples/*/pyproject.toml)

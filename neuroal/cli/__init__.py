@@ -12,6 +12,7 @@ import click
 
 import neuroal
 from neuroal.cli.command import Group, say
+from neuroal.cli.compare import compare
 from neuroal.cli.demo import demo
 from neuroal.cli.evaluate import evaluate
 from neuroal.cli.layout import layout
@@ -79,5 +80,5 @@ def main() -> None:
     """Prune language models in one shot; every method is a plugin."""
 
 
-for _command in (prune, evaluate, report, plugins, layout, demo):
+for _command in (prune, evaluate, compare, report, plugins, layout, demo):
     main.add_command(_command)

@@ -168,7 +168,11 @@ def row_ratios(run: Run) -> Figure:
         **{"ticks": False, "domain": False, "labelColor": INK, "title": None},
     }
     y = {"type": "quantitative", "scale": {"domain": [0, len(kinds)], "nice": False}, "axis": axis}
-    area: Spec = {"type": "area", "interpolate": "step-after", "line": {"strokeWidth": 1, "color": SERIES[0]}}
+    area: Spec = {
+        "type": "area",
+        "interpolate": "step-after",
+        "line": {"strokeWidth": 1, "color": SERIES[0]},
+    }
     spec = {
         **fitted(HALF, 60 + min(36, max(12, 720 // len(kinds))) * len(kinds)),
         "data": {"values": ridges},

@@ -27,6 +27,7 @@ from neuroal.testing import tiny_model
 COMMANDS = {
     "prune": main.commands["prune"],
     "evaluate": main.commands["evaluate"],
+    "compare": main.commands["compare"],
     "layout": main.commands["layout"],
     "demo": main.commands["demo"],
     **{f"plugins {name}": command for name, command in main.commands["plugins"].commands.items()},  # type: ignore[attr-defined]

@@ -1,0 +1,243 @@
+"""`neuroal compare`: two runs, or allocations, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neuroal.cli.command import (
+    Command,
+    clean_stdout,
+    json_option,
+    option,
+    print_json,
+    progress_option,
+    shows_progress,
+    trust_option,
+)
+from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.evaluate import SOURCES
+from neuroal.cli.tables import parameters, table
+from neuroal.errors import UsageError
+from neuroal.recipe import DTYPES
+
+if TYPE_CHECKING:
+    from neuroal.comparison import Line, Masks, Side
+    from neuroal.evaluation.perplexity import Perplexity
+    from neuroal.layout import Layout
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run's model says.
+
+    Attributes:
+        masks: Of its linears.
+        layout: Its blocks and linears.
+        perplexity: On the text, where one is given.
+    """
+
+    masks: Masks
+    layout: Layout
+    perplexity: Perplexity | None
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "neuroal compare demo-wanda-neuroal-0.7 demo-wanda-uniform-0.7",
+        "neuroal compare wanda ria --data test.txt --length 256",
+        "neuroal compare one/allocation.safetensors two/allocation.safetensors --all",
+        "neuroal compare wanda ria --json",
+    ],
+)
+@click.argument("a")
+@click.argument("b")
+@option("--data", metavar="SOURCE", group="Perplexity", help=f"Measure both on a text: {SOURCES}.")
+@option(
+    "--length",
+    type=int,
+    group="Perplexity",
+    help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
+)
+@option("--windows", type=int, group="Perplexity", help="At most so many windows.  [default: all]")
+@option("--all", "every", group="Table", is_flag=True, help="Show every linear, not blocks alone.")
+@option("--device", default="auto", group="Model", help="auto, cpu, cuda, cuda:0 or mps.")
+@option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    group="Model",
+    help="Dtype to load the weights in; auto is the checkpoint's own.",
+)
+@trust_option
+@json_option("the comparison")
+@progress_option
+@verbose
+def compare(
+    a: str,
+    b: str,
+    data: str | None,
+    length: int | None,
+    windows: int | None,
+    every: bool,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    as_json: bool,
+    progress: bool | None,
+) -> None:
+    """Show two runs, or two allocations, of one model side by side.
+
+    A and B are output folders of neuroal prune, or allocation.safetensors files. Of runs it shows
+    what was asked for differently, the ratios achieved in every block, and how far the masks agree:
+    intersection over union of what is pruned, and the share of weights that both treat alike. With
+    an allocation on one side, the ratios are the wanted ones.
+    """
+    for name, value in (("--length", length), ("--windows", windows)):
+        if value is not None and data is None:
+            raise UsageError(f"{name} is for --data, which is not given")
+    from neuroal import comparison
+
+    sides = (comparison.read_side(a), comparison.read_side(b))
+    comparison.check_comparable(*sides)
+    runs = all(side.report is not None for side in sides)
+    if data is not None and not runs:
+        only = next(side.name for side in sides if side.report is None)
+        raise UsageError(f"--data needs two runs: '{only}' is an allocation alone")
+    measured: list[Measured] = []
+    if runs:
+        shown = shows_progress(progress, False)
+        with clean_stdout(as_json):
+            for side in sides:
+                found = _measure(
+                    side, data, length, windows, device, dtype, trust_remote_code, shown
+                )
+                measured.append(found)
+    layout = measured[0].layout if measured else None
+    masks = (measured[0].masks, measured[1].masks) if measured else None
+    blocks = comparison.lines(*sides, layout, masks)
+    total = comparison.overall(blocks, layout)
+    if as_json:
+        print_json(_json(sides, measured, blocks, total))
+    else:
+        click.echo("\n\n".join(_texts(sides, measured, blocks, total, every)))
+
+
+def _measure(
+    side: Side,
+    data: str | None,
+    length: int | None,
+    windows: int | None,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    progress: bool,
+) -> Measured:
+    """Load a run's model once, for its masks and its perplexity."""
+    from neuroal import checkpoint, comparison
+    from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+    from neuroal.layout import find
+
+    place = checkpoint.device_of(device)
+    cut = None
+    if data is not None:
+        config = checkpoint.load_config(side.name, trust_remote_code)
+        cut = evaluation_windows(
+            data,
+            checkpoint.load_tokenizer(side.name, trust_remote_code),
+            length=length,
+            windows=windows,
+            context=checkpoint.context_length(config),
+            vocabulary=getattr(config, "vocab_size", None),
+            progress=progress,
+        )
+    model, _ = checkpoint.load(side.name, place, dtype, trust_remote_code)
+    layout = find(model)
+    comparison.check_layout(side, layout)
+    read = None if cut is None else perplexity(model, cut, progress=progress)
+    return Measured(comparison.masks_of(model, layout), layout, read)
+
+
+def _json(
+    sides: Sequence[Side], measured: Sequence[Measured], blocks: Sequence[Line], total: Line
+) -> dict[str, Any]:
+    from neuroal.comparison import differences
+
+    found: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
+    found["ratios"] = "achieved" if measured else "wanted"
+    found["differences"] = {
+        key: {"a": one, "b": other} for key, one, other in differences(sides[0], sides[1])
+    }
+    if measured and measured[0].perplexity is not None:
+        found["perplexity"] = {
+            name: x.perplexity.to_json()
+            for name, x in zip("ab", measured, strict=True)
+            if x.perplexity is not None
+        }
+    return found | {"overall": total.to_json(), "blocks": [x.to_json() for x in blocks]}
+
+
+def _texts(
+    sides: Sequence[Side],
+    measured: Sequence[Measured],
+    blocks: Sequence[Line],
+    total: Line,
+    every: bool,
+) -> Iterator[str]:
+    from neuroal.comparison import differences
+
+    yield table(_summary(sides, measured), ("", "A", "B"))
+    if measured:
+        other = [(key, _short(x), _short(y)) for key, x, y in differences(sides[0], sides[1])]
+        yield table(other, ("asked for differently", "A", "B")) or "Both were asked for the same."
+    headers = ["block", "linear"] if every else ["block"]
+    headers += ["ratio A", "ratio B", "B − A"]
+    headers += ["IoU of masks", "equal share"] if measured else []
+    yield table(_rows(blocks, total, every), headers, right=range(1 + every, len(headers)))
+    if not measured:
+        yield "The ratios are the wanted ones, as the allocations have them."
+
+
+def _rows(blocks: Sequence[Line], total: Line, every: bool) -> Iterator[tuple[object, ...]]:
+    for block in blocks:
+        yield (block.name, *(("all",) if every else ()), *_numbers(block))
+        for line in block.linears if every else ():
+            yield None, line.name.removeprefix(f"{block.name}."), *_numbers(line)
+    yield (total.name, *(("all",) if every else ()), *_numbers(total))
+
+
+def _numbers(line: Line) -> tuple[str, ...]:
+    numbers: tuple[str, ...] = (f"{line.a:.4f}", f"{line.b:.4f}", f"{line.b - line.a:+.4f}")
+    if line.masks is not None:
+        numbers += (f"{line.masks.overlap:.4f}", f"{line.masks.share:.4f}")
+    return numbers
+
+
+def _summary(sides: Sequence[Side], measured: Sequence[Measured]) -> Iterator[tuple[object, ...]]:
+    yield "", *(side.name for side in sides)
+    reports = [side.report for side in sides]
+    if any(reports):
+        yield "sparsity", *(r and f"{r['sparsity']['achieved']:.6f}" for r in reports)
+        yield "misalignment", *(r and _misalignment(r) for r in reports)
+        yield "seconds", *(r and f"{sum(r['timings'].values()):.1f}" for r in reports)
+    found = [x.perplexity for x in measured if x.perplexity is not None]
+    if found:
+        yield "perplexity", *(f"{x.perplexity:.4f}" for x in found)
+        yield "on", *(f"{x.data}, {x.windows} windows of {x.length}" for x in found)
+
+
+def _misalignment(report: Any) -> str:
+    chosen = [c for c in report["candidates"] if c["selected"] and c["misalignment"] is not None]
+    if not chosen:
+        return "not searched"
+    last = chosen[-1]
+    return " ".join((f"{last['misalignment']:.6g}", f"({parameters(last['parameters'])})"))
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

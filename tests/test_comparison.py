@@ -1,0 +1,157 @@
+"""Masks agree as counted weight by weight; different models are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import neuroal
+from neuroal.comparison import (
+    Agreement,
+    agreement,
+    check_comparable,
+    differences,
+    lines,
+    masks_of,
+    overall,
+    read_side,
+)
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.layout import find
+from neuroal.testing import tiny_model, tiny_tokenizer, windows
+
+
+def bits(mask: list[int]) -> int:
+    return int("".join(map(str, mask)), 2)
+
+
+def test_agreement_by_hand() -> None:
+    found = agreement(bits([1, 1, 0, 0, 1, 0]), bits([1, 0, 1, 0, 1, 0]), 6)
+    assert found == Agreement(both=2, either=4, equal=4, weights=6)
+    assert (found.overlap, found.share) == (2 / 4, 4 / 6)
+    assert agreement(0, 0, 5).overlap == 1.0 == agreement(0, 0, 5).share  # neither prunes
+    assert (found + agreement(1, 0, 4)).to_json() == {
+        "intersection_over_union": 2 / 5,
+        "equal_share": 7 / 10,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One model, pruned by two methods at two sparsities."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in {
+        "wanda": {"pruner": "wanda", "top_up": "neuroal", "sparsity": 0.6},
+        "magnitude": {"pruner": "magnitude", "top_up": "uniform", "sparsity": 0.5},
+    }.items():
+        recipe = neuroal.Recipe(**options, search_samples=2)  # type: ignore[arg-type]
+        neuroal.prune(
+            tiny_model("mistral", blocks=3),
+            tiny_tokenizer(),
+            windows=windows(4, 16),
+            recipe=recipe,
+            out=folder / name,
+        )
+    return folder / "wanda", folder / "magnitude"
+
+
+def test_lines_are_counted_on_the_saved_weights(runs: tuple[Path, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    models = [AutoModelForCausalLM.from_pretrained(run) for run in runs]
+    layout = find(models[0])
+    a, b = (read_side(str(run)) for run in runs)
+    check_comparable(a, b)
+    masks = masks_of(models[0], layout), masks_of(models[1], layout)
+    found = lines(a, b, layout, masks)
+    assert [x.name for x in found] == [x.name for x in layout.blocks]
+    both = either = equal = total = pruned = 0
+    for block, line in zip(layout.blocks, found, strict=True):
+        for x, part in zip(block.linears, line.linears, strict=True):
+            one, other = (m.get_parameter(f"{x.name}.weight") == 0 for m in models)
+            assert part.name == x.name and part.masks is not None
+            assert (part.a, part.b) == (float(one.double().mean()), float(other.double().mean()))
+            assert part.masks.both == int((one & other).sum())
+            assert part.masks.either == int((one | other).sum())
+            assert part.masks.equal == int((one == other).sum())
+            both, either = both + int((one & other).sum()), either + int((one | other).sum())
+            equal, total = equal + int((one == other).sum()), total + one.numel()
+            pruned += int(one.sum())
+        size = sum(x.weights for x in block.linears)
+        zeros = sum(
+            int((models[1].get_parameter(f"{x.name}.weight") == 0).sum()) for x in block.linears
+        )
+        assert line.b == pytest.approx(zeros / size, rel=1e-12)
+    together = overall(found, layout)
+    assert together.masks == Agreement(both, either, equal, total)
+    assert together.a == pytest.approx(pruned / total, rel=1e-12) == pytest.approx(0.6, abs=1e-4)
+    assert together.b == pytest.approx(0.5, abs=1e-4)
+
+
+def test_what_was_asked_for_differently(runs: tuple[Path, Path]) -> None:
+    a, b = (read_side(str(run)) for run in runs)
+    assert list(differences(a, b)) == [
+        ("sparsity", 0.6, 0.5),
+        ("pruner", "wanda", "magnitude"),
+        ("top_up", "neuroal", "uniform"),
+    ]
+    assert list(differences(a, a)) == []
+
+
+def test_allocations_alone_have_wanted_ratios(runs: tuple[Path, Path]) -> None:
+    file = runs[0] / "allocation.safetensors"
+    a, b = read_side(str(file)), read_side(str(runs[1]))
+    check_comparable(a, b)
+    found = lines(a, b)
+    assert [x.name for x in found] == [f"model.layers.{n}" for n in range(3)]
+    assert all(x.masks is None for x in found)
+    from neuroal.checkpoint import load_tensors
+
+    tensors = load_tensors(file)
+    for block in found:
+        for line in block.linears:
+            assert line.a == pytest.approx(float(tensors[line.name].mean()), rel=1e-12)
+        mean = sum(x.a for x in block.linears) / len(block.linears)
+        assert block.a == pytest.approx(mean, rel=1e-12)
+    assert overall(found).b == pytest.approx(0.5, abs=1e-9)
+
+
+def test_other_linears_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    save_file({"other.0.fc": torch.tensor([0.5])}, tmp_path / "x.safetensors")
+    a, b = read_side(str(runs[0])), read_side(str(tmp_path / "x.safetensors"))
+    for one, other in ((a, b), (b, a)):
+        with pytest.raises(UsageError, match=r"of different models: only '.*' has the linear '"):
+            check_comparable(one, other)
+
+
+def test_another_models_run_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    other = tiny_model("mistral", blocks=3, seed=9)
+    neuroal.prune(
+        other,
+        tiny_tokenizer(),
+        recipe=neuroal.Recipe(sparsity=0.5, pruner="magnitude", top_up="uniform"),
+        out=tmp_path / "other",
+    )
+    with pytest.raises(UsageError, match="do not hold the same weights"):
+        check_comparable(read_side(str(runs[0])), read_side(str(tmp_path / "other")))
+
+
+def test_what_is_no_side_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'.*gone' is neither a run's folder nor an allocation"):
+        read_side(str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match=r"is no run: it holds no neuroal\.json"):
+        read_side(str(tmp_path))
+    for name, tensor in (("matrix", torch.zeros(2, 2)), ("ratio", torch.tensor([1.5]))):
+        save_file({name: tensor}, tmp_path / "x.safetensors")
+        with pytest.raises(UsageError, match=f"is no allocation: '{name}'"):
+            read_side(str(tmp_path / "x.safetensors"))
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(NeuroalError, match="cannot read"):
+        read_side(str(tmp_path / "x.safetensors"))
+    (tmp_path / "neuroal.json").write_text('{"schema": 99}')
+    with pytest.raises(UsageError, match="has schema 99, this neuroal reads"):
+        read_side(str(tmp_path))
