@@ -137,7 +137,7 @@ OPTIONS = {
     for parameter in command.params
     for option in (*parameter.opts, *parameter.secondary_opts)
 } | {"--help"}
-OTHER_TOOLS = re.compile(r"\b(?:bash|make|mypy|pip|pytest|python|twine) [^`\n]*")
+OTHER_TOOLS = re.compile(r"\b(?:bash|lm_eval|make|mypy|pip|pytest|python|twine) (?:\\\n|[^`\n])*")
 
 
 def test_the_changelog_names_every_plugin_that_comes_with_neuroal() -> None:

@@ -7,8 +7,8 @@ a tiny model `path/to/llama`, `texts.jsonl` and `test.txt`.
 - `python` runs; blocks of a page share their names. A `### hook`'s signature is not run.
 - `sh` runs line by line; `cd` lasts to the end of the page. A `text` block right behind it is its
   output, where `...` stands for anything; output that begins with `Error:` means a failure.
-- `toml` and `json` (line by line) must parse; `text` elsewhere is not looked at. What stands in
-  `error` blocks is tested in `test_hook_errors.py`.
+- `toml`, `yaml` and `json` (line by line) must parse; `text` elsewhere is not looked at. What
+  stands in `error` blocks is tested in `test_hook_errors.py`.
 - `pip install -e` puts the package and its metadata on the path, without pip or network.
 - `<!-- test: skip because WHY -->` before a block leaves it out. With `parse` in place of `skip`
   its commands are only parsed; with `fails` its last line has to fail.
@@ -36,6 +36,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 import neuroal
@@ -140,6 +141,8 @@ class Reader:
             compile(block.text, block.title, "exec")
         elif block.language == "toml":
             tomllib.loads(block.text)
+        elif block.language == "yaml":
+            yaml.safe_load(block.text)
         elif block.language == "json":
             for line in block.text.splitlines():
                 json.loads(line)
@@ -183,8 +186,12 @@ class Reader:
 
     def fewer(self, words: list[str]) -> list[str]:
         """Return options that make a run small."""
-        if words[1] == "evaluate":
+        if words[1] in ("evaluate", "compare"):
             small = {"--windows": "2", "--length": "16"}
+            if words[1] == "compare" and "--data" not in words:
+                return []
+            if "--tasks" in words:
+                small = {"--limit": "2"}
         elif words[1] == "prune" and "--dry-run" not in words:
             small = dict(SMALL)
         else:
@@ -262,6 +269,8 @@ def desk(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in AS_WRITTEN])
 def test_page(name: str, desk: Path) -> None:
+    if name == "howto/zero-shot.md":
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed: neuroal[eval]")
     reader = Reader(small=True, desk=desk)
     for block in blocks((DOCS / name).read_text(encoding="utf-8")):
         reader.follow(block)
