@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import Any
 
 import click
@@ -83,7 +84,7 @@ def demo(as_json: bool, quiet: bool, progress: bool | None) -> None:
         return
     click.echo(_table(cases))
     if not quiet:
-        click.echo("\n" + "\n".join(verdict(cases)))
+        click.echo("\n" + "\n".join(fill(line, 80) for line in verdict(cases)))
 
 
 def _cases(progress: bool) -> Iterator[Case]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from textwrap import fill, shorten
+from textwrap import fill
 from typing import Any
 
 from neuroal.cli.tables import layout_json, layout_tables, parameters, size, table
@@ -65,7 +65,8 @@ def _candidates(count: int | None) -> str:
 
 def _options(values: Mapping[str, Any]) -> str:
     texts = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-    return shorten(", ".join(f"{k}={v}" for k, v in texts.items()), 60, placeholder=" …")
+    text = ", ".join(f"{k}={v}" for k, v in texts.items())
+    return text if len(text) <= 32 else f"{text[:31]}…"
 
 
 def run_text(report: Report, out: Path) -> str:

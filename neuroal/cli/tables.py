@@ -15,14 +15,15 @@ def table(
     rows: Iterable[Sequence[object]], headers: Sequence[str] = (), right: Iterable[int] = ()
 ) -> str:
     """Return a table of text; columns with an index in `right` are aligned to the right."""
-    from tabulate import tabulate
+    import tabulate
 
+    tabulate.MIN_PADDING = 0  # headers no wider than they are: tables fit 80 columns
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not cells:
         return ""
     align = ["right" if i in set(right) else "left" for i in range(len(cells[0]))]
     style = "simple" if headers else "plain"
-    return tabulate(
+    return tabulate.tabulate(
         cells, headers=list(headers), tablefmt=style, colalign=align, disable_numparse=True
     )
 
