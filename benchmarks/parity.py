@@ -37,12 +37,11 @@ What the authors' code chose on a Llama of 4 million weights, and what neuroal c
 is the largest relative difference over all candidates of a step, `achieved` the largest difference
 of a block's sparsity; perplexities are those of 100 windows of 256 tokens.
 
-Two methods do not always agree. The published loop of DSnoT goes on exchanging weights in rows that
-are finished, so that one rounding changes many of them. AlphaPruning's published code can ask for
-ratios above 1 and then prunes whole linears; here such ratios are clipped.
-
 Made by `OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 python benchmarks/parity.py SHARED --out
-docs/parity.md`; one thread and one vector width, because sums in another order round differently.
+docs/parity.md`: one thread and one vector width, because sums in another order round differently.
+Of two scores that are nearly equal another one may then go, and DSnoT's published loop, which goes
+on exchanging weights in rows that are finished, makes many of one. AlphaPruning's published code
+can ask for ratios above 1 and then prunes whole linears; here such ratios are clipped.
 """
 STEPS = {"block": "block_ratios", "row": "row_ratios"}
 
@@ -120,7 +119,8 @@ def page(rows: list[dict[str, Any]], failing: list[dict[str, Any]]) -> str:
     table = tabulate(cells, headers=COLUMNS, tablefmt="github", disable_numparse=True)
     fails = [f"- {c['pruner']}, {c['top_up']}, {c['sparsity']:g}\n" for c in failing]
     same = sum(row["same mask"] == "yes" for row in rows)
-    count = f"{same} of the {len(rows)} cases end in the same mask, bit for bit.\n"
+    pruners = " and ".join(dict.fromkeys(row["pruner"] for row in rows))
+    count = f"{same} of the {len(rows)} cases of {pruners} end in the same mask, bit for bit.\n"
     return f"{HEAD}\n{count}\n{table}\n" + "".join(
         ["\nThe published code itself fails on\n\n", *fails]
     )
