@@ -152,7 +152,7 @@ class Aligner:
         Candidates that come from the same prefix share the dense run (all of them in the first
         block), and those that also prune the block alike share everything.
         """
-        weights, shared = spare_copies(block, module), Shared()
+        shared = Shared()
         # Prefixes are compared by identity; `states` may let go of one, so they are kept alive.
         alive = [s.prefix for s in states]
         waiting = Counter(id(s.prefix) for s in states if not s.dropped)
@@ -165,7 +165,10 @@ class Aligner:
             before = self.walker.block_runs
             key = (id(prefix), *_key(block, s.trial.targets))
             if key not in known:
-                known[key] = self._step(block, module, inputs, s, weights, dense, shared)
+                # Scores that no other candidate can use, or that memory is short for, are let go.
+                reads = bool(self.pruner.pruner.required_statistics())
+                shared.keeps = not self.walker.streams and (waiting[id(prefix)] > 1 or not reads)
+                known[key] = self._step(block, module, inputs, s, dense, shared)
             step = known[key]
             waiting[id(prefix)] -= 1
             if not waiting[id(prefix)]:
@@ -184,7 +187,6 @@ class Aligner:
         module: nn.Module,
         inputs: Inputs,
         s: _State,
-        weights: Mapping[str, Tensor],
         known: dict[int, Pass],
         shared: Shared,
     ) -> _Step:
@@ -207,9 +209,8 @@ class Aligner:
         if not output and not self._pruned_statistics:
             return _Step(s.prefix, 0.0, {})
         statistics = dense.statistics if dense is not None else {}
-        overlay = self.pruner.prune_block(
-            block, module, weights, statistics, s.trial.targets, shared
-        )
+        targets = s.trial.targets
+        overlay = self.pruner.prune_block(block, module, statistics, targets, shared)
         after = self.walker.run(
             block, module, inputs, s.prefix, self._pruned_statistics,
             weights=overlay, output=output, dense=dense,

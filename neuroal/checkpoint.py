@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from neuroal import stored
 from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.layout import Layout
+from neuroal.layout import Layout, Linear
+from neuroal.resources import available_memory
 from neuroal.stored import Zeros
 
 MARKER = "neuroal.json"
@@ -53,7 +54,7 @@ def locate(model: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the library's own progress bars and warnings; errors come as exceptions."""
     from transformers.utils import logging as hf_logging
 
@@ -81,26 +82,31 @@ def load_config(model: str, trust_remote_code: bool = False) -> Any:
 
     where = locate(model)
     try:
-        with _quiet():
+        with quiet():
             return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _failure(model, error) from error
 
 
-def skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
-    """Return the model on meta tensors: structure without weights."""
+def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Any:
+    """Return the model on meta tensors: structure without weights.
+
+    Args:
+        model: As in `load`.
+        trust_remote_code: Let the model's own code run.
+        dtype: Of its weights; None is the configuration's.
+    """
     from transformers import AutoModelForCausalLM
 
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
+                config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
             )
     except Exception as error:
         raise _failure(model, error) from error
-    assert isinstance(made, nn.Module)
     return made.eval()
 
 
@@ -123,12 +129,11 @@ def load(
     where = locate(model)
     _refuse_quantised(model, load_config(model, trust_remote_code))
     if Path(where).is_dir():
-        size = sum(f.stat().st_size for f in Path(where).glob("*.safetensors"))
-        if not size:
-            raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
-        _check_memory(model, size)
+        why = does_not_fit(model, device)
+        if why is not None:
+            raise NeuroalError(f"{why}: --stream reads its blocks one at a time")
     try:
-        with _quiet():
+        with quiet():
             made: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 output_loading_info=True,
@@ -156,22 +161,31 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     if folder.is_dir() and not any(f for pattern in _TOKENIZER for f in folder.glob(pattern)):
         return None
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _failure(model, error) from error
 
 
-def _check_memory(model: str, size: int) -> None:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return
-    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    if match and size > int(match[1]) * 1024:
-        raise NeuroalError(
-            f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
-            f"{int(match[1]) / 2**20:.1f} GiB of memory are available"
-        )
+def does_not_fit(model: str, device: str) -> str | None:
+    """Return why a folder's weights do not fit into the available memory; None where they do.
+
+    Raises:
+        NeuroalError: The folder holds no weights in safetensors.
+    """
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        return None
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    if not size:
+        raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
+    free = available_memory(device)
+    if free is None or size <= free:
+        return None
+    return (
+        f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
+        f"{free / 2**30:.1f} GiB of memory are available"
+    )
 
 
 def transformers_version() -> str:
@@ -234,23 +248,29 @@ def state_sha256(model: nn.Module) -> str:
 def restore(model: nn.Module, folder: Path, layout: Layout) -> None:
     """Copy the linears' weights of a finished run into the same model in memory."""
     made: Any = type(model)
-    with _quiet():
+    with quiet():
         done = made.from_pretrained(folder, dtype="auto", use_safetensors=True)
     linears = layout.linears
     matrices.write(linears, {n: matrices.weight(x, done) for n, x in linears.items()}, model, "")
 
 
-def check_finite(model: nn.Module, layout: Layout) -> None:
-    """Refuse weights with NaN or infinity, of the linears and of everything around them.
+def check_finite(module: nn.Module, linears: Iterable[Linear], prefix: str = "") -> None:
+    """Refuse weights with NaN or infinity, of linears and of everything around them.
+
+    Args:
+        module: A model, or one of its blocks; what it holds on meta is not looked at.
+        linears: Its linears.
+        prefix: What the names of its parameters lack.
 
     Raises:
         NeuroalError: Names the first such linear, else the first such parameter.
     """
-    linears = {x.place.parameter: f"linear '{x.name}'" for x in layout.linears.values()}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in [*linears, *sorted(parameters.keys() - linears.keys())]:
+    known = {x.place.parameter: f"linear '{x.name}'" for x in linears}
+    held = module.named_parameters(remove_duplicate=False)
+    parameters = {f"{prefix}{name}": p for name, p in held if not p.is_meta}
+    for name in [*known, *sorted(parameters.keys() - known.keys())]:
         if not bool(torch.isfinite(parameters[name]).all()):
-            what = linears.get(name, f"'{name}'")
+            what = known.get(name, f"'{name}'")
             raise NeuroalError(f"weight of {what} holds NaN or infinity")
 
 
@@ -282,11 +302,11 @@ def count_saved_zeros(folder: Path, layout: Layout, model: nn.Module) -> dict[st
             def read(key: str) -> Tensor | None:
                 return opened(where[key]).get_tensor(key) if key in where else None  # noqa: B023
 
-            result |= stored.count_zeros(block, model, _file_tensors, read)
+            result |= stored.count_zeros(block, model, file_tensors, read)
     return result
 
 
-def _file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
+def file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
     """Return parameters as `save` writes them: converted and named as in the files."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
@@ -296,11 +316,20 @@ def _file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Te
     return made
 
 
-def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary Hugging Face checkpoint: safetensors, config, tokenizer."""
+def save(
+    model: nn.Module, tokenizer: Any, folder: Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write an ordinary Hugging Face checkpoint: safetensors, config, tokenizer.
+
+    Args:
+        model: What is written.
+        tokenizer: Its tokenizer, or None.
+        folder: Made where it does not exist.
+        state: The tensors to write by name; None is all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        model.save_pretrained(folder)  # type: ignore[operator]
+    with quiet():
+        model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):  # written for their owner alone by safetensors 0.8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from neuroal import allocation as allocations
 from neuroal import calibration, checkpoint, layout, output
 from neuroal.alignment import Aligner, Tick
 from neuroal.allocation import Allocation, Rules, targets
+from neuroal.blocks import Blocks, InMemory
 from neuroal.calibration import Windows
 from neuroal.card import model_card
 from neuroal.commit import commit
@@ -33,8 +34,12 @@ from neuroal.recipe import Recipe
 from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
 from neuroal.shared import Measurements, Shared
 from neuroal.source import Source, parse_source
+from neuroal.streaming import Streamed, folder_of
+from neuroal.team import Team
 from neuroal.topup import Candidate, TopUpSearch
 from neuroal.walk import Inputs, Walker
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -46,6 +51,7 @@ def prune(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    stream: bool | None = None,
     trust_remote_code: bool = False,
     progress: bool = False,
     shared: Shared | None = None,
@@ -60,6 +66,8 @@ def prune(
         out: Folder to write; needed for a path.
         overwrite: Replace an earlier run in `out`.
         resume: Go on with an unfinished run in `out`.
+        stream: Read the blocks of a model folder one at a time, for models larger than memory;
+            None does so where the model would not fit. The result is the same.
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
         shared: What this run has in common with others on the same dense model.
@@ -81,15 +89,42 @@ def prune(
             recipe = dataclasses.replace(recipe, calibration="demo")
         if out is None:
             raise UsageError("a model given by path needs an output folder")
-    run = _Run(recipe, setup(recipe), progress, trust_remote_code, shared or Shared())
-    target = None if out is None else Path(out)
-    if target is not None:
-        output.check(target, overwrite, resume)
-        done = run.finished(model, windows, target) if resume and target.exists() else None
-        if done is not None:
-            return done
+    elif stream:
+        raise UsageError("a model in memory cannot be streamed: give the path of its folder")
+    common, team = shared or Shared(), Team.join()
+    run = _Run(recipe, setup(recipe), stream, progress, trust_remote_code, common, team)
+    if resume and team.size > 1 and isinstance(model, nn.Module):
+        raise UsageError("several processes cannot resume a model in memory: give its path")
+    target = Path(out) if out is not None and team.leads else None
+
+    def earlier() -> Report | None:
+        if target is not None:
+            output.check(target, overwrite, resume)
+        there = resume and target is not None and target.exists()
+        return run.finished(model, windows, target) if there and target is not None else None
+
+    done = _by_first(team, earlier)
+    if done is not None:
+        return done
     with _evaluation(model):
         return run.run(model, tokenizer, windows, target, resume)
+
+
+def _by_first(team: Team, work: Callable[[], Report | None]) -> Report | None:
+    """Return the report that the first process makes, which alone has an output folder."""
+    made: list[Report] = []
+
+    def as_bytes() -> bytes | None:
+        report = work()
+        if report is None:
+            return None
+        made.append(report)
+        return json.dumps(report.to_json()).encode()
+
+    said = team.first(as_bytes)
+    if said is None:
+        return None
+    return made[0] if made else Report(**json.loads(said))
 
 
 @contextmanager
@@ -110,12 +145,21 @@ class _Run:
     """One run from recipe to report."""
 
     def __init__(
-        self, recipe: Recipe, made: Setup, progress: bool, trust: bool, shared: Shared
+        self,
+        recipe: Recipe,
+        made: Setup,
+        stream: bool | None,
+        progress: bool,
+        trust: bool,
+        shared: Shared,
+        team: Team,
     ) -> None:
         self.recipe = recipe
         self.setup = made
-        self.progress = progress
+        self.stream = stream
+        self.progress = progress and team.leads
         self.trust = trust
+        self.team = team
         self.shared = shared
         self.timings: dict[str, float] = {}
         self.memory: dict[str, int] = {}
@@ -166,17 +210,21 @@ class _Run:
                 self._check_needs(found, given)
                 earlier = self._earlier(found)
                 fingerprint = None if out is None else checkpoint.state_sha256(model)
+                blocks: Blocks = InMemory(model, found)
             else:
+                if self.stream:
+                    folder_of(str(model))
                 found = layout.find(checkpoint.skeleton(str(model), self.trust))
                 rules = self.setup.rules(recipe, found)
                 self._check_needs(found, given)
                 earlier = self._earlier(found)
-                name, device = str(model), checkpoint.device_of(recipe.device)
+                name = str(model)
+                device = self.team.device(checkpoint.device_of(recipe.device))
                 fingerprint = checkpoint.fingerprint(name)
-                model, tokenizer = checkpoint.load(name, device, recipe.dtype, self.trust)
-                assert isinstance(model, nn.Module)
+                blocks, tokenizer = self._open(name, found, device)
+                model = blocks.model
                 fingerprint = fingerprint or checkpoint.state_sha256(model)
-            checkpoint.check_finite(model, found)
+            blocks.check_finite()
         with self._phase("calibrate"):
             data = self._windows(model, tokenizer, given)
         saved = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -186,18 +234,18 @@ class _Run:
         data_sha256 = data.sha256 if data else None
         decides = [recipe.digest(), fingerprint, data_sha256, self.plugins, ratios]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        journal = output.Journal.open(out, digest, resume)
+        journal = output.Journal.open(out, digest, resume, self.team)
         report = Report(
             recipe=recipe.to_json(),
             recipe_sha256=recipe.digest(),
-            environment=environment(model),
+            environment=environment(model) | {"processes": self.team.size},
             model={"name": self._name(model), "sha256": fingerprint},
             plugins=self.plugins,
             data=data.to_json() if data else None,
             notes=self.notes,
         )
         try:
-            walker = Walker(model, found) if data else None
+            walker = Walker(model, found, blocks.open) if data else None
             candidates: list[Candidate] = []
             allocation = earlier
             if allocation is None:
@@ -207,10 +255,13 @@ class _Run:
                 base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
                 tick = self._tick("prune", len(found.blocks))
                 ids = data.ids if data is not None else None
-                norms = commit(model, found, base, wanted, walker, ids, journal, tick)
+                norms = commit(blocks, base, wanted, walker, ids, journal, tick, self.team)
             report.candidates = [dataclasses.asdict(c) for c in candidates]
-            report.counts["block_runs"] = walker.block_runs if walker else 0
-            self._save(report, model, tokenizer, found, rules, wanted, norms, allocation, out)
+            runs = json.dumps(walker.block_runs if walker else 0).encode()
+            report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
+            decided = (rules, wanted, norms, allocation)
+            save = partial(self._save, report, blocks, tokenizer, *decided, out)
+            report = _by_first(self.team, save) or report
         except NeuroalError as error:  # bad input, which would fail again: nothing stays behind
             journal.abandon(everything=not resume and _fails_again(error))
             raise
@@ -218,6 +269,22 @@ class _Run:
             journal.abandon()
             raise
         return report
+
+    def _open(self, name: str, found: Layout, device: str) -> tuple[Blocks, Any]:
+        """Return a model by path, in memory or streamed, and its tokenizer."""
+        recipe = self.recipe
+        stream = self.stream
+        if stream is None:
+            why = checkpoint.does_not_fit(name, device)
+            stream = why is not None
+            if why is not None:
+                self.notes.append(f"{why}: blocks are read from the disk one at a time")
+                log.warning("%s", self.notes[-1])
+        if stream:
+            tokenizer = checkpoint.load_tokenizer(name, self.trust)
+            return Streamed(name, found, device, recipe.dtype, self.trust), tokenizer
+        model, tokenizer = checkpoint.load(name, device, recipe.dtype, self.trust)
+        return InMemory(model, found), tokenizer
 
     # -- phases ------------------------------------------------------------------------------
 
@@ -307,7 +374,8 @@ class _Run:
             return cut[windows]
 
         search = TopUpSearch(
-            aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick, recipe.seed
+            *(aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick),
+            *(recipe.seed, self.team),
         )
         measurements: Measurements = {}
         if self.setup.measures:
@@ -315,7 +383,7 @@ class _Run:
             open_tick = partial(self._tick, "measure blocks", len(found.blocks))
             with self._phase("measure"):
                 measurements, seconds = self.shared.measure(
-                    walker, data, self.setup.measures, open_tick
+                    walker, data, self.setup.measures, open_tick, self.team
                 )
             self.timings["measure"] = seconds
         with self._phase("block_search"):
@@ -332,24 +400,22 @@ class _Run:
     def _save(
         self,
         report: Report,
-        model: nn.Module,
+        blocks: Blocks,
         tokenizer: Any,
-        found: Layout,
         rules: Rules,
         wanted: Mapping[str, Target],
         norms: Mapping[str, InputNorms],
         allocation: Allocation,
         out: Path | None,
-    ) -> None:
+    ) -> Report:
         start = time.perf_counter()
+        found = blocks.layout
         work = None if out is None else output.partial(out) / "checkpoint"
         if work is None:
-            zeros = checkpoint.count_zeros(model, found)
+            zeros = checkpoint.count_zeros(blocks.model, found)
         else:
-            if work.exists():
-                shutil.rmtree(work)
-            checkpoint.save(model, tokenizer, work)
-            zeros = checkpoint.count_saved_zeros(work, found, model)
+            blocks.save(tokenizer, work)
+            zeros = checkpoint.count_saved_zeros(work, found, blocks.model)
             (work / allocations.FILE).write_bytes(allocations.to_bytes(allocation, found))
         fill_sparsity(report, found, rules, wanted, zeros, norms)
         report.peak_memory_bytes = self.memory["save"] = peak_memory()
@@ -361,6 +427,7 @@ class _Run:
             text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
             checkpoint.write_atomically(work / checkpoint.MARKER, text.encode())
             output.publish(out)
+        return report
 
 
 def _fails_again(error: BaseException | None) -> bool:

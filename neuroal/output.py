@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from neuroal.alignment import Outcome
 from neuroal.checkpoint import MARKER, load_tensors, read_report, write_atomically
 from neuroal.errors import UsageError
-from neuroal.hookspecs import Measurement
+from neuroal.packing import pack, unpack
+from neuroal.team import ALONE, Team
 
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
 
@@ -122,92 +123,100 @@ class Journal:
     Attributes:
         out: The output folder, or None.
         mark: What the run says of itself in `OUT.partial`.
+        team: The processes of the run, of which the first alone has an output folder.
     """
 
     out: Path | None
     mark: Mapping[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
 
     @classmethod
-    def open(cls, out: Path | None, digest: str, resume: bool) -> Journal:
+    def open(cls, out: Path | None, digest: str, resume: bool, team: Team = ALONE) -> Journal:
         """Start or go on with a run.
 
         Args:
             out: The output folder.
             digest: SHA-256 of everything that decides the result.
             resume: Go on with what is there.
+            team: The processes of the run.
 
         Raises:
             UsageError: What is there belongs to another recipe.
         """
         if out is None:
-            return cls(None)
+            return cls(None, team=team)
         work = partial(out)
         mark = _mark(work)
         if resume and mark:
             if mark["sha256"] != digest:
                 raise UsageError(f"'{work}' belongs to another recipe, model, data or plugin")
-            return cls(out, mark)
+            return cls(out, mark, team)
         if (work / _REPLACED).exists() and not out.exists():
             os.replace(work / _REPLACED, out)
         _remove(work)
-        return cls(out, {"sha256": digest, "replaces": out.exists()})
+        return cls(out, {"sha256": digest, "replaces": out.exists()}, team)
 
     @property
     def folder(self) -> Path | None:
         """Return `OUT.partial/journal`, or None without an output folder."""
         return None if self.out is None else partial(self.out) / _JOURNAL
 
+    def _set_mark(self) -> None:
+        assert self.out is not None
+        work = partial(self.out)
+        if not (work / _MARK).is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            write_atomically(work / _MARK, json.dumps(dict(self.mark)).encode())
+
     def _keep(self, name: str, data: bytes) -> None:
         assert self.folder is not None
-        if not (self.folder.parent / _MARK).is_file():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder.parent / _MARK, json.dumps(dict(self.mark)).encode())
+        self._set_mark()
         self.folder.mkdir(exist_ok=True)
         write_atomically(self.folder / name, data)
 
     def outcomes(self, key: str, make: Callable[[], list[Outcome]]) -> list[Outcome]:
         """Return the outcomes of a generation, measured now or read from an earlier try."""
-        if self.folder is None:
-            return make()
-        file = self.folder / f"{key}.json"
-        tensors = file.with_suffix(".safetensors")
-        if file.is_file():
-            stored = json.loads(file.read_text())
-            deviations: list[dict[str, Tensor]] = [{} for _ in stored]
-            for name, tensor in load_tensors(tensors).items():
-                index, _, linear = name.partition("/")
-                deviations[int(index)][linear] = tensor
-            return [Outcome(Measurement(**m), d) for m, d in zip(stored, deviations, strict=True)]
+        file = None if self.folder is None else self.folder / f"{key}.safetensors"
+        there = file is not None and file.is_file()
+        known = self.team.first(lambda: file.read_bytes() if file is not None and there else None)
+        if known is not None:
+            return unpack(known)
         outcomes = make()
-        flat = {
-            f"{i}/{name}": t.cpu().contiguous()
-            for i, o in enumerate(outcomes)
-            for name, t in o.deviation.items()
-        }
-        self._keep(tensors.name, to_safetensors(flat))
-        self._keep(file.name, json.dumps([asdict(o.measurement) for o in outcomes]).encode())
+        if file is not None:
+            self._keep(file.name, pack(outcomes))
         return outcomes
-
-    def has_block(self, index: int) -> bool:
-        """Return whether a block is finished."""
-        return self.folder is not None and (self.folder / _block_file(index)).is_file()
 
     def block(self, index: int) -> dict[str, Tensor] | None:
         """Return the pruned weights of a finished block by linear name."""
-        if self.folder is None or not self.has_block(index):
+        if self.folder is None or not (self.folder / _block_file(index)).is_file():
             return None
         return load_tensors(self.folder / _block_file(index))
 
     def norms(self, index: int) -> dict[str, float]:
         """Return the dense input norms of a finished block by linear name; empty if unknown."""
         file = None if self.folder is None else self.folder / _norms_file(index)
-        known = file is not None and self.has_block(index) and file.is_file()
-        return dict(json.loads(file.read_text())) if file is not None and known else {}
+        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
 
     def keep_norms(self, index: int, norms: Mapping[str, float]) -> None:
         """Keep the dense input norms of a block that is about to be finished."""
         if self.folder is not None:
             self._keep(_norms_file(index), json.dumps(dict(norms)).encode())
+
+    def shard(self, name: str) -> Path | None:
+        """Return a file of the checkpoint that is written already."""
+        if self.out is None:
+            return None
+        file = partial(self.out) / _CHECKPOINT / name
+        return file if file.is_file() else None
+
+    def keep_shard(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file of the checkpoint, which is either whole or not there."""
+        if self.out is not None:
+            self._set_mark()
+            folder = partial(self.out) / _CHECKPOINT
+            folder.mkdir(exist_ok=True)
+            write(folder / f"{name}.tmp")
+            os.replace(folder / f"{name}.tmp", folder / name)
 
     def abandon(self, everything: bool = False) -> None:
         """Remove the unfinished run's folder if nothing in it is worth going on from.
@@ -215,8 +224,10 @@ class Journal:
         Args:
             everything: Finished steps are not: the run would fail again.
         """
-        if self.folder is not None and (everything or not self.folder.is_dir()):
-            _remove(self.folder.parent)
+        if self.out is not None:
+            work = partial(self.out)
+            if everything or not any((work / name).is_dir() for name in (_JOURNAL, _CHECKPOINT)):
+                _remove(work)
 
     def keep_block(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the pruned weights of a finished block."""

@@ -37,10 +37,12 @@ class Shared:
         scores: Of the last statistics of every linear, which they were made from.
         finite: Whether scores are finite, 0-d bool, not looked at yet: one look at the end of the
             block is one wait for the device.
+        keeps: Whether another candidate may use the scores: else they are not kept.
     """
 
     scores: dict[str, tuple[Statistics, Tensor]] = field(default_factory=dict)
     finite: list[tuple[Linear, Tensor]] = field(default_factory=list)
+    keeps: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class BasePruner:
         self,
         block: Block,
         module: nn.Module,
-        copies: Mapping[str, Tensor],
         statistics: Mapping[str, Statistics],
         targets: Mapping[str, Target],
         shared: Shared | None = None,
@@ -71,7 +72,6 @@ class BasePruner:
         Args:
             block: The block.
             module: Its module, dense; not changed.
-            copies: Its `spare_copies`.
             statistics: By linear name; none for a pruner that reads none.
             targets: By linear name.
             shared: What other candidates left, and find; then `check_scores` is still to come.
@@ -80,20 +80,21 @@ class BasePruner:
             New weights by linear name, in the model's own dtype.
         """
         moves = self.pruner.has("prune_linear")
-        own = shared or Shared()
+        own = shared or Shared(keeps=False)
         weights = {}
         with torch.no_grad():
             for x in block.linears:
                 if x.name in targets:
                     known, target = statistics.get(x.name, _NONE), targets[x.name]
                     dense = matrices.weight(x, module, block.name)
+                    spare = dense.to(torch.float32, copy=True)  # of one linear at a time
                     if unseen(x, known):
-                        weights[x.name] = zeroed(dense, mask_for(copies[x.name].abs(), target))
+                        weights[x.name] = zeroed(dense, mask_for(spare.abs(), target))
                     elif moves:
-                        pruned = self.prune_linear(x, copies[x.name], known, target)
+                        pruned = self.prune_linear(x, spare, known, target)
                         weights[x.name] = pruned.weight.to(dense.dtype)
                     else:  # what is only masked keeps its bits, whatever the dtype
-                        weights[x.name] = self._cut(x, dense, copies[x.name], known, target, own)
+                        weights[x.name] = self._cut(x, dense, spare, known, target, own)
             if shared is None:
                 self.check_scores(own)
         return weights
@@ -192,9 +193,11 @@ class BasePruner:
             statistics = _NONE
         known = shared.scores.get(linear.name)
         if known is None or known[0] is not statistics:
-            scores = self._scores(linear, weight, statistics)
-            known = shared.scores[linear.name] = (statistics, scores)
-            shared.finite.append((linear, _finite(scores)))
+            shared.scores.pop(linear.name, None)
+            known = (statistics, self._scores(linear, weight, statistics))
+            shared.finite.append((linear, _finite(known[1])))
+            if shared.keeps:
+                shared.scores[linear.name] = known
         return known[1]
 
     def _move(

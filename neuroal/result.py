@@ -116,7 +116,7 @@ def fill_sparsity(
 
 def environment(model: nn.Module) -> dict[str, Any]:
     """Return what the result may depend on besides recipe, model and data."""
-    parameter = next(model.parameters())
+    parameter = next(p for p in model.parameters() if not p.is_meta)
     return {
         "neuroal": __version__,
         "python": platform.python_version(),

@@ -13,6 +13,7 @@ from neuroal.alignment import Tick, measure_blocks
 from neuroal.calibration import Windows
 from neuroal.plugins import Plugin
 from neuroal.recipe import Recipe
+from neuroal.team import ALONE, Team
 from neuroal.walk import Walker
 
 Measurements = dict[Plugin, Sequence[Mapping[str, Tensor]]]
@@ -53,6 +54,7 @@ class Shared:
         data: Windows,
         plugins: Sequence[Plugin],
         open_tick: Callable[[], Tick] = lambda: int,
+        team: Team = ALONE,
     ) -> tuple[Measurements, float]:
         """Return the plugins' answers about every block, and the seconds of the dense walk.
 
@@ -61,13 +63,14 @@ class Shared:
             data: All calibration windows.
             plugins: Block-ratio plugins that have `measure_block`.
             open_tick: Opens a progress bar, where there is something to wait for.
+            team: The processes that share the windows.
         """
         keys = {p: json.dumps([p.provenance(), data.sha256], sort_keys=True) for p in plugins}
         new = [p for p in plugins if keys[p] not in self._measured]
         before = walker.block_runs
         if new:
             start = time.perf_counter()
-            answers = measure_blocks(walker, walker.inputs(data.ids), new, open_tick())
+            answers = measure_blocks(walker, walker.inputs(data.ids, team=team), new, open_tick())
             seconds = time.perf_counter() - start
             for plugin, answer in zip(new, answers, strict=True):
                 made = _Measured(answer, seconds, walker.block_runs - before)

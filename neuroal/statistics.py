@@ -6,6 +6,7 @@ result does not depend on how windows are batched and equals the published code'
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from neuroal.errors import UsageError, nearest
 from neuroal.hookspecs import Accumulator
+from neuroal.team import ALONE, Team
 
 State = dict[str, Tensor]
 
@@ -275,7 +277,25 @@ class Collector:
         self._windows += x.shape[0]
         self._tokens += x.shape[0] * x.shape[1]
 
-    def statistics(self) -> Statistics:
-        """Return the results so far."""
-        results = {a.name: a.result(self._states[a.name]) for a in self._accumulators}
-        return Statistics(results, self._windows, self._tokens)
+    def statistics(self, team: Team = ALONE) -> Statistics:
+        """Return the results so far, of what all processes of a team have seen."""
+        states, windows, tokens = self._states, self._windows, self._tokens
+        if team.size > 1:
+            states, windows, tokens = self._merged(team)
+        results = {a.name: a.result(states[a.name]) for a in self._accumulators}
+        return Statistics(results, windows, tokens)
+
+    def _merged(self, team: Team) -> tuple[dict[str, State], int, int]:
+        """Return the states of all processes, merged in their order, and the windows and tokens."""
+        own = {f"{a}/{key}": t for a, state in self._states.items() for key, t in state.items()}
+        seen = torch.tensor([self._windows, self._tokens])
+        shares = team.exchange_tensors({"": seen, **own})
+        states = dict(self._states)
+        for a in self._accumulators:
+            parts = [
+                {key: share[f"{a.name}/{key}"].to(t.device) for key, t in states[a.name].items()}
+                for share in shares
+            ]
+            states[a.name] = functools.reduce(a.merge, parts)
+        windows, tokens = torch.stack([share[""] for share in shares]).sum(dim=0).tolist()
+        return states, windows, tokens

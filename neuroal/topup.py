@@ -15,8 +15,10 @@ from neuroal.alignment import Aligner, Outcome, Tick, Trial
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals
 from neuroal.layout import Layout
+from neuroal.packing import pack, unpack
 from neuroal.plugins import Plugin
 from neuroal.pruning import generator
+from neuroal.team import ALONE, Team
 from neuroal.walk import Inputs
 
 Progress = Callable[[str, int], Tick]
@@ -108,6 +110,7 @@ class TopUpSearch:
         journal: Earlier outcomes to replay and new ones to keep: `(key, make) -> outcomes`.
         progress: Opens a progress bar: `(title, total) -> tick`.
         seed: The recipe's seed.
+        team: The processes that share the candidates.
     """
 
     aligner: Aligner | None
@@ -118,6 +121,7 @@ class TopUpSearch:
     journal: Callable[[str, Callable[[], list[Outcome]]], list[Outcome]]
     progress: Progress
     seed: int
+    team: Team = ALONE
 
     def choose_blocks(
         self,
@@ -211,13 +215,17 @@ class TopUpSearch:
         self, key: str, trials: Sequence[tuple[_Tried, float | None]], windows: int
     ) -> None:
         def make() -> list[Outcome]:
-            tick = self.progress(title, len(trials) * len(self.layout.blocks))
+            mine = self.team.mine(trials)
+            tick = self.progress(title, len(mine) * len(self.layout.blocks))
             wanted = [
                 Trial(targets(t.allocation, self.layout, self.rules, t.proposal.probe), limit)
-                for t, limit in trials
+                for t, limit in mine
             ]
             assert self.aligner is not None, "a search needs windows"
-            outcomes = self.aligner.measure(wanted, self.inputs(windows), tick)
+            outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
+            if self.team.size > 1:
+                shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
+                outcomes = self.team.interleaved(shares)
             return _trimmed(outcomes, [t.proposal.probe for t, _ in trials])
 
         title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from neuroal import weights as matrices
+from neuroal.errors import NeuroalError, UsageError
 from neuroal.handover import Handover
 from neuroal.hookspecs import Accumulator
 from neuroal.layout import Block, Layout, Linear
 from neuroal.standins import Call, Carried, Key
 from neuroal.statistics import Collector, Statistics
+from neuroal.team import ALONE, Team
 from neuroal.weights import Place, Products
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
@@ -65,11 +67,13 @@ class Inputs:
         batches: In window order.
         windows: Number of windows.
         last_use: The last block that reads what is carried; the number of blocks for the model.
+        team: The processes that have a part of the windows each; statistics are of all.
     """
 
     batches: tuple[Batch, ...]
     windows: int
     last_use: Mapping[Key, int]
+    team: Team = ALONE
 
 
 @dataclass
@@ -104,6 +108,7 @@ class Walker:
         model: The causal language model, in evaluation mode.
         layout: Its layout.
         block_runs: Blocks times windows run so far.
+        streams: Whether a block is in memory only while it is open.
     """
 
     def __init__(
@@ -113,7 +118,12 @@ class Walker:
         self.layout = layout
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
+        modules = [model.get_submodule(b.name) for b in layout.blocks]
+        self.streams = any(p.is_meta for m in modules for p in m.parameters())
         self._handover = Handover(model, layout.blocks, self._open)
+        if self.streams and self._handover.again:
+            again = layout.blocks[min(self._handover.again)].name
+            raise NeuroalError(f"block {again} runs again later: it cannot be read one at a time")
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
@@ -121,21 +131,29 @@ class Walker:
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the model's first parameter."""
-        return next(self.model.parameters()).device
+        """Return the device of the model's first parameter that is in memory."""
+        return next(p.device for p in self.model.parameters() if not p.is_meta)
 
     # -- inputs ------------------------------------------------------------------------------
 
-    def inputs(self, ids: Tensor, batch: int | None = None) -> Inputs:
+    def inputs(self, ids: Tensor, batch: int | None = None, team: Team = ALONE) -> Inputs:
         """Return windows ready to walk.
 
         Args:
             ids: int64 `(windows, length)`.
             batch: Windows per batch; chosen by the number of tokens when None.
+            team: Processes that share the windows: this one gets its part.
+
+        Raises:
+            UsageError: There are more processes than windows.
         """
+        if len(ids) < team.size:
+            raise UsageError(f"{team.size} processes share {len(ids)} windows: start fewer")
+        ids = team.part(ids)
         batch = batch or batch_size(self.device, ids.shape[1])
         batches = [self._batch(part) for part in torch.split(ids, batch)]
-        return Inputs(tuple(batches), len(ids), self._handover.last_use(batches[0].calls))
+        last_use = self._handover.last_use(batches[0].calls)
+        return Inputs(tuple(batches), len(ids), last_use, team)
 
     def logits(
         self, batch: Batch, carried: Carried, weights: Mapping[str, Tensor] | None = None
@@ -264,7 +282,9 @@ class Walker:
                     nothing = torch.zeros((0, x.in_features), device=batch.ids.device)
                     _update_routed(collectors[x.group], nothing, size)
             self.block_runs += size
-        results = {group: collector.statistics() for group, collector in collectors.items()}
+        results = {
+            group: collector.statistics(inputs.team) for group, collector in collectors.items()
+        }
         statistics: LinearStatistics = {}
         for x in block.linears if accumulators else ():
             if dense is not None and x.group == known:

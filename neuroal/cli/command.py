@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from neuroal.errors import NeuroalError
+from neuroal.errors import NeuroalError, UsageError
 
 _VERBOSE = "neuroal.verbose"
 _LIBRARIES = {
@@ -113,6 +113,8 @@ class Command(click.Command):
                     raise  # click ends quietly
                 caught, line, status = error, _unexpected(error, verbose), 1
         _close_bars()
+        if not leads() and isinstance(caught, UsageError):
+            ctx.exit(status)  # the first process says the same
         if verbose:
             traceback.print_exception(caught)
         say(f"Error: {line}")
@@ -171,6 +173,11 @@ def trust_option(function: Any) -> Any:
 def shows_progress(asked: bool | None, quiet: bool) -> bool:
     """Return whether to show progress bars: as asked, else where stderr is a terminal."""
     return not quiet and (sys.stderr.isatty() if asked is None else asked)
+
+
+def leads() -> bool:
+    """Return whether this process is the first of those that `torchrun` started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

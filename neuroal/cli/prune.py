@@ -12,6 +12,7 @@ from neuroal.cli.command import (
     Stopped,
     clean_stdout,
     json_option,
+    leads,
     option,
     print_json,
     progress_option,
@@ -172,6 +173,15 @@ _PLUGIN = "NAME"
 @option("--overwrite", is_flag=True, group="Run", help="Replace an earlier run in the folder.")
 @option("--resume", is_flag=True, group="Run", help="Go on with a run that was interrupted.")
 @option(
+    "--stream/--no-stream",
+    "stream",
+    default=None,
+    show_default=False,
+    group="Run",
+    help="Read blocks from the disk one at a time; the result is the same.  [default: where the "
+    "model would not fit into memory]",
+)
+@option(
     "--dry-run", is_flag=True, group="Run", help="Show the plan; load no weights, write nothing."
 )
 @json_option("the report (or the plan)")
@@ -189,6 +199,7 @@ def prune(
     out: str | None,
     overwrite: bool,
     resume: bool,
+    stream: bool | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -205,6 +216,8 @@ def prune(
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
     target = Path(out or default_out(recipe))
     if dry_run:
+        if not leads():
+            return
         from neuroal.cli.summary import plan_json, plan_text
         from neuroal.dryrun import plan
 
@@ -221,9 +234,12 @@ def prune(
             target,
             overwrite=overwrite,
             resume=resume,
+            stream=stream,
             trust_remote_code=trust_remote_code,
             progress=shows_progress(progress, quiet),
         )
+    if not leads():
+        return
     if as_json:
         print_json(report.to_json())
     if quiet:

@@ -208,7 +208,7 @@ def test_ctrl_c(folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(1200):
+    for _ in range(6000):  # starting takes long on a busy machine
         if Path("started").exists() or process.poll() is not None:
             break
         time.sleep(0.05)

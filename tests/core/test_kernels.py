@@ -115,12 +115,11 @@ def test_blocks_are_pruned_as_without_it(
     layout = find(model)
     (block,) = layout.blocks
     module = model.get_submodule(block.name)
-    copies = pruning.spare_copies(block, module)
     known = {x.name: statistics(input_norm=torch.rand(x.in_features)) for x in block.linears}
     rows = {n: torch.rand(x.out_features).double() for n, x in layout.linears.items()}
     targets = allocation.targets(Allocation.of(rows, layout), layout, Rules(0.5, budget="paper"))
     base = pruning.BasePruner(load([("pruner", pruner)])[0], None, 0)
-    expected = base.prune_block(block, module, copies, known, targets)
+    expected = base.prune_block(block, module, known, targets)
     asked: list[str] = []
 
     def always(weight: Tensor, target: Target) -> ModuleType:
@@ -128,13 +127,13 @@ def test_blocks_are_pruned_as_without_it(
         return kernels
 
     monkeypatch.setattr(pruning, "kernels_for", always)
-    found = base.prune_block(block, module, copies, known, targets)
+    found = base.prune_block(block, module, known, targets)
     assert len(asked) == len(block.linears)
     assert all(same_bits(found[name], weight) for name, weight in expected.items())
     broken = {n: statistics(input_norm=s.input_norm * torch.nan) for n, s in known.items()}
     if pruner == "wanda":
         with pytest.raises(PluginError, match=r"score_weights: returned NaN or infinity"):
-            base.prune_block(block, module, copies, broken, targets)
+            base.prune_block(block, module, broken, targets)
 
 
 def test_it_is_for_cuda_rows_alone() -> None:

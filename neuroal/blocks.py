@@ -1,0 +1,93 @@
+"""Where a model's blocks are: all in memory, or (`neuroal.shards`) one at a time from its files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from neuroal import checkpoint
+from neuroal import weights as matrices
+from neuroal.layout import Block, Layout
+from neuroal.output import Journal
+
+
+class Blocks(Protocol):
+    """A model whose blocks are opened one by one.
+
+    Attributes:
+        model: What stands around the blocks is in memory, in evaluation mode.
+        layout: Its layout.
+        streams: Whether a block is in memory only while it is open.
+    """
+
+    model: nn.Module
+    layout: Layout
+    streams: bool
+
+    def open(self, block: Block) -> AbstractContextManager[nn.Module]:
+        """Hold a block's module with its weights in memory."""
+
+    def restore(self, block: Block, module: nn.Module, journal: Journal) -> bool:
+        """Give an open block the pruned weights of an earlier try; False where there are none."""
+
+    def keep(
+        self, block: Block, module: nn.Module, weights: Mapping[str, Tensor], journal: Journal
+    ) -> None:
+        """Give an open block its pruned weights by linear name, and keep them for a later try."""
+
+    def check_finite(self) -> None:
+        """Refuse weights with NaN or infinity.
+
+        Raises:
+            NeuroalError: Names the first such linear or parameter.
+        """
+
+    def save(self, tokenizer: Any, folder: Path) -> None:
+        """Write the pruned model as an ordinary checkpoint; blocks may be kept in `folder`."""
+
+
+@dataclass
+class InMemory:
+    """A model with all its blocks in memory."""
+
+    model: nn.Module
+    layout: Layout
+    streams: bool = False
+
+    @contextmanager
+    def open(self, block: Block) -> Iterator[nn.Module]:
+        """Hold a block, which is there already."""
+        yield self.model.get_submodule(block.name)
+
+    def restore(self, block: Block, module: nn.Module, journal: Journal) -> bool:
+        """Copy what the journal has of a block."""
+        weights = journal.block(block.index)
+        if weights is not None:
+            self._write(block, module, weights)
+        return weights is not None
+
+    def keep(
+        self, block: Block, module: nn.Module, weights: Mapping[str, Tensor], journal: Journal
+    ) -> None:
+        """Copy a block's weights into the model and the journal."""
+        journal.keep_block(block.index, weights)
+        self._write(block, module, weights)
+
+    def _write(self, block: Block, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        matrices.write({x.name: x for x in block.linears}, weights, module, block.name)
+
+    def check_finite(self) -> None:
+        """Look through every weight."""
+        checkpoint.check_finite(self.model, self.layout.linears.values())
+
+    def save(self, tokenizer: Any, folder: Path) -> None:
+        """Write the model in one go."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        checkpoint.save(self.model, tokenizer, folder)
