@@ -205,7 +205,7 @@ def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, second
         limit = "" if answered.limit is None else f", limited to {answered.limit} a task"
         rows.append(("harness", f"{answered.harness}, {answered.batch} requests a batch{limit}"))
         if answered.accuracy is not None:
-            count = sum("acc" in x.metrics for x in answered.tasks)
+            count = sum(x.metric.startswith("acc") for x in answered.tasks)
             over = f" over {count} tasks" if count > 1 else ""
             rows.append(("accuracy", f"{answered.accuracy:.4f}{over}"))
     rows.append(("seconds", f"{seconds:.1f}"))

@@ -34,6 +34,7 @@ class TaskScore:
     Attributes:
         name: Of the task.
         metrics: By name, such as acc and acc_norm, each followed by its `_stderr` if it has one.
+        metric: The one that counts: the first that the task's definition lists.
         examples: How many documents were asked.
         few_shot: Solved examples in front of each.
         version: Of the task's definition.
@@ -42,6 +43,7 @@ class TaskScore:
 
     name: str
     metrics: Mapping[str, float]
+    metric: str
     examples: int
     few_shot: int
     version: str
@@ -70,8 +72,8 @@ class ZeroShot:
 
     @property
     def accuracy(self) -> float | None:
-        """The mean over the tasks that report `acc`; None where none does."""
-        found = [x.metrics["acc"] for x in self.tasks if "acc" in x.metrics]
+        """The mean over the tasks whose metric is an accuracy; None where none is."""
+        found = [x.metrics[x.metric] for x in self.tasks if x.metric.startswith("acc")]
         return math.fsum(found) / len(found) if found else None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class ZeroShot:
         tasks = {
             x.name: {
                 **x.metrics,
+                "metric": x.metric,
                 "examples": x.examples,
                 "few_shot": x.few_shot,
                 "version": x.version,
@@ -138,7 +141,7 @@ def zero_shot(
         with quiet_harness(progress) as warnings:
             found = lm_eval.evaluate(wrapped, dict(tasks.loaded), limit=limit, log_samples=True)
     _pass_on(warnings)
-    scores = tuple(_score(name, found) for name in tasks.loaded["tasks"])
+    scores = tuple(_score(name, task, found) for name, task in tasks.loaded["tasks"].items())
     for task in tasks.loaded["tasks"].values():
         task._instances = None  # requests and answers, no longer needed
     return ZeroShot(
@@ -158,16 +161,18 @@ def check_sizes(batch: int | None, limit: int | None) -> None:
             raise UsageError(f"{what} {value} is not a positive number")
 
 
-def _score(name: str, found: Mapping[str, Any]) -> TaskScore:
-    samples = found["samples"][name]
+def _score(name: str, task: Any, found: Mapping[str, Any]) -> TaskScore:
+    samples, metrics = found["samples"][name], _metrics(found["results"][name])
     asked = [[x["doc_id"], x["arguments"], x["target"]] for x in samples]
     text = json.dumps(asked, ensure_ascii=False, default=str)
     unsound = sum(_unsound(x["resps"]) for x in samples)
     if unsound:
         LOG.warning("%d of %d answers to '%s' are not finite", unsound, len(samples), name)
+    listed = [x["metric"] for x in task.get_config("metric_list") or ()]
     return TaskScore(
         name=name,
-        metrics=_metrics(found["results"][name]),
+        metrics=metrics,
+        metric=next((x for x in (*listed, *metrics) if x in metrics), ""),
         examples=found["n-samples"][name]["effective"],
         few_shot=found["n-shot"][name],
         version=str(found["versions"][name]),
