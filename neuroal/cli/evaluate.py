@@ -140,8 +140,10 @@ def evaluate(
         place = checkpoint.device_of(device)
         config = checkpoint.load_config(model, trust_remote_code)
         tokenizer = checkpoint.load_tokenizer(model, trust_remote_code)
-        asked = None if tasks is None else harness.load_tasks(tasks, include_path, progress=shown)
-        cut = None
+        asked = cut = None
+        if tasks is not None:
+            zero_shot.check_tokenizer(tokenizer)
+            asked = harness.load_tasks(tasks, include_path, progress=shown)
         if parsed is not None:
             cut = perplexity.evaluation_windows(
                 parsed,

@@ -128,8 +128,7 @@ def zero_shot(
         NeuroalError: There is no tokenizer.
     """
     check_sizes(batch, limit)
-    if tokenizer is None:
-        raise NeuroalError("the model has no tokenizer to read zero-shot tasks with")
+    check_tokenizer(tokenizer)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -159,6 +158,12 @@ def check_sizes(batch: int | None, limit: int | None) -> None:
     for what, value in (("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise UsageError(f"{what} {value} is not a positive number")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise a `NeuroalError` where there is none."""
+    if tokenizer is None:
+        raise NeuroalError("the model has no tokenizer to read zero-shot tasks with")
 
 
 def _score(name: str, task: Any, found: Mapping[str, Any]) -> TaskScore:

@@ -127,6 +127,20 @@ def test_without_the_extra_the_cure_is_named(
 
 
 @pytest.mark.usefixtures("mine")
+def test_a_model_without_a_tokenizer_is_refused_before_it_is_loaded(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuroal import checkpoint
+
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded"))
+    for file in Path("tiny").glob("tokenizer*"):
+        file.unlink()
+    result = run("evaluate", "tiny", "--tasks", "goings", "--include-path", "mine")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: the model has no tokenizer to read zero-shot tasks with\n"
+
+
+@pytest.mark.usefixtures("mine")
 def test_a_model_that_does_not_load_is_one_line(run: Any) -> None:
     Path("broken").mkdir()
     Path("broken/config.json").write_text('{"model_type": "llama"')

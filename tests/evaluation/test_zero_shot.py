@@ -208,6 +208,22 @@ def test_answers_that_are_no_numbers_are_told(
 
 
 @pytest.mark.slow
+def test_a_group_has_the_mean_of_its_tasks(
+    model: nn.Module, definitions: Path, tmp_path: Path
+) -> None:
+    text = (definitions / "endings.yaml").read_text()
+    for name in ("one", "two"):
+        own = text.replace("task: endings", f"task: {name}_ends")
+        (tmp_path / f"{name}.yaml").write_text(own)
+    (tmp_path / "both.yaml").write_text(
+        "group: both_ends\ntask: [one_ends, two_ends]\naggregate_metric_list:\n  - metric: acc\n"
+    )
+    found = zero_shot(model, tiny_tokenizer(), load_tasks("both_ends", tmp_path)).to_json()
+    assert list(found["tasks"]) == ["one_ends", "two_ends"]
+    assert found["groups"]["both_ends"]["acc"] == pytest.approx(found["accuracy"], rel=1e-12)
+
+
+@pytest.mark.slow
 def test_it_equals_the_harnesss_own_command(
     model: nn.Module, definitions: Path, tasks: Tasks, tmp_path: Path
 ) -> None:
