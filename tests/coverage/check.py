@@ -23,6 +23,8 @@ from .count import Count, close, count, is_half, kind_of, logits_of
 from .tiny import VOCABULARY, architectures, tiny_model
 
 SPARSITY = 0.5
+LAMBDAS = (0.05, 0.2)
+BY_RULE = ("router:", "gate:", "one input")  # reasons to leave a matrix dense anywhere
 WINDOWS, SEARCH_WINDOWS, LENGTH = 4, 2, 16
 
 
@@ -36,9 +38,9 @@ class Outcome:
         kind: "decoder"; "multimodal", with blocks that tokens do not reach; "encoder", whose tokens
             see the tokens after them; "encoder-decoder", which reads another model's states; or
             "unknown" where it could not be made.
-        verdict: "supported", "partly" (something stays dense) or "fails"; "" for what is no
-            decoder or could not be made.
-        reason: What stays dense, what failed, or why it is no decoder.
+        verdict: "supported"; "partly" where matrices stay dense that are no router and no gate;
+            "fails"; "" for what is no decoder or could not be made.
+        reason: What stays dense and why, what failed, or why it is no decoder.
         blocks: Number of blocks found.
         weights: Weights that should be pruned, by the count of this module.
         seconds: How long it took.
@@ -90,8 +92,8 @@ def _check(holds: bool, reason: str) -> None:
         raise CoverageError(reason)
 
 
-def _prune(model_type: str, model: nn.Module, counted: Count) -> tuple[Layout, list[str]]:
-    """Prune `model` and return its layout and the matrices that stayed dense.
+def _prune(model_type: str, model: nn.Module, counted: Count) -> tuple[Layout, dict[str, str]]:
+    """Prune `model` and return its layout, and why matrices stayed dense.
 
     Raises:
         CoverageError: A check does not hold.
@@ -101,8 +103,13 @@ def _prune(model_type: str, model: nn.Module, counted: Count) -> tuple[Layout, l
     dense = {k: p.detach().clone() for k, p in model.named_parameters()}
     expected = logits_of(model, unseen)
     _check(close(walked(model, found, {}, unseen), expected), "the dense walk is not the forward")
+    few = {"lambdas": LAMBDAS}
     recipe = Recipe(
-        sparsity=SPARSITY, pruner="wanda", top_up="neuroal", search_samples=SEARCH_WINDOWS
+        sparsity=SPARSITY,
+        pruner="wanda",
+        top_up="neuroal",
+        options={"linear_schedule": few, "neuroal": few},
+        search_samples=SEARCH_WINDOWS,
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pruned"
@@ -115,7 +122,10 @@ def _prune(model_type: str, model: nn.Module, counted: Count) -> tuple[Layout, l
         _check(skeleton == found, "the layout without weights is another")
     now = dict(model.named_parameters())
     touched = {k: now[k] for k, p in dense.items() if not torch.equal(p, now[k])}
-    missed = [k for k in counted.matrices if k not in touched]
+    skipped = {x.name: x.reason for x in found.skipped}
+    missed = {k: skipped.get(k, "") for k in counted.matrices if k not in touched}
+    unnamed = [k for k, reason in missed.items() if not reason]
+    _check(not unnamed, f"neither pruned nor named as skipped: {', '.join(unnamed[:3])}")
     beyond = [k for k in touched if k not in counted.matrices]
     _check(not beyond, f"changed what is no matrix of a block: {', '.join(beyond[:3])}")
     total = sum(p.numel() for p in touched.values())
@@ -156,8 +166,9 @@ def check(model_type: str) -> Outcome:
         found, missed = _prune(model_type, model, counted)
     except Exception as error:
         return outcome(kind, "fails", _line(error), weights=weights)
-    verdict = "partly" if missed else "supported"
-    reason = f"stay dense: {', '.join(_patterns(missed))}" if missed else why
+    partly = any(not reason.startswith(BY_RULE) for reason in missed.values())
+    verdict = "partly" if partly else "supported"
+    reason = "; ".join(filter(None, (why, *_patterns(missed))))
     return outcome(kind, verdict, reason, blocks=len(found.blocks), weights=weights)
 
 
@@ -170,7 +181,11 @@ def _line(error: Exception) -> str:
     return textwrap.shorten(text, 200, placeholder=" ...")
 
 
-def _patterns(names: list[str]) -> Iterator[str]:
-    """Yield names with their numbers left out, each once."""
-    seen = dict.fromkeys(".".join("*" if x.isdigit() else x for x in n.split(".")) for n in names)
-    yield from seen
+def _patterns(missed: Mapping[str, str]) -> Iterator[str]:
+    """Yield what stays dense and why, each name once with its numbers left out."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for name, reason in missed.items():
+        pattern = ".".join("*" if x.isdigit() else x for x in name.split("."))
+        by_reason.setdefault(reason, {})[pattern] = None
+    for reason, patterns in by_reason.items():
+        yield f"dense: {', '.join(patterns)} ({reason})"

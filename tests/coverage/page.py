@@ -26,7 +26,8 @@ with NeuroAL on top, on {windows} windows of {length} tokens.
 
 - every matrix inside the blocks is pruned: every parameter of two or more dimensions that a matrix
   multiplication reads, counted by running the model, experts that are stacked in one tensor
-  included. Embeddings, the head and what no product reads (convolutions, decay rates) stay dense;
+  included. Embeddings, the head and what no product reads (convolutions, decay rates) stay dense,
+  and by rule the routers that choose experts and gates of one output, which the remarks name;
 - exactly half of those weights are zero, and nothing else has changed;
 - the blocks run one by one give the model's own logits, before pruning and while pruning;
 - the saved folder loads again and gives the same logits; the layout without weights is the same.
