@@ -100,14 +100,31 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
 
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
+    named = _named_class(config)
     try:
         with quiet(), torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
-            )
+            if named is not None:
+                made = named(config).to(dtype or config.dtype)
+            else:
+                made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
+                )
     except Exception as error:
         raise _failure(model, error) from error
     return made.eval()
+
+
+def _named_class(config: Any) -> Any:
+    """Return the class that a configuration names, where AutoModelForCausalLM knows none for it.
+
+    So it is with the text half of some multimodal models, which has a configuration of its own.
+    """
+    import transformers
+
+    named = next(iter(config.architectures or ()), "")
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map"):
+        return None
+    return getattr(transformers, named, None) if named.endswith("ForCausalLM") else None
 
 
 def _refuse_quantised(model: str, config: Any) -> None:
@@ -127,14 +144,15 @@ def load(
     from transformers import AutoModelForCausalLM
 
     where = locate(model)
-    _refuse_quantised(model, load_config(model, trust_remote_code))
+    config = load_config(model, trust_remote_code)
+    _refuse_quantised(model, config)
     if Path(where).is_dir():
         why = does_not_fit(model, device)
         if why is not None:
             raise NeuroalError(f"{why}: --stream reads its blocks one at a time")
     try:
         with quiet():
-            made: Any = AutoModelForCausalLM.from_pretrained(
+            made: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
                 where,
                 output_loading_info=True,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),

@@ -49,6 +49,8 @@ class _Read:
 
     def note(self, name: str, args: tuple[Any, ...]) -> None:
         if name in _PRODUCTS:
+            if name.startswith(("add", "badd")):
+                args = args[1:]  # what is added to the product
             tensors = (x for x in pytree.tree_leaves(args) if isinstance(x, Tensor))
             self.storages.update(x.untyped_storage().data_ptr() for x in tensors)
 
