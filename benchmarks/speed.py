@@ -49,7 +49,12 @@ RANDOM = {
     "1b": (2048, 8192, 16, 32),
     "7b": (4096, 11008, 32, 32),
 }
-WHAT = {"published": "published procedure (a)", "ours": "neuroal (b)", "floor": "block runs (c)"}
+WHAT = {
+    "published": "published procedure (a)",
+    "ours": "neuroal (b)",
+    "floor": "block runs (c)",
+    "bfloat16": "(b), --search-dtype bfloat16",
+}
 MASKS = ((512, 192), (768, 2048), (4096, 4096))
 
 
@@ -117,7 +122,11 @@ def measure(what: str, o: dict[str, Any]) -> dict[str, Any]:
     else:
         options = {"linear_schedule": {"lambdas": block}, "neuroal": {"lambdas": row}}
         recipe = neuroal.Recipe(
-            sparsity=SPARSITY, budget="paper", options=options, search_samples=o["search"]
+            sparsity=SPARSITY,
+            budget="paper",
+            options=options,
+            search_samples=o["search"],
+            search_dtype="bfloat16" if what == "bfloat16" else "auto",
         )
         report = neuroal.prune(model, None, recipe, windows=ids)
         chosen = report.selected()
@@ -144,11 +153,11 @@ def zeros_sha256(model: nn.Module) -> str:
 
 
 def compare(o: dict[str, Any], repeats: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Let the three take turns and return a row of the table for each."""
+    """Let them take turns and return a row of the table for each."""
     runs: dict[str, list[dict[str, Any]]] = {what: [] for what in WHAT}
     for _ in range(repeats):
         for what in WHAT:
-            if what == "published" and o["skip_published"]:
+            if what in o["skip"]:
                 continue
             command = [sys.executable, __file__, "--once", json.dumps({"what": what, **o})]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -165,7 +174,7 @@ def compare(o: dict[str, Any], repeats: int, tell: Callable[[str], None]) -> lis
                 r[key] for r in made
             )
         for title, other in (("× (a)", "published"), ("× (c)", "floor")):
-            pairs = zip(made, runs[other], strict=False)
+            pairs = zip(made, runs[other], strict=False)  # none where the other is left out
             ratios = [mine[clock] / theirs[clock] for mine, theirs in pairs]
             row[title] = statistics.median(ratios) if ratios else None
         row["block runs"] = made[0]["block_runs"]
@@ -234,7 +243,7 @@ def hardware(threads: int) -> str:
 @click.option("--samples", type=int, help="Calibration windows; 32, or 128 for 7b.")
 @click.option("--length", type=int, help="Tokens of a window; 256, or 2048 for 7b.")
 @click.option("--candidates", type=int, help="So many λ a step in place of all.")
-@click.option("--skip-published", is_flag=True, help="Leave (a) out.")
+@click.option("--skip", multiple=True, type=click.Choice(list(WHAT)), help="Leave one out.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the page here.")
 @click.option("--once", hidden=True, help="One run, for the command itself.")
 def main(models: tuple[str, ...], out: Path | None, once: str | None, **given: Any) -> None:

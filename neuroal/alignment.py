@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,15 +140,24 @@ class Aligner:
         with torch.no_grad():
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
-                    self._pass_block(block, module, inputs, states, tick)
+                    runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
+                    self._pass_block(block, module, runs, inputs, states, tick)
             if self._at_output:
                 self._measure_output(inputs, states)
         return [self._outcome(s) for s in states]
 
     def _pass_block(
-        self, block: Block, module: nn.Module, inputs: Inputs, states: list[_State], tick: Tick
+        self,
+        block: Block,
+        module: nn.Module,
+        runs: nn.Module,
+        inputs: Inputs,
+        states: list[_State],
+        tick: Tick,
     ) -> None:
-        """Take every candidate through one block; what two have in common runs once.
+        """Take every candidate through one block, `module`; what two have in common runs once.
+
+        What runs is `runs`, the block in the dtype of the search.
 
         Candidates that come from the same prefix share the dense run (all of them in the first
         block), and those that also prune the block alike share everything.
@@ -168,7 +178,7 @@ class Aligner:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
                 shared.keeps = not self.walker.streams and (waiting[id(prefix)] > 1 or not reads)
-                known[key] = self._step(block, module, inputs, s, dense, shared)
+                known[key] = self._step(block, module, runs, inputs, s, dense, shared)
             step = known[key]
             waiting[id(prefix)] -= 1
             if not waiting[id(prefix)]:
@@ -185,6 +195,7 @@ class Aligner:
         self,
         block: Block,
         module: nn.Module,
+        runs: nn.Module,
         inputs: Inputs,
         s: _State,
         known: dict[int, Pass],
@@ -196,14 +207,14 @@ class Aligner:
         if not any(
             t.counts.any() for t in (s.trial.targets.get(x.name) for x in block.linears) if t
         ):
-            after = self.walker.run(block, module, inputs, s.prefix) if output else None
+            after = self.walker.run(block, runs, inputs, s.prefix) if output else None
             zeros = {x.name: torch.zeros(x.in_features) for x in block.linears}
             prefix = after.prefix if after is not None else None
             return _Step(prefix or s.prefix, 0.0, zeros if self.deviation else {})
         dense = known.get(id(s.prefix))
         if dense is None and self._dense_statistics:
             dense = known[id(s.prefix)] = self.walker.run(
-                block, module, inputs, s.prefix, self._dense_statistics,
+                block, runs, inputs, s.prefix, self._dense_statistics,
                 output=False, keep_inputs=self._compares,
             )  # fmt: skip
         if not output and not self._pruned_statistics:
@@ -211,8 +222,10 @@ class Aligner:
         statistics = dense.statistics if dense is not None else {}
         targets = s.trial.targets
         overlay = self.pruner.prune_block(block, module, statistics, targets, shared)
+        if inputs.dtype is not None:
+            overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
         after = self.walker.run(
-            block, module, inputs, s.prefix, self._pruned_statistics,
+            block, runs, inputs, s.prefix, self._pruned_statistics,
             weights=overlay, output=output, dense=dense,
         )  # fmt: skip
         misalignment, deviation = self._compare(block, dense, after) if dense else (0.0, {})
@@ -261,7 +274,8 @@ class Aligner:
             prefix = Prefix.start(inputs)
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
-                    prefix = self.walker.run(block, module, inputs, prefix).prefix or prefix
+                    runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
+                    prefix = self.walker.run(block, runs, inputs, prefix).prefix or prefix
             self._dense_output[inputs.windows] = prefix.carried
         return self._dense_output[inputs.windows]
 

@@ -245,7 +245,7 @@ class _Run:
             notes=self.notes,
         )
         try:
-            walker = Walker(model, found, blocks.open) if data else None
+            walker = Walker(model, found, blocks.open, recipe.batch) if data else None
             candidates: list[Candidate] = []
             allocation = earlier
             if allocation is None:
@@ -366,11 +366,13 @@ class _Run:
             aligner = Aligner(walker, pruner, self.setup.alignment, self.setup.reads_deviation)
         ids = data.ids[: recipe.search_samples] if data is not None else torch.empty(0, 0)
         cut: dict[int, Inputs] = {}
+        auto = recipe.search_dtype == "auto"
+        dtype: torch.dtype | None = None if auto else getattr(torch, recipe.search_dtype)
 
         def inputs(windows: int) -> Inputs:
             assert walker is not None
             if windows not in cut:
-                cut[windows] = walker.inputs(ids[:windows])
+                cut[windows] = walker.inputs(ids[:windows], dtype=dtype)
             return cut[windows]
 
         search = TopUpSearch(

@@ -47,6 +47,10 @@ class Recipe:
         model: Folder or hub name; "demo" is the built-in model.
         device: "auto", "cpu", "cuda", "cuda:0", "mps".
         dtype: Dtype in which the model is loaded and saved; "auto" is the checkpoint's own.
+        search_dtype: Dtype in which the search runs the blocks; "auto" is the model's own. Masks
+            are made from the model's own weights, and the final pruning does not change.
+        batch: Windows that pass a block together; None is as many as have 2048 tokens on the CPU,
+            16384 on a device.
         allocation: Folder or file of an earlier run's allocation to use instead of a search.
         requires: Distributions that must be installed, as pip reads them: `neuroal-nowag>=0.1`;
             checked before anything else.
@@ -72,6 +76,8 @@ class Recipe:
     model: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    search_dtype: str = "auto"
+    batch: int | None = None
     allocation: str | None = None
     requires: tuple[str, ...] = ()
 
@@ -87,7 +93,7 @@ class Recipe:
             object.__setattr__(self, "block_ratios", tuple(self.block_ratios))
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(f"sparsity {self.sparsity} is outside [0, 1)")
-        for name in ("samples", "search_samples", "length"):
+        for name in ("samples", "search_samples", "length", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is not a positive number")
@@ -97,6 +103,7 @@ class Recipe:
         if self.comparison is not None:
             _choice("comparison", self.comparison, typing.get_args(Comparison))
         _choice("dtype", self.dtype, DTYPES)
+        _choice("search_dtype", self.search_dtype, DTYPES)
         self.parsed_pattern()
 
     def parsed_pattern(self) -> Pattern | None:

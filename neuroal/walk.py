@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
@@ -32,6 +34,7 @@ CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
 
 LinearStatistics = dict[str, Statistics]
 OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ class Inputs:
         windows: Number of windows.
         last_use: The last block that reads what is carried; the number of blocks for the model.
         team: The processes that have a part of the windows each; statistics are of all.
+        dtype: Of the blocks that run, and of what they are given; None is the model's own.
     """
 
     batches: tuple[Batch, ...]
     windows: int
     last_use: Mapping[Key, int]
     team: Team = ALONE
+    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -96,6 +101,20 @@ class _Stop(Exception):
     """Ends a block's forward pass once everything that is read has been seen."""
 
 
+def _cast(tree: Tree, dtype: torch.dtype) -> Tree:
+    """Return a tree with its floating tensors in another dtype, within the range of that."""
+    limits = torch.finfo(dtype)  # masks hold the lowest number of their own dtype
+
+    def cast(x: object) -> object:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
+            return x
+        if limits.max < torch.finfo(x.dtype).max:
+            x = x.clamp(limits.min, limits.max)
+        return x.to(dtype)
+
+    return pytree.tree_map(cast, tree)  # type: ignore[no-any-return]
+
+
 def batch_size(device: torch.device, length: int) -> int:
     """Return how many windows of so many tokens pass a block together."""
     return max(1, (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS) // length)
@@ -107,14 +126,20 @@ class Walker:
     Attributes:
         model: The causal language model, in evaluation mode.
         layout: Its layout.
+        batch: Windows of a batch where `inputs` is not told; None is by their tokens.
         block_runs: Blocks times windows run so far.
         streams: Whether a block is in memory only while it is open.
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, open_block: OpenBlock | None = None
+        self,
+        model: nn.Module,
+        layout: Layout,
+        open_block: OpenBlock | None = None,
+        batch: int | None = None,
     ) -> None:
         self.model = model
+        self.batch = batch
         self.layout = layout
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
@@ -136,13 +161,25 @@ class Walker:
 
     # -- inputs ------------------------------------------------------------------------------
 
-    def inputs(self, ids: Tensor, batch: int | None = None, team: Team = ALONE) -> Inputs:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the model's first floating parameter."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def inputs(
+        self,
+        ids: Tensor,
+        batch: int | None = None,
+        team: Team = ALONE,
+        dtype: torch.dtype | None = None,
+    ) -> Inputs:
         """Return windows ready to walk.
 
         Args:
             ids: int64 `(windows, length)`.
-            batch: Windows per batch; chosen by the number of tokens when None.
+            batch: Windows per batch; None is the walker's own.
             team: Processes that share the windows: this one gets its part.
+            dtype: Of blocks that run in another than the model's own.
 
         Raises:
             UsageError: There are more processes than windows.
@@ -150,10 +187,10 @@ class Walker:
         if len(ids) < team.size:
             raise UsageError(f"{team.size} processes share {len(ids)} windows: start fewer")
         ids = team.part(ids)
-        batch = batch or batch_size(self.device, ids.shape[1])
+        batch = batch or self.batch or batch_size(self.device, ids.shape[1])
         batches = [self._batch(part) for part in torch.split(ids, batch)]
         last_use = self._handover.last_use(batches[0].calls)
-        return Inputs(tuple(batches), len(ids), last_use, team)
+        return Inputs(tuple(batches), len(ids), last_use, team, dtype)
 
     def logits(
         self, batch: Batch, carried: Carried, weights: Mapping[str, Tensor] | None = None
@@ -165,6 +202,7 @@ class Walker:
             carried: Of a prefix behind the last block.
             weights: Of the same prefix.
         """
+        carried = _cast(carried, self.dtype)
         return self._handover.logits(batch.ids, carried, self._overlays(weights or {}))
 
     def _batch(self, ids: Tensor) -> Batch:
@@ -262,10 +300,14 @@ class Walker:
                 else nullcontext()
             )
             try:
+                # The model computes in its own dtype what it gives its blocks.
+                given = carried if inputs.dtype is None else _cast(carried, self.dtype)
                 args, kwargs = self._handover.arguments(
-                    block.index, batch.calls[block.index], batch.ids, carried,
+                    block.index, batch.calls[block.index], batch.ids, given,
                     self._overlays(prefix.weights),
                 )  # fmt: skip
+                if inputs.dtype is not None:
+                    args, kwargs = _cast((args, kwargs), inputs.dtype)
                 with observing, torch.no_grad():
                     result = (
                         functional_call(module, overlay, args, kwargs)
@@ -316,7 +358,7 @@ class Walker:
         for index in self._handover.again if weights else ():
             block = self.layout.blocks[index]
             module = self.model.get_submodule(block.name)
-            made[index] = self._from_earlier(block, module, weights)
+            made[index] = _cast(self._from_earlier(block, module, weights), self.dtype)
         return made
 
 

@@ -19,7 +19,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def options(**more: Any) -> dict[str, Any]:
     given = {"model": "tiny", "threads": 1, "search": 2, "samples": 4, "length": 24}
-    return {**given, "candidates": 3, "skip_published": False, **more}
+    return {**given, "candidates": 3, **more}
 
 
 def test_all_three_do_the_same_work(speed: ModuleType) -> None:

@@ -156,6 +156,19 @@ _PLUGIN = "NAME"
     group="Model",
     help="Dtype to load and save the weights in; auto is the checkpoint's own.",
 )
+@option(
+    "--search-dtype",
+    type=click.Choice(DTYPES),
+    default=_DEFAULT.search_dtype,
+    group="Model",
+    help="Dtype in which the search runs the blocks; bfloat16 is faster and may choose another λ.",
+)
+@option(
+    "--batch",
+    type=int,
+    group="Model",
+    help="Windows that pass a block together.  [default: by their tokens]",
+)
 @trust_option
 @option(
     "--recipe",
