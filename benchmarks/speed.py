@@ -1,6 +1,6 @@
 """Measure the published procedure, ours and the block runs alone, side by side.
 
-    python benchmarks/speed.py MODEL... [--threads 1] [--repeats 3] [--out docs/benchmarks.md]
+    python benchmarks/speed.py MODEL... [--threads 1] [--repeats 3] [--out tables.md]
 
 MODEL is a folder, or the name of a random Llama-structure model: `tiny`, `100m`, `1b`, or `7b`
 (whose shapes, in bfloat16 with windows of 2048 tokens, are for a GPU). Pruner Wanda, sparsity 0.7,

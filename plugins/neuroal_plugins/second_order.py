@@ -127,24 +127,24 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     return gram + torch.diag((damping * diagonal.mean()).expand_as(diagonal))
 
 
-_recent: list[tuple[weakref.ref[Tensor], object, object]] = []
+_made: dict[tuple[int, object], tuple[weakref.ref[Tensor], int, object]] = {}
 
 
 def once_per_gram(gram: Tensor, key: object, build: Callable[[], Factor]) -> Factor:
-    """Return `build()`, computed once for the linears that follow each other on one Gram matrix.
+    """Return `build()`, computed once for all linears and candidates that read one Gram matrix.
 
-    Only the last result is held, and no longer than the Gram matrix itself lives.
+    A result is held no longer than the Gram matrix itself lives.
 
     Args:
         gram: The Gram matrix, recognised by identity.
         key: Everything else that decides the result.
         build: Makes the result.
     """
-    key = (key, gram._version)
-    for known, known_key, result in _recent:
-        if known() is gram and known_key == key:
-            return result  # type: ignore[return-value]
-    _recent.clear()
+    place, version = (id(gram), key), gram._version
+    known = _made.get(place)
+    if known is not None and known[0]() is gram and known[1] == version:
+        return known[2]  # type: ignore[return-value]
     made = build()
-    _recent.append((weakref.ref(gram, lambda _: _recent.clear()), key, made))
+    reference = weakref.ref(gram, lambda _: _made.pop(place, None))
+    _made[place] = (reference, version, made)
     return made

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import neuroal
-from neuroal import Linear, NeuroalError, Pattern, Statistics, Target
+from neuroal import Linear, NeuroalError, Pattern, Statistics, Target, testing
 from neuroal_plugins import second_order
 from neuroal_plugins.pruner.admm import Admm
 from neuroal_plugins.pruner.alps import Alps, solve_on_support
@@ -24,8 +24,7 @@ each_pruner = pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: type(p)._
 
 
 def linear(weight: Tensor) -> Linear:
-    rows, columns = weight.shape
-    return Linear("model.layers.3.mlp.up_proj", 3, rows, columns, 2, None)
+    return testing.linear(*weight.shape, name="model.layers.3.mlp.up_proj", block=3, group=2)
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -542,10 +541,14 @@ def test_linears_on_one_gram_matrix_share_its_factor() -> None:
     assert second_order.once_per_gram(gram, "a", build) == 1
     assert second_order.once_per_gram(gram, "a", build) == 1
     assert second_order.once_per_gram(gram, "b", build) == 2
+    other = gram.clone()  # of another linear, in between
+    assert second_order.once_per_gram(other, "a", build) == 3
+    assert second_order.once_per_gram(gram, "a", build) == 1
     gram += 1  # another matrix in the same place
-    assert second_order.once_per_gram(gram, "b", build) == 3
-    assert second_order.once_per_gram(gram.clone(), "b", build) == 4
-    assert second_order._recent == []  # nothing outlives its matrix
+    assert second_order.once_per_gram(gram, "b", build) == 4
+    assert second_order.once_per_gram(gram.clone(), "b", build) == 5
+    del gram, other
+    assert second_order._made == {}  # nothing outlives its matrix
 
 
 def test_the_published_search_weighs_window_k_by_one_over_k() -> None:

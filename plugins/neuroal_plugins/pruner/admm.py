@@ -68,7 +68,7 @@ class Admm:
             if step <= self.ramp:
                 fraction = 1 - (1 - step / self.ramp) ** 3
                 mask = second_order.choose_mask((scaled + dual).abs(), target, fraction)
-            sparse = (scaled + dual).masked_fill(mask, 0)  # Z
+            sparse = (scaled + dual) * ~mask  # Z
             dual = dual + scaled - sparse
             scaled = (aim + self.rho * (sparse - dual)) @ inverse
         return PrunedLinear((scaled + dual).masked_fill(mask, 0) / norm, mask)

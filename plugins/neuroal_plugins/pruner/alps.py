@@ -102,13 +102,13 @@ class Alps:
         rho = self.rho
         inverse = (vectors / (values + rho)) @ vectors.t()  # (H + ρI)⁻¹
         mask = checked = second_order.choose_mask(dense.abs(), target)
-        sparse = dense.masked_fill(mask, 0)  # D
+        sparse = dense * ~mask  # D
         dual = torch.zeros_like(dense)  # V
         for step in range(1, self.iterations + 1):
             split = (aim - dual + rho * sparse) @ inverse  # W
             wanted = split + dual / rho
             mask = second_order.choose_mask(wanted.abs(), target)
-            sparse = wanted.masked_fill(mask, 0)
+            sparse = wanted * ~mask
             dual = dual + rho * (split - sparse)
             if step % CHECK_EVERY == 0:
                 growth = _growth(mask, checked)
@@ -147,11 +147,12 @@ def solve_on_support(
         `(out, in)`.
     """
     found = start
-    residual = (aim - found @ product).masked_fill(mask, 0)
+    kept = (~mask).to(start.dtype)
+    residual = (aim - found @ product) * kept
     direction = residual
     size = residual.square().sum(1, keepdim=True)  # (out, 1)
     for _ in range(steps):
-        image = (direction @ product).masked_fill(mask, 0)
+        image = (direction @ product) * kept
         step = _ratio(size, (direction * image).sum(1, keepdim=True))
         found = found + step * direction
         residual = residual - step * image

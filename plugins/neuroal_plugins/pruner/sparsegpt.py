@@ -170,15 +170,18 @@ def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) ->
         mask: `(out, columns)`; under a pattern it is chosen here, group by group.
         target: For its pattern.
     """
-    errors = torch.zeros_like(weight)
+    turned = weight.t().contiguous()  # (columns, out): a column lies in one piece
+    gone = mask.t().to(turned.dtype)  # 1 where pruned
+    errors = torch.empty_like(turned)
     pattern = target.pattern
-    for j in range(weight.shape[1]):
+    for j in range(len(turned)):
         if pattern is not None and j % pattern.of == 0:
             group = slice(j, j + pattern.of)
-            scores = weight[:, group] ** 2 / upper.diagonal()[group] ** 2
-            pruned = torch.tensor([pattern.of - pattern.kept])
-            mask[:, group] = row_mask(scores, pruned)
-        errors[:, j] = weight[:, j].masked_fill(~mask[:, j], 0) / upper[j, j]
-        weight[:, j:] -= errors[:, j, None] * upper[j, j:]
+            scores = turned[group].t() ** 2 / upper.diagonal()[group] ** 2
+            mask[:, group] = row_mask(scores, torch.tensor([pattern.of - pattern.kept]))
+            gone[group] = mask[:, group].t().to(gone.dtype)
+        errors[j] = turned[j] * gone[j] / upper[j, j]
+        turned[j:] -= upper[j, j:, None] * errors[j]
+    weight.copy_(turned.t())
     weight.masked_fill_(mask, 0)  # what rounding left
-    return errors
+    return errors.t()
