@@ -19,6 +19,7 @@ from neuroal.cli.layout import layout
 from neuroal.cli.plugins import plugins
 from neuroal.cli.prune import prune
 from neuroal.cli.report import report
+from neuroal.cli.study import study
 from neuroal.errors import UsageError
 
 
@@ -80,5 +81,5 @@ def main() -> None:
     """Prune language models in one shot; every method is a plugin."""
 
 
-for _command in (prune, evaluate, compare, report, plugins, layout, demo):
+for _command in (prune, evaluate, compare, study, report, plugins, layout, demo):
     main.add_command(_command)

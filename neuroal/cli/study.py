@@ -1,0 +1,288 @@
+"""`neuroal study`: many cases from one file."""
+
+from __future__ import annotations
+
+import importlib.resources
+import time
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import click
+
+from neuroal.cli.command import (
+    Command,
+    Group,
+    Stopped,
+    clean_stdout,
+    json_option,
+    option,
+    print_json,
+    progress_option,
+    quiet_option,
+    say,
+    shows_progress,
+    trust_option,
+)
+from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.study_text import (
+    csv_text,
+    outcome_json,
+    outcome_text,
+    plan_json,
+    plan_text,
+    tables_text,
+    unfinished,
+)
+from neuroal.errors import NeuroalError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from neuroal.study.run import How, Prepared
+
+_OUT_HELP = "Results folder.  [default: the file's name and -results]"
+
+
+@click.group(
+    cls=Group,
+    examples=[
+        "neuroal study init study.toml",
+        "neuroal study plan study.toml",
+        "neuroal study run study.toml --jobs 2",
+        "neuroal study table study-results",
+    ],
+)
+def study() -> None:
+    """Compare methods: models × pruners × top-ups × sparsities, from one file."""
+
+
+@study.command(
+    cls=Command,
+    examples=["neuroal study init", "neuroal study init paper.toml --paper"],
+)
+@click.argument("file", default="study.toml")
+@option("--paper", is_flag=True, group="Study", help="Write the grid of NeuroAL's paper.")
+@verbose
+def init(file: str, paper: bool) -> None:
+    """Write a study FILE to begin with: a small one of the built-in model, ready to run."""
+    path = Path(file)
+    if path.exists():
+        raise UsageError(f"'{file}' exists: give another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder '{path.parent}' to write '{path.name}' in")
+    template = "paper.toml.in" if paper else "study.toml.in"
+    text = (importlib.resources.files("neuroal") / "templates" / template).read_text("utf-8")
+    path.write_text(Template(text).substitute(name=file), encoding="utf-8")
+    click.echo(f"{file}: see what it would do with `neuroal study plan {file}`")
+
+
+@study.command(
+    cls=Command,
+    examples=[
+        "neuroal study plan study.toml",
+        "neuroal study plan study.toml --jobs 4 --no-time",
+        "neuroal study plan study.toml --json",
+    ],
+)
+@click.argument("file")
+@option("--out", metavar="DIR", group="Run", help=_OUT_HELP)
+@option("--jobs", type=click.IntRange(1), default=1, group="Run", help="Cases at once.")
+@option(
+    "--time/--no-time",
+    "timed",
+    default=True,
+    group="Run",
+    show_default=False,
+    help="Say how long it will take, from finished cases or by loading models to time them.",
+)
+@trust_option
+@json_option("the plan with every case")
+@quiet_option
+@progress_option
+@verbose
+def plan(
+    file: str,
+    out: str | None,
+    jobs: int,
+    timed: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    progress: bool | None,
+) -> None:
+    """Say how many cases the study in FILE has, what is left of them, and how long that takes."""
+    from neuroal.study.run import prepare
+
+    with clean_stdout(as_json):
+        prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
+        guess = None
+        if timed and prepared.jobs:
+            from neuroal.study.estimate import estimate
+
+            guess = estimate(
+                prepared.jobs,
+                prepared.study.evaluations,
+                prepared.known,
+                trust_remote_code,
+                shows_progress(progress, quiet),
+            )
+    if as_json:
+        print_json(plan_json(prepared, guess))
+    else:
+        click.echo(plan_text(prepared, guess, jobs))
+
+
+@study.command(
+    cls=Command,
+    examples=[
+        "neuroal study run study.toml",
+        "neuroal study run study.toml --jobs 4 --out results",
+        "neuroal study run study.toml --executor ray --gpus-per-case 0.5",
+    ],
+)
+@click.argument("file")
+@option("--out", metavar="DIR", group="Run", help=_OUT_HELP)
+@option(
+    "--jobs",
+    type=click.IntRange(1),
+    group="Run",
+    help="Cases at once.  [default: 1; on Ray, as many as fit]",
+)
+@option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    group="Run",
+    help="Where: processes of this machine, or a Ray cluster (the one of RAY_ADDRESS, or here).",
+)
+@option(
+    "--gpus-per-case",
+    type=click.FloatRange(0),
+    default=0.0,
+    group="Run",
+    metavar="F",
+    help="GPUs of a case on Ray; below 1, cases share one.",
+)
+@trust_option
+@json_option("what became of the study")
+@quiet_option
+@progress_option
+@verbose
+def run(
+    file: str,
+    out: str | None,
+    jobs: int | None,
+    executor: str,
+    gpus_per_case: float,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    progress: bool | None,
+) -> None:
+    """Run what is left of the study in FILE; stop it and start it again at will.
+
+    Every finished case is one file in the results folder, and is never run again. A case that
+    fails is recorded with its error, does not stop the others, and is tried again by the next run.
+    """
+    from neuroal.study.run import How, prepare
+
+    start = time.perf_counter()
+    shown = shows_progress(progress, quiet)
+    with clean_stdout(as_json):
+        how = How(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
+        prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
+        failed = _run(prepared, how, shown)
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(outcome_json(prepared, failed, seconds))
+    elif not quiet:
+        click.echo(outcome_text(prepared, failed, seconds))
+    if failed:
+        first = failed[0]
+        raise NeuroalError(
+            f"{len(failed)} of {len(prepared.expansion.distinct)} cases failed, the first: "
+            f"{first['title']}: {first['error']} (see '{first['file']}')"
+        )
+
+
+def _folder(file: str, out: str | None) -> Path:
+    return Path(out or f"{Path(file).stem}-results")
+
+
+def _run(prepared: Prepared, how: How, shown: bool) -> list[dict[str, str]]:
+    """Run what is left and return what failed."""
+    from tqdm import tqdm
+
+    from neuroal.study.cases import title
+    from neuroal.study.results import FAILED, case_file
+    from neuroal.study.run import run
+
+    failed = []
+    total = len(prepared.expansion.distinct)
+    bar = tqdm(total=total, initial=prepared.finished, desc="study", unit="case", disable=not shown)
+    with bar:
+        try:
+            for result in run(prepared, how):
+                bar.set_postfix_str(title(result["case"]))
+                bar.update()
+                if result["status"] == FAILED:
+                    file = case_file(prepared.out, result["id"])
+                    name = title(result["case"])
+                    failed.append({"title": name, "error": result["error"], "file": str(file)})
+        except KeyboardInterrupt:
+            raise Stopped("interrupted; the same command goes on from here") from None
+    return failed
+
+
+@study.command(
+    "table",
+    cls=Command,
+    examples=[
+        "neuroal study table study-results",
+        "neuroal study table study-results --metric wikitext2 --format latex",
+        "neuroal study table study-results --format csv > study.csv",
+    ],
+)
+@click.argument("folder")
+@option(
+    "--format",
+    "style",
+    type=click.Choice(["github", "latex", "csv"]),
+    default="github",
+    group="Table",
+    help="csv has a line per model, method, sparsity and evaluation.",
+)
+@option(
+    "--metric",
+    metavar="NAME",
+    group="Table",
+    help="One evaluation.  [default: all of them]",
+)
+@json_option("the lines of --format csv")
+@verbose
+def table_command(folder: str, style: str, metric: str | None, as_json: bool) -> None:
+    """Show the results in FOLDER, finished or not: mean ± deviation over seeds, the best in bold.
+
+    The best is that of the top-ups on the same model, pruner and sparsity; where a study has one
+    top-up, of the pruners on the same model and sparsity.
+    """
+    from dataclasses import asdict
+
+    from neuroal.study.results import read_study
+    from neuroal.study.table import cells
+
+    results = read_study(Path(folder))
+    found = cells(results)
+    if not found:
+        raise NeuroalError(f"no case of '{folder}' is finished yet")
+    names = list(dict.fromkeys(cell.evaluation for cell in found))
+    if metric is not None and metric not in names:
+        raise UsageError(f"'{folder}' has no evaluation '{metric}': {nearest(metric, names)}")
+    chosen = [cell for cell in found if metric in (None, cell.evaluation)]
+    if as_json:
+        print_json({"name": results.study["name"], "cells": [asdict(cell) for cell in chosen]})
+    elif style == "csv":
+        click.echo(csv_text(chosen), nl=False)
+    else:
+        click.echo(tables_text(chosen, style))
+        for line in unfinished(results):
+            say(line)

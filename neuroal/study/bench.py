@@ -1,0 +1,132 @@
+"""A bench runs cases one after the other and keeps ready what they have in common."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuroal import checkpoint, engine, layout
+from neuroal.errors import NeuroalError
+from neuroal.shared import Shared
+from neuroal.study.cases import Case
+from neuroal.study.file import Evaluation
+from neuroal.study.results import DONE, FAILED, Result
+from neuroal.study.scores import Measurer, Scores, identity, kept
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A model whose linears can be made dense again, and what its cases share.
+
+    Attributes:
+        key: Name, dtype and device that it was loaded by.
+        model: The model, as the last case has left it.
+        tokenizer: Its tokenizer, or None.
+        weights: The dense weight of every linear, on the CPU.
+        measurer: Holds evaluation windows and tasks.
+        shared: Holds calibration windows and measurements of the dense model.
+    """
+
+    key: tuple[str, str, str]
+    model: nn.Module
+    tokenizer: Any
+    weights: Mapping[str, Tensor]
+    measurer: Measurer
+    shared: Shared = field(default_factory=Shared)
+
+    def restore(self) -> None:
+        """Put the dense weights back, whatever a case has left."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                self.model.get_parameter(name).copy_(weight)
+
+
+class Bench:
+    """Runs cases in one process; the model of the last one stays loaded."""
+
+    def __init__(
+        self, evaluations: Sequence[Evaluation], trust_remote_code: bool, progress: bool = False
+    ) -> None:
+        self.evaluations = {evaluation: identity(evaluation) for evaluation in evaluations}
+        self.trust_remote_code = trust_remote_code
+        self.progress = progress
+        self._loaded: _Loaded | None = None
+
+    def run(self, case: Case, known: Mapping[str, Any]) -> Result:
+        """Run a case and return the content of its file; an exception makes it a failed one.
+
+        Args:
+            case: The case.
+            known: Scores of an earlier run of it: what they hold is not measured again.
+        """
+        try:
+            return {**_head(case), "status": DONE, **self._outcome(case, known)}
+        except Exception as error:
+            return failure(case, error)
+
+    def _outcome(self, case: Case, known: Mapping[str, Any]) -> Result:
+        loaded = self._load(case)
+        loaded.restore()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        report = None
+        start = time.perf_counter()
+        if case.recipe is not None:
+            made = engine.prune(
+                loaded.model,
+                loaded.tokenizer,
+                case.recipe,
+                progress=self.progress,
+                shared=loaded.shared,
+            )
+            made.model["sha256"] = case.model_sha256
+            report = made.to_json()
+        pruned = time.perf_counter()
+        scores: Scores = {}
+        for evaluation, key in self.evaluations.items():
+            scores |= kept(known, key) or loaded.measurer.measure(evaluation, loaded.model)
+        seconds = {"prune": pruned - start, "evaluate": time.perf_counter() - pruned}
+        if report is not None:
+            seconds["prune"] = sum(report["timings"].values())
+        rounded = {phase: round(x, 4) for phase, x in seconds.items()}
+        return {"scores": scores, "report": report, "seconds": rounded, "error": None}
+
+    def _load(self, case: Case) -> _Loaded:
+        """Return the case's model; the one before it is let go of first."""
+        key = (case.model, case.dtype, case.device)
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None
+            device = checkpoint.device_of(case.device)
+            model, tokenizer = checkpoint.load(
+                case.model, device, case.dtype, self.trust_remote_code
+            )
+            names = [f"{name}.weight" for name in layout.find(model).linears]
+            dense = {name: model.get_parameter(name).detach().cpu().clone() for name in names}
+            measurer = Measurer(tokenizer, self.progress)
+            self._loaded = _Loaded(key, model, tokenizer, dense, measurer)
+        return self._loaded
+
+
+def failure(case: Case, error: Exception) -> Result:
+    """Return the content of a failed case's file: the error in one line, and its traceback."""
+    kind = "" if isinstance(error, NeuroalError) else f"{type(error).__name__}: "
+    return {
+        **_head(case),
+        "status": FAILED,
+        "scores": {},
+        "report": None,
+        "seconds": {},
+        "error": kind + " ".join(str(error).split()),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def _head(case: Case) -> Result:
+    recipe = None if case.recipe is None else case.recipe.to_json()
+    return {"id": case.id, "case": dict(case.labels), "recipe": recipe}

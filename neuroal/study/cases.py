@@ -1,0 +1,251 @@
+"""From a study to its cases: what is run, under which name, and what makes no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import neuroal
+from neuroal import checkpoint, layout
+from neuroal.errors import NeuroalError, PluginError, UsageError
+from neuroal.layout import Layout
+from neuroal.plan import Setup, first_steps, setup
+from neuroal.plugins import listing_of
+from neuroal.recipe import Recipe
+from neuroal.source import parse_source
+from neuroal.study.file import Model, Pruner, Study, TopUp
+
+DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to run: a model, pruned by a recipe or as it is, to be evaluated.
+
+    Attributes:
+        id: The first 16 digits of the SHA-256 of everything that decides the model's weights.
+            Cases that differ in name alone share it, and are run once.
+        labels: model, pruner, top_up, sparsity, pattern and seed, as tables call them; of a dense
+            model all but the first as in `DENSE`.
+        recipe: How it is pruned, or None for the dense model.
+        model: Folder, hub name, or "demo".
+        model_sha256: Of its config and weights; None for a hub name.
+        dtype: Dtype in which it is loaded.
+        device: Where it runs; "auto" is settled there.
+    """
+
+    id: str
+    labels: Mapping[str, Any]
+    recipe: Recipe | None
+    model: str
+    model_sha256: str | None
+    dtype: str
+    device: str
+
+    @property
+    def title(self) -> str:
+        """Return one line that tells the case from the others."""
+        return title(self.labels)
+
+
+def title(labels: Mapping[str, Any]) -> str:
+    """Return one line that tells the case of these labels from the others."""
+    x = labels
+    if x["pruner"] is None:
+        return f"{x['model']}, dense"
+    pattern = "" if x["pattern"] == "unstructured" else f" {x['pattern']}"
+    method = f"{x['pruner']} + {x['top_up']} at {x['sparsity']:g}{pattern}"
+    return f"{x['model']}, {method}, seed {x['seed']}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A combination that makes no sense, and why."""
+
+    labels: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """All combinations of a study: models outermost, each after its dense baseline."""
+
+    cases: tuple[Case, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def distinct(self) -> tuple[Case, ...]:
+        """Return the cases that are run: the first of every id."""
+        first: dict[str, Case] = {}
+        for case in self.cases:
+            first.setdefault(case.id, case)
+        return tuple(first.values())
+
+
+def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
+    """Cross the lists of a study; reads configs, hashes files, and loads no weights.
+
+    A combination that makes no sense is skipped. An entry of which no combination is left is an
+    error: it is misspelt, or wrong by itself.
+
+    Raises:
+        UsageError: There is such an entry, or a source is wrong.
+        NeuroalError: A model's structure cannot be read, or a plugin is broken.
+    """
+    cases: list[Case] = []
+    skipped: list[Skipped] = []
+    for number, model in enumerate(study.models, 1):
+        plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
+        try:
+            found = layout.find(checkpoint.skeleton(model.name, trust_remote_code))
+            sha256 = checkpoint.fingerprint(model.name)
+            plain = dataclasses.replace(plain, **_calibration(study, model))
+            cases.append(_case({"model": model.label, **DENSE}, plain, sha256, None))
+            for labels, recipe in _combinations(study, plain):
+                labels = {"model": model.label, **labels}
+                made = _fit(recipe, found)
+                if isinstance(made, str):
+                    skipped.append(Skipped(labels, made))
+                    continue
+                _check_calibration(made, recipe, found)
+                cases.append(_case(labels, recipe, sha256, made))
+        except NeuroalError as error:
+            raise type(error)(f"models[{number}] '{model.label}': {error}") from error
+    _refuse_dead_entries(study, cases, skipped)
+    return Expansion(tuple(cases), tuple(skipped))
+
+
+def _calibration(study: Study, model: Model) -> dict[str, Any]:
+    """Return the fields of a recipe that say what the model is calibrated on."""
+    values = dataclasses.asdict(study.calibration)
+    source = values.pop("source")
+    source = model.calibration or source or ("demo" if model.name == "demo" else None)
+    if source is not None:
+        parse_source(source)
+    return {**values, "calibration": source}
+
+
+def _combinations(study: Study, plain: Recipe) -> Iterator[tuple[dict[str, Any], Recipe]]:
+    """Yield labels (but for the model's) and recipe of every combination for one model."""
+    sparsities = study.sparsities or (None,)
+    for pruner, top_up, pattern, sparsity, seed in itertools.product(
+        study.pruners, study.top_ups, study.patterns, sparsities, study.seeds
+    ):
+        recipe = dataclasses.replace(
+            plain,
+            pruner=pruner.name,
+            top_up=top_up.name,
+            block_ratios=top_up.block_ratios,
+            row_ratios=top_up.row_ratios,
+            alignment=top_up.alignment,
+            refiner=top_up.refiner,
+            pattern=pattern,
+            sparsity=sparsity,
+            seed=seed,
+            budget=study.budget,
+            comparison=study.comparison,
+            skip_indivisible=study.skip_indivisible,
+            requires=study.requires,
+        )
+        labels = {
+            "pruner": pruner.label,
+            "top_up": top_up.label,
+            "sparsity": recipe.wanted,
+            "pattern": pattern,
+            "seed": seed,
+        }
+        yield labels, dataclasses.replace(recipe, options=_options(pruner, top_up))
+
+
+def _options(pruner: Pruner, top_up: TopUp) -> dict[str, dict[str, Any]]:
+    options = {name: dict(values) for name, values in top_up.options.items()}
+    if pruner.options:
+        name = listing_of("pruner", pruner.name).name
+        options[name] = options.get(name, {}) | dict(pruner.options)
+    return options
+
+
+def _fit(recipe: Recipe, found: Layout) -> Setup | str:
+    """Return the plugins of a combination, or why it makes no sense."""
+    try:
+        made = setup(recipe)
+        made.rules(recipe, found)
+    except PluginError:
+        raise
+    except NeuroalError as error:
+        return str(error)
+    return made
+
+
+def _check_calibration(made: Setup, recipe: Recipe, found: Layout) -> None:
+    if recipe.calibration is None and made.reads_data(first_steps(made, found, recipe)):
+        raise UsageError("give it calibration: a source in [calibration], or one of its own")
+
+
+def _refuse_dead_entries(study: Study, cases: Sequence[Case], skipped: Sequence[Skipped]) -> None:
+    for key, label, values in (
+        ("pruners", "pruner", [x.label for x in study.pruners]),
+        ("top_ups", "top_up", [x.label for x in study.top_ups]),
+        ("patterns", "pattern", study.patterns),
+        ("sparsities", "sparsity", study.sparsities),
+    ):
+        for value in values:
+            if not any(case.recipe and case.labels[label] == value for case in cases):
+                reason = next(s.reason for s in skipped if s.labels[label] == value)
+                raise UsageError(f"{reason} (no combination is left of {key} {value!r})")
+
+
+def _case(
+    labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, made: Setup | None
+) -> Case:
+    """Return a case; the dense model's where no plugins are given."""
+    decides: dict[str, Any] = {
+        "neuroal": neuroal.__version__,
+        "model": model_sha256 or recipe.model,
+        "dtype": recipe.dtype,
+    }
+    if made is not None:
+        fields = ("budget", "pattern", "skip_indivisible", "wanted", "seed")
+        windows = ("samples", "search_samples", "length")
+        decides |= {key: getattr(recipe, key) for key in fields + windows}
+        decides["comparison"] = made.comparison
+        decides["plugins"] = [p.provenance() for p in made.plugins]
+        decides["calibration"] = source_identity(recipe.calibration)
+    text = json.dumps(decides, sort_keys=True)
+    return Case(
+        id=hashlib.sha256(text.encode()).hexdigest()[:16],
+        labels=labels,
+        recipe=recipe if made is not None else None,
+        model=str(recipe.model),
+        model_sha256=model_sha256,
+        dtype=recipe.dtype,
+        device=recipe.device,
+    )
+
+
+def source_identity(text: str | None) -> object:
+    """Return what tells a source from another: of a file its content, else its name."""
+    source = None if text is None else parse_source(text)
+    if source is None or not Path(source.path).is_file():
+        return text
+    return [file_sha256(source.path), source.kind, source.column]
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, read again where it has changed."""
+    state = os.stat(path)
+    return _sha256(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache
+def _sha256(path: str, _mtime: int, _size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,168 @@
+"""How long the rest of a study will take: from its finished cases, else from a timed model."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from neuroal import calibration, checkpoint, dryrun, layout
+from neuroal.study.cases import Case
+from neuroal.study.executors import Job
+from neuroal.study.file import Evaluation
+from neuroal.study.results import DONE, Result
+from neuroal.study.scores import Measurer, identity, kept
+
+TIMED_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the cases that are left, one after the other.
+
+    Attributes:
+        seconds: Of all of them, but for what is unknown.
+        timed: How many cases were judged, in part at least, by the pace of their dense model, which
+            knows nothing of the time for masks and updates; the others by finished cases alone.
+        unknown: Labels of evaluations that are not in the seconds: zero-shot tasks that no finished
+            case of the model has.
+    """
+
+    seconds: float
+    timed: int
+    unknown: tuple[str, ...]
+
+
+def estimate(
+    jobs: Sequence[Job],
+    evaluations: Sequence[Evaluation],
+    known: Iterable[Result],
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> Estimate:
+    """Return how long jobs will take; loads models of which too little is known, to time them.
+
+    Args:
+        jobs: What is left to run.
+        evaluations: What each case is measured by.
+        known: What has become of cases so far.
+        trust_remote_code: Let a model's own code run.
+        progress: Show a bar over the cases.
+    """
+    keys = {e: identity(e) for e in evaluations}
+    past = _Past.of(r for r in known if r["status"] == DONE)
+    paces: dict[tuple[str, str, str], _Pace] = {}
+    seconds, timed = 0.0, 0
+    unknown: dict[str, None] = {}
+    asked: list[Evaluation | None]
+    for case, scores in tqdm(jobs, desc="estimate", disable=not progress, leave=False):
+        model = (case.model, case.dtype, case.device)
+        pace = paces.setdefault(model, _Pace(*model, trust_remote_code))
+        parts = [0.0 if case.recipe is None else past.pruning.get(_method(case.labels))]
+        asked = [None]
+        for evaluation, key in keys.items():
+            if not kept(scores, key):
+                parts.append(past.evaluating.get((case.labels["model"], key)))
+                asked.append(evaluation)
+        timed += any(part is None for part in parts)
+        for what, part in zip(asked, parts, strict=True):
+            if part is None and what is not None and what.data is None:
+                unknown[what.label] = None
+            elif part is None:
+                seconds += pace.of(case, what)
+            else:
+                seconds += part
+    return Estimate(seconds, timed, tuple(unknown))
+
+
+def _method(labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what decides how long pruning takes: neither sparsity nor seed does."""
+    return tuple(labels[key] for key in ("model", "pruner", "top_up", "pattern"))
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Mean seconds of finished cases.
+
+    Attributes:
+        pruning: By model and method.
+        evaluating: By model and evaluation.
+    """
+
+    pruning: Mapping[tuple[Any, ...], float]
+    evaluating: Mapping[tuple[str, str], float]
+
+    @classmethod
+    def of(cls, done: Iterable[Result]) -> _Past:
+        pruning: dict[tuple[Any, ...], list[float]] = {}
+        evaluating: dict[tuple[str, str], list[float]] = {}
+        for result in done:
+            pruning.setdefault(_method(result["case"]), []).append(result["seconds"]["prune"])
+            by_key: dict[str, float] = {}
+            for score in result["scores"].values():
+                key = score["evaluation"]
+                by_key[key] = by_key.get(key, 0.0) + score["seconds"]
+            for key, seconds in by_key.items():
+                evaluating.setdefault((result["case"]["model"], key), []).append(seconds)
+        return cls(
+            {method: statistics.fmean(x) for method, x in pruning.items()},
+            {key: statistics.fmean(x) for key, x in evaluating.items()},
+        )
+
+
+@dataclass(eq=False)
+class _Pace:
+    """How fast a dense model reads, known once it is asked for."""
+
+    model: str
+    dtype: str
+    device: str
+    trust_remote_code: bool
+    _block_runs: dict[str, int] = field(default_factory=dict)
+    _tokens: dict[Evaluation, int] = field(default_factory=dict)
+
+    def of(self, case: Case, evaluation: Evaluation | None) -> float:
+        """Return the seconds of an evaluation on a text; where None is given, of the pruning."""
+        if evaluation is not None:
+            if evaluation not in self._tokens:
+                windows = Measurer(self._loaded[1], False).windows(evaluation, self._loaded[0])
+                self._tokens[evaluation] = windows.ids.numel()
+            return self._tokens[evaluation] * self._per_token
+        assert case.recipe is not None
+        recipe = dataclasses.replace(case.recipe, seed=0)  # which the work does not depend on
+        if recipe.digest() not in self._block_runs:
+            self._block_runs[recipe.digest()] = dryrun.plan(
+                recipe, self.trust_remote_code
+            ).block_runs
+        passes = self._block_runs[recipe.digest()] / len(layout.find(self._loaded[0]).blocks)
+        return passes * self._length(recipe.length) * self._per_token
+
+    def _length(self, asked: int | None) -> int:
+        context = checkpoint.context_length(self._loaded[0].config)
+        return asked or calibration.default_length(context)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        device = checkpoint.device_of(self.device)
+        return checkpoint.load(self.model, device, self.dtype, self.trust_remote_code)
+
+    @cached_property
+    def _per_token(self) -> float:
+        """The seconds per token of a forward pass, the better of two."""
+        model = self._loaded[0]
+        length = self._length(None)
+        ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.int64)
+        times = []
+        with torch.no_grad():
+            for _ in range(2):
+                start = time.perf_counter()
+                float(model(ids.to(model.device), use_cache=False).logits[0, 0, 0])  # waits
+                times.append(time.perf_counter() - start)
+        return min(times) / ids.numel()

@@ -1,0 +1,133 @@
+"""Where cases run: in this process, in several of this machine, or on a Ray cluster.
+
+An executor makes workers, each with a bench of its own; `run_on` hands them cases, preferring those
+of the model that a worker has loaded. A worker that dies gives its case back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from neuroal.errors import NeuroalError
+from neuroal.study.bench import Bench, failure
+from neuroal.study.cases import Case
+from neuroal.study.results import Result
+
+LOG = logging.getLogger(__name__)
+
+TRIES = 3
+Job = tuple[Case, Mapping[str, Any]]
+"""A case, and the scores of it that are known."""
+
+
+class Worker(Protocol):
+    """A process somewhere that runs cases one by one."""
+
+    def ready(self) -> Future[Any]:
+        """Return what is done once the worker can take a case."""
+
+    def submit(self, job: Job) -> Future[Result]:
+        """Run a case."""
+
+    def close(self) -> None:
+        """End the process."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A kind of worker.
+
+    Attributes:
+        workers: How many there may be.
+        start: Starts one.
+        lost: What a future raises where its worker has died.
+    """
+
+    workers: int
+    start: Callable[[], Worker]
+    lost: tuple[type[BaseException], ...]
+
+
+def run_here(bench: Bench, jobs: Sequence[Job]) -> Iterator[Result]:
+    """Run cases one by one in this process."""
+    for case, known in jobs:
+        yield bench.run(case, known)
+
+
+def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[Result]:
+    """Run cases on an executor's workers and yield their results as they come.
+
+    Args:
+        executor: Starts the workers, and new ones for those that die.
+        jobs: In the order in which they are preferred.
+
+    Raises:
+        NeuroalError: Workers die before they can take a case.
+    """
+    queue = _Queue(list(jobs))
+    busy: dict[Future[Any], tuple[Worker, Job | None]] = {}
+    stillborn = 0
+
+    def start() -> None:
+        worker = executor.start()
+        busy[worker.ready()] = (worker, None)
+
+    try:
+        for _ in range(min(executor.workers, len(jobs))):
+            start()
+        while queue.jobs or any(job for _, job in busy.values()):
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                worker, job = busy.pop(future)
+                error = future.exception()
+                if isinstance(error, executor.lost):
+                    worker.close()
+                    stillborn = stillborn + 1 if job is None else 0
+                    if stillborn == TRIES:
+                        raise NeuroalError(f"the workers do not start: {error}") from error
+                    failed = None if job is None else queue.give_back(job, error)
+                    if failed is not None:
+                        yield failed
+                    start()
+                    continue
+                result = future.result()
+                if job is not None:
+                    yield result
+                if queue.jobs:
+                    job = queue.take(None if job is None else job[0].model)
+                    busy[worker.submit(job)] = (worker, job)
+                else:
+                    worker.close()
+    finally:
+        for worker, _ in busy.values():
+            worker.close()
+
+
+@dataclass(eq=False)
+class _Queue:
+    """Jobs that wait, and how often each has been tried."""
+
+    jobs: list[Job]
+    tries: dict[str, int] = field(default_factory=dict)
+
+    def take(self, model: str | None) -> Job:
+        """Return the next job, of `model` if there is one."""
+        job = next((j for j in self.jobs if j[0].model == model), self.jobs[0])
+        self.jobs.remove(job)
+        self.tries[job[0].id] = self.tries.get(job[0].id, 0) + 1
+        return job
+
+    def give_back(self, job: Job, error: BaseException) -> Result | None:
+        """Put a job back whose worker has died; after too many tries return its failure."""
+        case = job[0]
+        LOG.warning("the worker of '%s' died: %s", case.title, error)
+        if self.tries[case.id] < TRIES:
+            self.jobs.insert(0, job)
+            return None
+        why = f"its worker died {TRIES} times: where memory is short, give fewer --jobs"
+        lost = NeuroalError(why)
+        lost.__cause__ = error
+        return failure(case, lost)

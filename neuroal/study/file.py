@@ -1,0 +1,334 @@
+"""The study file: what is to be crossed with what, read from TOML and checked entry by entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from neuroal import options
+from neuroal.errors import UsageError, nearest
+from neuroal.hookspecs import Budget, Comparison
+from neuroal.recipe import Recipe
+
+T = TypeVar("T")
+Options = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of `models`: a string is its name.
+
+    Attributes:
+        name: Folder, hub name, or "demo".
+        label: What tables call it; "" is the last part of the name.
+        dtype: In place of the study's.
+        calibration: Source in place of the study's.
+    """
+
+    name: str
+    label: str = ""
+    dtype: str | None = None
+    calibration: str | None = None
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """One of `pruners`: a string is its name.
+
+    Attributes:
+        name: A plugin, as `--pruner` takes it.
+        label: What tables call it; "" is the name.
+        options: Its options.
+    """
+
+    name: str
+    label: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TopUp:
+    """One of `top_ups`: a string is its name.
+
+    Attributes:
+        name: A preset, as `--top-up` takes it.
+        label: What tables call it; "" is the name.
+        block_ratios: Plugins in place of the preset's.
+        row_ratios: Plugin in place of the preset's.
+        alignment: Plugin in place of the preset's.
+        refiner: Plugin in place of the preset's; "none" removes it.
+        options: Plugin name to its options.
+    """
+
+    name: str
+    label: str = ""
+    block_ratios: tuple[str, ...] | None = None
+    row_ratios: str | None = None
+    alignment: str | None = None
+    refiner: str | None = None
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`[calibration]`: what every case is calibrated on; see `Recipe`."""
+
+    source: str | None = None
+    samples: int = Recipe.samples
+    search_samples: int = Recipe.search_samples
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One of `[[evaluations]]`: perplexity on `data`, or zero-shot `tasks`.
+
+    Attributes:
+        data: Source of the test text.
+        tasks: Zero-shot tasks, or "paper" for the paper's seven.
+        label: What tables call it; "" is a name made from `data` or `tasks`.
+        length: Tokens per window of `data`.
+        windows: At most so many windows of `data`.
+        include_path: Folder of local task definitions.
+        limit: At most so many examples of each task.
+        batch: Windows, or requests, per forward pass.
+    """
+
+    data: str | None = None
+    tasks: tuple[str, ...] = ()
+    label: str = ""
+    length: int | None = None
+    windows: int | None = None
+    include_path: str | None = None
+    limit: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file; every case is one of the product of its lists.
+
+    Attributes:
+        models: What is pruned.
+        evaluations: What is measured.
+        pruners: Base pruners.
+        top_ups: What decides the ratios.
+        sparsities: Wanted sparsities; none of them is each pattern's own.
+        patterns: "unstructured" or N:M.
+        seeds: Of the calibration windows and every other draw; tables show mean and deviation.
+        calibration: Calibration windows.
+        budget: See `Recipe`.
+        comparison: See `Recipe`.
+        skip_indivisible: See `Recipe`.
+        dtype: See `Recipe`.
+        device: See `Recipe`.
+        requires: See `Recipe`.
+    """
+
+    models: tuple[Model, ...]
+    evaluations: tuple[Evaluation, ...]
+    pruners: tuple[Pruner, ...] = (Pruner("wanda", "wanda"),)
+    top_ups: tuple[TopUp, ...] = (TopUp("uniform", "uniform"), TopUp("neuroal", "neuroal"))
+    sparsities: tuple[float, ...] = ()
+    patterns: tuple[str, ...] = ("unstructured",)
+    seeds: tuple[int, ...] = (0,)
+    calibration: Calibration = Calibration()
+    budget: Budget = "exact"
+    comparison: Comparison | None = None
+    skip_indivisible: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    requires: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the study as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def read(path: Path) -> Study:
+    """Read a study file; relative paths in it are looked for beside it first.
+
+    Raises:
+        UsageError: It cannot be read, a key or value is wrong, or a list has one thing twice.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read study '{path}': {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"study '{path}' is not TOML: {error}") from error
+    try:
+        return parse(data, path.parent)
+    except UsageError as error:
+        raise UsageError(f"study '{path}': {error}") from error
+
+
+def parse(data: Mapping[str, Any], folder: Path) -> Study:
+    """Return the study of a file's content.
+
+    Args:
+        data: What the TOML says.
+        folder: Where relative paths begin, if they lead somewhere from there.
+
+    Raises:
+        UsageError: A key or value is wrong, or a list has one thing twice.
+    """
+    values: dict[str, Any] = dict(data)
+    readers: Mapping[str, tuple[type, str, Callable[[Any], Any]]] = {
+        "models": (Model, "name", lambda m: _labelled(_located(m, folder, "name", "calibration"))),
+        "pruners": (Pruner, "name", lambda p: _labelled(_located(p, folder, "name"))),
+        "top_ups": (TopUp, "name", lambda t: _top_up(t, folder)),
+        "evaluations": (Evaluation, "data", lambda e: _evaluation(e, folder)),
+    }
+    for key, (kind, main, finish) in readers.items():
+        if key in values:
+            values[key] = tuple(
+                _finished(finish, _entry(kind, main, entry, f"{key}[{i}]"), f"{key}[{i}]")
+                for i, entry in enumerate(_list(key, values[key]), 1)
+            )
+    if "calibration" in values:
+        given = _entry(Calibration, "source", values["calibration"], "calibration")
+        values["calibration"] = _located(given, folder, "source")
+    for key in ("sparsities", "patterns", "seeds"):
+        if key in values:
+            values[key] = _list(key, values[key])
+    study = _table(Study, values, "", done={*readers, "calibration"})
+    _check(study)
+    return study
+
+
+def _list(key: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise UsageError(f"{key} is {value!r:.40}: write a list, [{value!r:.40}]")
+    if not value and key != "sparsities":
+        raise UsageError(f"{key} is empty: leave it out, or name one")
+    return value
+
+
+def _entry(kind: type[T], main: str, value: Any, where: str) -> T:
+    """Return an entry that is given in full as a table, or as the string that is its main field."""
+    if isinstance(value, str):
+        value = {main: value}
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} is {value!r:.40}: write a string or a table")
+    return _table(kind, value, where)
+
+
+def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collection[str] = ()) -> T:
+    """Return a dataclass of this module made from a table, every value of its field's type."""
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    inside = f" in {where}" if where else ""
+    converted: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UsageError(f"unknown key '{key}'{inside}: {nearest(key, fields)}")
+        if key in done:
+            converted[key] = value
+        elif key == "options":
+            converted[key] = _options(value, where, hints[key] is Options)
+        else:
+            try:
+                converted[key] = options.convert(value, hints[key])
+            except (ValueError, TypeError):
+                wanted = options.type_name(hints[key])
+                raise UsageError(f"{key}{inside} is {value!r:.60}, not {wanted}") from None
+    for name, f in fields.items():
+        required = f.default is f.default_factory is dataclasses.MISSING
+        if required and name not in converted:
+            raise UsageError(f"no {name}{inside}: at least one is needed")
+    return kind(**converted)
+
+
+def _options(value: Any, where: str, by_plugin: bool) -> Mapping[str, Any]:
+    example = "{owl = {m = 5}}" if by_plugin else "{alpha = 0.5}"
+    inner = value.values() if by_plugin and isinstance(value, Mapping) else ()
+    if not isinstance(value, Mapping) or not all(isinstance(x, Mapping) for x in inner):
+        raise UsageError(f"options in {where} are {value!r:.40}: write a table, {example}")
+    return value
+
+
+def _finished(finish: Callable[[Any], Any], entry: Any, where: str) -> Any:
+    try:
+        return finish(entry)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def located(text: str, folder: Path) -> str:
+    """Return a path as it is beside the study file, if it is there; anything else as it stands.
+
+    The path may have a `:column` or `:Class` behind it.
+    """
+    path = text.partition(":")[0]
+    return str(folder / text) if path and (folder / path).exists() else text
+
+
+def _located(entry: T, folder: Path, *keys: str) -> T:
+    given = {key: getattr(entry, key) for key in keys}
+    changes = {k: located(v, folder) for k, v in given.items() if isinstance(v, str)}
+    return dataclasses.replace(entry, **changes)  # type: ignore[type-var]
+
+
+def _labelled(entry: Any) -> Any:
+    return dataclasses.replace(entry, label=entry.label or _short(entry.name))
+
+
+def _short(name: str) -> str:
+    """Return what a table calls `path/to/llama`, `./mine.py:Mine` or `neuroal:owl`."""
+    return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
+
+
+def _top_up(top_up: TopUp, folder: Path) -> Any:
+    top_up = _located(top_up, folder, "name", "row_ratios", "alignment", "refiner")
+    if top_up.block_ratios is not None:
+        block = tuple(located(b, folder) for b in top_up.block_ratios)
+        top_up = dataclasses.replace(top_up, block_ratios=block)
+    return _labelled(top_up)
+
+
+def _evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
+    if (evaluation.data is None) == (not evaluation.tasks):
+        raise UsageError("give data (a source, for perplexity) or tasks (zero-shot), one of them")
+    foreign = ("include_path", "limit") if evaluation.data else ("length", "windows")
+    for key in foreign:
+        if getattr(evaluation, key) is not None:
+            kind = "data" if evaluation.data else "tasks"
+            raise UsageError(f"{key} has no meaning beside {kind}")
+    evaluation = _located(evaluation, folder, "data", "include_path")
+    if evaluation.label:
+        return evaluation
+    source = evaluation.data or " + ".join(evaluation.tasks)
+    name = source.replace("\\", "/").rpartition("/")[2]
+    for ending in (".gz", ".txt", ".jsonl", ".json", ".parquet"):
+        name = name.removesuffix(ending)
+    return dataclasses.replace(evaluation, label=name)
+
+
+def _check(study: Study) -> None:
+    """Refuse labels that are there twice and numbers that no recipe takes."""
+    for key in ("models", "pruners", "top_ups", "evaluations"):
+        _refuse_repeats(key, [x.label for x in getattr(study, key)], ": give one a label")
+    for key in ("sparsities", "patterns", "seeds"):
+        _refuse_repeats(key, getattr(study, key), "")
+    calibration = dataclasses.asdict(study.calibration)
+    calibration.pop("source")
+    Recipe(budget=study.budget, dtype=study.dtype, requires=study.requires, **calibration)
+    for sparsity in study.sparsities:
+        Recipe(sparsity=sparsity)
+    for pattern in study.patterns:
+        Recipe(pattern=pattern)
+    for model in study.models:
+        Recipe(dtype=model.dtype or "auto")
+
+
+def _refuse_repeats(key: str, values: Sequence[Any], cure: str) -> None:
+    for value in values:
+        if list(values).count(value) > 1:
+            raise UsageError(f"{key} has '{value}' twice{cure}")

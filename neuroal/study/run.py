@@ -1,0 +1,149 @@
+"""Run what is left of a study: a finished case never again, a failed one once more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from neuroal import checkpoint
+from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.study import results
+from neuroal.study.bench import Bench
+from neuroal.study.cases import Expansion, expand, title
+from neuroal.study.executors import Job, run_here, run_on
+from neuroal.study.file import Evaluation, Study, read
+from neuroal.study.local import local
+from neuroal.study.results import DONE, Result
+from neuroal.study.scores import check, identity, kept
+
+LOG = logging.getLogger(__name__)
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that has been read and checked, and what is left of it.
+
+    Attributes:
+        name: Of the file, without its ending.
+        out: The results folder.
+        study: What is asked for.
+        expansion: Its cases.
+        jobs: The cases to run, with the scores of each that are known.
+        known: What has become of cases so far.
+    """
+
+    name: str
+    out: Path
+    study: Study
+    expansion: Expansion
+    jobs: tuple[Job, ...]
+    known: tuple[Result, ...]
+
+    @property
+    def finished(self) -> int:
+        """Return how many cases need not run."""
+        return len(self.expansion.distinct) - len(self.jobs)
+
+
+def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> Prepared:
+    """Read a study file and check whatever can be checked before a weight or a text is read.
+
+    A case is left to run if it has no file, has failed, or lacks a score.
+
+    Args:
+        file: The study file.
+        out: The results folder.
+        trust_remote_code: Let models' own code run.
+
+    Raises:
+        UsageError: The file or the folder is wrong.
+        NeuroalError: A model's structure cannot be read, or a plugin is broken.
+    """
+    study = read(file)
+    results.check_folder(out)
+    try:
+        for number, evaluation in enumerate(study.evaluations, 1):
+            _check(evaluation, number)
+        expansion = expand(study, trust_remote_code)
+    except NeuroalError as error:
+        raise type(error)(f"study '{file}': {error}") from error
+    known = results.earlier(out, expansion.distinct)
+    keys = [identity(evaluation) for evaluation in study.evaluations]
+    jobs: list[Job] = []
+    for case in expansion.distinct:
+        earlier = known.get(case.id, {"status": None, "scores": {}})
+        scores = earlier["scores"]
+        if earlier["status"] != DONE or not all(kept(scores, key) for key in keys):
+            jobs.append((case, scores))
+    return Prepared(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
+
+
+def _check(evaluation: Evaluation, number: int) -> None:
+    try:
+        check(evaluation)
+    except NeuroalError as error:
+        raise type(error)(f"evaluations[{number}]: {error}") from error
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how cases run.
+
+    Attributes:
+        executor: "local" or "ray".
+        jobs: How many at once; None is one here, and as many as there is room for on Ray.
+        gpus_per_case: On Ray, a fraction where several cases share a GPU.
+        trust_remote_code: Let models' own code run.
+        progress: Show the progress within a case, where cases run in this process.
+    """
+
+    executor: str = "local"
+    jobs: int | None = None
+    gpus_per_case: float = 0.0
+    trust_remote_code: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise UsageError(
+                f"executor '{self.executor}' is unknown: {nearest(self.executor, EXECUTORS)}"
+            )
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"{self.jobs} jobs are too few: give at least 1")
+        if self.gpus_per_case < 0:
+            raise UsageError(f"{self.gpus_per_case} GPUs per case are too few: give 0 or more")
+        if self.gpus_per_case and self.executor != "ray":
+            raise UsageError("--gpus-per-case is for --executor ray")
+
+
+def run(prepared: Prepared, how: How) -> Iterator[Result]:
+    """Run the cases that are left; write the file of each as soon as it is done, and yield it."""
+    results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
+    for result in _results(prepared, how):
+        results.write_case(prepared.out, result)
+        said = ", ".join(f"{name} {x['value']}" for name, x in result["scores"].items())
+        LOG.info("%s: %s", title(result["case"]), result["error"] or said)
+        yield result
+
+
+def _results(prepared: Prepared, how: How) -> Iterator[Result]:
+    make_bench = partial(Bench, prepared.study.evaluations, how.trust_remote_code)
+    jobs = prepared.jobs
+    if not jobs:
+        return
+    if how.executor == "ray":
+        from neuroal.study.cluster import on_ray
+
+        with on_ray(make_bench, how.jobs, how.gpus_per_case) as executor:
+            yield from run_on(executor, jobs)
+        return
+    checkpoint.device_of(prepared.study.device)
+    if how.jobs is None or how.jobs == 1:
+        yield from run_here(make_bench(how.progress), jobs)
+    else:
+        yield from run_on(local(make_bench, how.jobs), jobs)

@@ -1,0 +1,157 @@
+"""What a case is measured by: a score a column of the tables, each with its protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from neuroal import checkpoint
+from neuroal.calibration import Windows
+from neuroal.evaluation.perplexity import Perplexity, evaluation_windows, perplexity
+from neuroal.evaluation.tasks import check_names, load_tasks
+from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
+from neuroal.source import parse_source
+from neuroal.study.cases import file_sha256, source_identity
+from neuroal.study.file import Evaluation
+
+T = TypeVar("T")
+Scores = dict[str, dict[str, Any]]
+
+
+def check(evaluation: Evaluation) -> None:
+    """Refuse an evaluation that cannot be run, before any text or model is read.
+
+    Raises:
+        UsageError: Its source, a task or a number is wrong, or its extra is not installed.
+    """
+    check_sizes(evaluation.batch, evaluation.limit)
+    if evaluation.data is not None:
+        parse_source(evaluation.data)
+    else:
+        check_names(evaluation.tasks, evaluation.include_path)
+
+
+def identity(evaluation: Evaluation) -> str:
+    """Return the SHA-256 of what decides an evaluation's scores and the columns they stand in."""
+    decides = dataclasses.asdict(evaluation)
+    del decides["batch"]
+    decides["data"] = source_identity(evaluation.data)
+    folder = evaluation.include_path
+    if folder is not None:
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        decides["include_path"] = [[p.name, file_sha256(str(p))] for p in files]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def kept(scores: Mapping[str, Any], key: str) -> Scores:
+    """Return those of a case's scores that an evaluation would give again; all of them, or none.
+
+    Args:
+        scores: By column.
+        key: The evaluation's `identity`.
+    """
+    return {column: dict(score) for column, score in scores.items() if score["evaluation"] == key}
+
+
+class Measurer:
+    """Measures models of one tokenizer, and reads each text or task once."""
+
+    def __init__(self, tokenizer: Any, progress: bool) -> None:
+        self.tokenizer = tokenizer
+        self.progress = progress
+        self._read: dict[Evaluation, Any] = {}
+
+    def measure(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+        """Return an evaluation's scores by column."""
+        if evaluation.data is not None:
+            found = self._perplexity(evaluation, model)
+        else:
+            found = self._zero_shot(evaluation, model)
+        key = identity(evaluation)
+        return {column: {**score, "evaluation": key} for column, score in found.items()}
+
+    def windows(self, evaluation: Evaluation, model: nn.Module) -> Windows:
+        """Return the windows of an evaluation on a text."""
+        config = getattr(model, "config", None)
+        return evaluation_windows(
+            str(evaluation.data),
+            self.tokenizer,
+            length=evaluation.length,
+            windows=evaluation.windows,
+            context=checkpoint.context_length(config),
+            vocabulary=getattr(config, "vocab_size", None),
+            progress=self.progress,
+        )
+
+    def _once(self, evaluation: Evaluation, make: Callable[[], T]) -> T:
+        if evaluation not in self._read:
+            self._read[evaluation] = make()
+        value: T = self._read[evaluation]
+        return value
+
+    def _perplexity(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+        windows = self._once(evaluation, lambda: self.windows(evaluation, model))
+        start = time.perf_counter()
+        found = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
+        return {evaluation.label: _score_of_perplexity(found, time.perf_counter() - start)}
+
+    def _zero_shot(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+        tasks = self._once(
+            evaluation, lambda: load_tasks(evaluation.tasks, evaluation.include_path)
+        )
+        start = time.perf_counter()
+        found = zero_shot(
+            model,
+            self.tokenizer,
+            tasks,
+            batch=evaluation.batch,
+            limit=evaluation.limit,
+            progress=self.progress,
+        )
+        return _scores_of_tasks(evaluation.label, found, time.perf_counter() - start)
+
+
+def _score_of_perplexity(found: Perplexity, seconds: float) -> dict[str, Any]:
+    protocol = found.to_json()
+    value = protocol.pop("perplexity")
+    return _score(value, "perplexity", False, None, seconds, protocol)
+
+
+def _scores_of_tasks(label: str, found: ZeroShot, seconds: float) -> Scores:
+    """Return a score a task, and their mean where there are several."""
+    whole = found.to_json()
+    tasks, mean = whole.pop("tasks"), whole.pop("accuracy")
+    scores = {}
+    for name, task in tasks.items():
+        metric = next(m for m in ("acc", *task) if m in task)
+        error = task.get(f"{metric}_stderr")
+        share = seconds / len(tasks)
+        scores[name] = _score(task[metric], metric, True, error, share, whole | task)
+    if len(tasks) > 1 and mean is not None:
+        scores[label] = _score(mean, "acc", True, None, 0.0, whole | {"tasks": list(tasks)})
+    return scores
+
+
+def _score(
+    value: object,
+    metric: str,
+    higher_is_better: bool,
+    stderr: float | None,
+    seconds: float,
+    protocol: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "value": value,
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "stderr": stderr,
+        "seconds": round(seconds, 4),
+        "protocol": dict(protocol),
+    }

@@ -1,0 +1,104 @@
+"""Tables of a study: mean and deviation over seeds, the best of each comparison marked."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from neuroal.study.results import DONE, Results
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of one method on one model, over the seeds.
+
+    Attributes:
+        model: Label.
+        pattern: None of a dense model.
+        pruner: Label; None of a dense model.
+        top_up: Label; None of a dense model.
+        sparsity: Wanted; 0 of a dense model.
+        evaluation: Column of the scores.
+        metric: perplexity, acc, …
+        mean: Over the seeds that are done; NaN where one is.
+        deviation: Of the sample; None with fewer than two seeds.
+        seeds: How many are done.
+        missing: How many are not.
+        best: Whether no other top-up does better on the same model, pruner, pattern and sparsity
+            (in a study with one top-up: no other pruner).
+        seconds: Mean of the pruning; None of a dense model.
+    """
+
+    model: str
+    pattern: str | None
+    pruner: str | None
+    top_up: str | None
+    sparsity: float
+    evaluation: str
+    metric: str
+    mean: float
+    deviation: float | None
+    seeds: int
+    missing: int
+    best: bool
+    seconds: float | None
+
+
+def cells(results: Results) -> list[Cell]:
+    """Return a cell for every evaluation of every case that has one, over the seeds together."""
+    groups: dict[Key, list[Mapping[str, Any]]] = {}
+    for case in results.cases:
+        x = case["case"]
+        key = (x["model"], x["pattern"], x["pruner"], x["top_up"], x["sparsity"])
+        groups.setdefault(key, []).append(case)
+    found = []
+    for key, cases in groups.items():
+        done = [case for case in cases if case["status"] == DONE]
+        columns = {column: score for case in done for column, score in case["scores"].items()}
+        for column, score in columns.items():
+            values = [float(c["scores"][column]["value"]) for c in done if column in c["scores"]]
+            times = [c["seconds"]["prune"] for c in done if c["report"] is not None]
+            found.append(
+                Cell(
+                    *key,
+                    evaluation=column,
+                    metric=score["metric"],
+                    mean=statistics.fmean(values),
+                    deviation=statistics.stdev(values) if len(values) > 1 else None,
+                    seeds=len(values),
+                    missing=len(cases) - len(values),
+                    best=False,
+                    seconds=statistics.fmean(times) if times else None,
+                )
+            )
+    return _marked(found, _higher(results))
+
+
+def _higher(results: Results) -> dict[str, bool]:
+    """Return by column whether higher is better."""
+    scores = [case["scores"] for case in results.cases]
+    return {column: s["higher_is_better"] for x in scores for column, s in x.items()}
+
+
+def _marked(found: Sequence[Cell], higher: Mapping[str, bool]) -> list[Cell]:
+    """Mark the best of the cells that compete; all of them where they are equal."""
+    several = len({cell.top_up for cell in found if cell.pruner is not None}) > 1
+
+    def competition(cell: Cell) -> Key:
+        pruner = cell.pruner if several else cell.pruner is not None
+        return (cell.model, cell.pattern, pruner, cell.sparsity, cell.evaluation)
+
+    best: dict[Key, float] = {}
+    for cell in found:
+        key, sign = competition(cell), -1 if higher[cell.evaluation] else 1
+        if not math.isnan(cell.mean):
+            best[key] = sign * min(sign * best.get(key, cell.mean), sign * cell.mean)
+    return [
+        replace(cell, best=cell.pruner is not None and cell.mean == best.get(competition(cell)))
+        for cell in found
+    ]
