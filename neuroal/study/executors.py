@@ -70,6 +70,7 @@ def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[Result]:
     """
     queue = _Queue(list(jobs))
     busy: dict[Future[Any], tuple[Worker, Job | None]] = {}
+    idle: list[tuple[Worker, str | None]] = []  # with the model of its last case
     stillborn = 0
 
     def start() -> None:
@@ -83,26 +84,26 @@ def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[Result]:
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 worker, job = busy.pop(future)
                 error = future.exception()
-                if isinstance(error, executor.lost):
-                    worker.close()
-                    stillborn = stillborn + 1 if job is None else 0
-                    if stillborn == TRIES:
-                        raise NeuroalError(f"the workers do not start: {error}") from error
-                    failed = None if job is None else queue.give_back(job, error)
-                    if failed is not None:
-                        yield failed
-                    start()
+                if not isinstance(error, executor.lost):
+                    idle.append((worker, None if job is None else job[0].model))
+                    result = future.result()
+                    if job is not None:
+                        yield result
                     continue
-                result = future.result()
-                if job is not None:
-                    yield result
-                if queue.jobs:
-                    job = queue.take(None if job is None else job[0].model)
-                    busy[worker.submit(job)] = (worker, job)
-                else:
-                    worker.close()
+                worker.close()
+                stillborn = stillborn + 1 if job is None else 0
+                if stillborn == TRIES:
+                    raise NeuroalError(f"the workers do not start: {error}") from error
+                failed = None if job is None else queue.give_back(job, error)
+                if failed is not None:
+                    yield failed
+                start()
+            while queue.jobs and idle:
+                worker, model = idle.pop()
+                job = queue.take(model)
+                busy[worker.submit(job)] = (worker, job)
     finally:
-        for worker, _ in busy.values():
+        for worker, _ in [*busy.values(), *idle]:
             worker.close()
 
 

@@ -232,7 +232,7 @@ def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collectio
         if key in done:
             converted[key] = value
         elif key == "options":
-            converted[key] = _options(value, where, hints[key] is Options)
+            converted[key] = _options(value, where, hints[key] == Options)
         else:
             try:
                 converted[key] = options.convert(value, hints[key])
@@ -247,7 +247,7 @@ def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collectio
 
 
 def _options(value: Any, where: str, by_plugin: bool) -> Mapping[str, Any]:
-    example = "{owl = {m = 5}}" if by_plugin else "{alpha = 0.5}"
+    example = "{owl = {m = 5}}" if by_plugin else "{a = 0.5}"
     inner = value.values() if by_plugin and isinstance(value, Mapping) else ()
     if not isinstance(value, Mapping) or not all(isinstance(x, Mapping) for x in inner):
         raise UsageError(f"options in {where} are {value!r:.40}: write a table, {example}")

@@ -26,7 +26,7 @@ class Cell:
         evaluation: Column of the scores.
         metric: perplexity, acc, …
         mean: Over the seeds that are done; NaN where one is.
-        deviation: Of the sample; None with fewer than two seeds.
+        deviation: Of the sample; None with fewer than two seeds, NaN where a value is not finite.
         seeds: How many are done.
         missing: How many are not.
         best: Whether no other top-up does better on the same model, pruner, pattern and sparsity
@@ -69,7 +69,7 @@ def cells(results: Results) -> list[Cell]:
                     evaluation=column,
                     metric=score["metric"],
                     mean=statistics.fmean(values),
-                    deviation=statistics.stdev(values) if len(values) > 1 else None,
+                    deviation=_deviation(values),
                     seeds=len(values),
                     missing=len(cases) - len(values),
                     best=False,
@@ -77,6 +77,13 @@ def cells(results: Results) -> list[Cell]:
                 )
             )
     return _marked(found, _higher(results))
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Return the deviation of the sample; NaN where a value is no number or infinite."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _higher(results: Results) -> dict[str, bool]:

@@ -1,0 +1,64 @@
+"""How long the rest will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from neuroal import checkpoint, dryrun
+from neuroal.study import estimate as module
+from neuroal.study.estimate import estimate
+from neuroal.study.results import Result
+from neuroal.study.run import Prepared
+
+Change = Callable[..., Prepared]
+
+
+def test_a_new_study_is_judged_by_its_models_pace(
+    prepared: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block runs over blocks times the windows' tokens; here a token takes a second."""
+    monkeypatch.setattr(module._Pace, "_per_token", 1.0)
+    what = prepared()
+    found = estimate(what.jobs, what.study.evaluations, ())
+    recipes = [case.recipe for case, _ in what.jobs if case.recipe is not None]
+    blocks, length, context = 2, 16, 64
+    config = checkpoint.load_config("llama")
+    context = checkpoint.context_length(config) or 0
+    runs = sum(dryrun.plan(recipe).block_runs for recipe in recipes)
+    texts = 8 * length + 3 * length  # rows, and windows of text
+    assert found.seconds == pytest.approx(runs / blocks * min(2048, context) + 18 * texts)
+    assert (found.timed, found.unknown) == (18, ())
+
+
+def test_finished_cases_tell_more(prepared: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same method at another sparsity takes as long."""
+    what = prepared()
+    keys = module.identity(what.study.evaluations[0]), module.identity(what.study.evaluations[1])
+
+    def result(number: int, seconds: float) -> Result:
+        case = what.expansion.cases[number]
+        scores = {
+            name: {"evaluation": key, "seconds": s}
+            for name, key, s in zip(("rows", "text"), keys, (1.0, 2.0), strict=True)
+        }
+        done: dict[str, Any] = {"status": "done", "case": case.labels, "scores": scores}
+        return done | {"seconds": {"prune": seconds}}
+
+    known = [result(0, 0.0), result(1, 5.0), result(2, 7.0)]  # dense; magnitude + uniform, twice
+    monkeypatch.setattr(checkpoint, "load", None)  # nothing is timed
+    found = estimate([(what.expansion.cases[2], {})], what.study.evaluations, known)
+    assert (found.seconds, found.timed) == (6.0 + 3.0, 0)
+    half = {"rows": {"evaluation": keys[0]}}  # is not measured again
+    found = estimate([(what.expansion.cases[0], half)], what.study.evaluations, known)
+    assert (found.seconds, found.timed) == (2.0, 0)
+
+
+def test_zero_shot_is_unknown_at_first(prepared: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Pace, "_per_token", 1.0)
+    what = prepared()
+    (tasks,) = what.study.evaluations[:0] or [module.Evaluation(tasks=("rte",), label="rte")]
+    found = estimate(what.jobs[:1], [tasks], ())
+    assert (found.seconds, found.timed, found.unknown) == (0.0, 1, ("rte",))

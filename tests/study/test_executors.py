@@ -1,0 +1,165 @@
+"""Workers: the same results from several processes, and none lost with a worker that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroal.errors import NeuroalError
+from neuroal.study.executors import TRIES, Executor, Job, run_on
+from neuroal.study.results import Result
+from neuroal.study.run import Prepared
+
+Change = Callable[..., Prepared]
+Finish = Callable[..., list[Result]]
+SMALL = (('models = ["llama", "opt"]', 'models = ["opt"]'), ("[0.5, 0.7]", "[0.5]"))
+KILLS = """
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from neuroal import hookimpl
+
+@dataclass(frozen=True, eq=False)
+class Mine:
+    @hookimpl
+    def score_weights(self, weight):
+        deaths = Path({folder!r}, "deaths")
+        died = len(deaths.read_text()) if deaths.exists() else 0
+        if died < {times}:
+            deaths.write_text("x" * (died + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return weight.abs()
+"""
+
+
+def values(results: list[Result]) -> dict[str, dict[str, Any]]:
+    return {r["id"]: {n: s["value"] for n, s in r["scores"].items()} for r in results}
+
+
+def test_processes_give_the_same_and_lose_nothing(
+    prepared: Change, finish: Finish, desk: Path
+) -> None:
+    """A worker is killed in the middle of a case, which another one runs again."""
+    (desk / "mine.py").write_text(KILLS.format(folder=str(desk), times=1))
+    what = prepared(*SMALL, ('"magnitude"', '"mine.py:Mine"'))
+    together = finish(what, jobs=2)
+    assert (desk / "deaths").read_text() == "x"
+    assert [r["status"] for r in together] == ["done"] * 5
+    for path in (desk / "out/cases").iterdir():
+        path.unlink()
+    assert values(together) == values(finish(prepared()))  # in this process, where nobody dies
+
+
+@dataclass
+class Fake:
+    """A worker that answers at once with the case's title, or dies as told."""
+
+    dies: Callable[[Job | None], bool] = lambda job: False
+    seen: list[Job] = field(default_factory=list)
+    closed: bool = False
+
+    def _answer(self, job: Job | None) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self.dies(job):
+            future.set_exception(EOFError("gone"))
+        else:
+            future.set_result(job and {"id": job[0].id, "status": "done"})
+        return future
+
+    def ready(self) -> Future[Any]:
+        return self._answer(None)
+
+    def submit(self, job: Job) -> Future[Result]:
+        self.seen.append(job)
+        return self._answer(job)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def executor(workers: list[Fake], **how: Any) -> Executor:
+    def start() -> Fake:
+        workers.append(Fake(**how))
+        return workers[-1]
+
+    return Executor(2, start, (EOFError,))
+
+
+def test_workers_stay_with_their_model(prepared: Change) -> None:
+    workers: list[Fake] = []
+    jobs = prepared().jobs
+    found = list(run_on(executor(workers), jobs))
+    assert sorted(r["id"] for r in found) == sorted(case.id for case, _ in jobs)
+    changes = [
+        sum(a[0].model != b[0].model for a, b in zip(w.seen, w.seen[1:], strict=False))
+        for w in workers
+    ]
+    assert len(workers) == 2 and max(changes) <= 1
+    assert all(worker.closed for worker in workers)
+
+
+def test_a_case_that_kills_its_workers_fails_and_no_other(prepared: Change) -> None:
+    workers: list[Fake] = []
+    jobs = prepared(*SMALL).jobs
+    bad = jobs[1][0]
+    found = list(
+        run_on(executor(workers, dies=lambda job: job is not None and job[0] is bad), jobs)
+    )
+    failed = [r for r in found if r["status"] == "failed"]
+    assert [r["id"] for r in failed] == [bad.id]
+    assert failed[0]["error"].startswith(f"its worker died {TRIES} times")
+    assert len(found) == len(jobs)
+    assert sum(case is bad for w in workers for case, _ in w.seen) == TRIES
+
+
+def test_workers_that_never_start(prepared: Change) -> None:
+    workers: list[Fake] = []
+    with pytest.raises(NeuroalError, match="the workers do not start: gone"):
+        list(run_on(executor(workers, dies=lambda job: job is None), prepared().jobs))
+    assert all(worker.closed for worker in workers)
+
+
+def test_what_an_executor_raises_besides_ends_the_run(prepared: Change) -> None:
+    class Broken(Fake):
+        def submit(self, job: Job) -> Future[Result]:
+            future: Future[Result] = Future()
+            future.set_exception(RuntimeError("no result can be sent"))
+            return future
+
+    with pytest.raises(RuntimeError, match="no result can be sent"):
+        list(run_on(Executor(1, Broken, (EOFError,)), prepared().jobs))
+
+
+def test_processes_end_with_their_parent(prepared: Change, desk: Path) -> None:
+    """Whatever it died of: nothing goes on in the background."""
+    sleeps = f"Path({str(desk)!r}, str(os.getpid())).touch(); import time; time.sleep(60)"
+    (desk / "mine.py").write_text(
+        KILLS.format(folder=str(desk), times=0).replace("return", f"{sleeps}\n        return")
+    )
+    prepared(*SMALL, ('"magnitude", "wanda"', '"mine.py:Mine"'))
+    command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--jobs", "2", "-q"]
+    process = subprocess.Popen([*command, "--out", "out"])
+    pids: list[int] = []
+    for _ in range(6000):
+        pids = [int(path.name) for path in desk.iterdir() if path.name.isdigit()]
+        if len(pids) == 2 or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    assert len(pids) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(1000):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            break
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
