@@ -96,14 +96,15 @@ def test_a_number_that_is_none_is_never_the_best(folder: Path) -> None:
 
 def test_github(folder: Path) -> None:
     found = [c for c in cells(read_study(folder)) if c.evaluation == "wiki"]
-    assert tables_text(found, "github").splitlines() == [
-        "**wiki (perplexity)**",
-        "",
-        "| model   | pruner   | top-up   |   0 % |             50 % |            70 % |",
-        "|---------|----------|----------|-------|------------------|-----------------|",
-        "| m       | dense    |          |  8.00 |                  |                 |",
-        "| m       | wanda    | uniform  |       |     12.00 ± 2.83 | **2000 ± 1414** |",
-        "| m       | wanda    | owl      |       | **10.50 ± 0.71** |   2500 (1 of 2) |",
+    lines = tables_text(found, "github").splitlines()
+    assert lines[:2] == ["**wiki (perplexity)**", ""]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert set("".join(rows.pop(1))) <= set("-:")
+    assert rows == [
+        ["model", "pruner", "top-up", "0 %", "50 %", "70 %"],
+        ["m", "dense", "", "8.00", "", ""],
+        ["m", "wanda", "uniform", "", "12.00 ± 2.83", "**2000 ± 1414**"],
+        ["m", "wanda", "owl", "", "**10.50 ± 0.71**", "2500 (1 of 2)"],
     ]
 
 
