@@ -161,8 +161,6 @@ def tables_text(cells: Sequence[Cell], style: str) -> str:
 
 
 def _table_of(cells: Sequence[Cell], style: str) -> str:
-    from tabulate import tabulate
-
     patterns = len({cell.pattern for cell in cells if cell.pattern is not None}) > 1
     sparsities = sorted({cell.sparsity for cell in cells})
     rows: dict[tuple[str, ...], dict[float, str]] = {}
@@ -176,13 +174,8 @@ def _table_of(cells: Sequence[Cell], style: str) -> str:
     width = len(headers)
     headers += [f"{100 * s:g} {percent}" for s in sparsities]
     grid = [[*map(escape, key), *(row.get(s, "") for s in sparsities)] for key, row in rows.items()]
-    text = tabulate(
-        grid,
-        headers,
-        tablefmt="latex_raw" if style == "latex" else "github",
-        disable_numparse=True,
-        colalign=["left"] * width + ["right"] * len(sparsities),
-    )
+    kind = "latex_raw" if style == "latex" else "github"
+    text = table(grid, headers, right=range(width, len(headers)), style=kind)
     first = cells[0]
     title = f"{first.evaluation} ({_metric_text(first.metric)})"
     return f"% {title}\n{text}" if style == "latex" else f"**{title}**\n\n{text}"

@@ -12,9 +12,19 @@ Signature = tuple[tuple[Any, ...], ...]
 
 
 def table(
-    rows: Iterable[Sequence[object]], headers: Sequence[str] = (), right: Iterable[int] = ()
+    rows: Iterable[Sequence[object]],
+    headers: Sequence[str] = (),
+    right: Iterable[int] = (),
+    style: str | None = None,
 ) -> str:
-    """Return a table of text; columns with an index in `right` are aligned to the right."""
+    """Return a table of text.
+
+    Args:
+        rows: Of one length.
+        headers: Names of the columns; none for a table of names and values.
+        right: Indices of the columns to align to the right.
+        style: A table format of tabulate, in place of the terminal's.
+    """
     import tabulate
 
     tabulate.MIN_PADDING = 0  # headers no wider than they are: tables fit 80 columns
@@ -22,7 +32,7 @@ def table(
     if not cells:
         return ""
     align = ["right" if i in set(right) else "left" for i in range(len(cells[0]))]
-    style = "simple" if headers else "plain"
+    style = style or ("simple" if headers else "plain")
     return tabulate.tabulate(
         cells, headers=list(headers), tablefmt=style, colalign=align, disable_numparse=True
     )
