@@ -239,7 +239,7 @@ def _run(prepared: Prepared, how: How, shown: bool) -> list[dict[str, str]]:
     examples=[
         "neuroal study table study-results",
         "neuroal study table study-results --metric wikitext2 --format latex",
-        "neuroal study table study-results --format csv > study.csv",
+        "neuroal study table study-results --format csv",
     ],
 )
 @click.argument("folder")
