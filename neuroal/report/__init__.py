@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.report.subject import Subject
 
 LARGEST = 3_000_000  # bytes that a browser opens and a mail takes without a thought
 
@@ -38,10 +39,8 @@ def write(
     check(paths, target, overwrite)
     from neuroal import checkpoint
     from neuroal.report.page import page
-    from neuroal.report.reading import read_run
-    from neuroal.report.runs import run_subject
 
-    text = page([run_subject(read_run(Path(p))) for p in paths], title, progress).encode()
+    text = page([_subject(Path(p)) for p in paths], title, progress).encode()
     checkpoint.write_atomically(target, text)
     return len(text)
 
@@ -66,3 +65,14 @@ def check(paths: Sequence[str | Path], out: Path, overwrite: bool) -> None:
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise NeuroalError(f"a report needs {error.name}: pip install 'neuroal[report]'") from error
+
+
+def _subject(path: Path) -> Subject:
+    from neuroal.report.reading import read_run
+    from neuroal.report.runs import run_subject
+    from neuroal.report.studies import study_subject
+    from neuroal.study.results import MARKER, read_study
+
+    if (path / MARKER).is_file() or path.name == MARKER:
+        return study_subject(read_study(path if path.is_dir() else path.parent))
+    return run_subject(read_run(path))

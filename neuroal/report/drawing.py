@@ -116,7 +116,7 @@ def _lighten(element: ElementTree.Element) -> None:
 def _tooltip(element: ElementTree.Element) -> None:
     """Turn a mark's description into a tooltip, and drop what a single image has no use for."""
     text = element.get("aria-label")
-    if text:
+    if text and element.get("aria-roledescription") != "title":
         child = ElementTree.Element("title")
         child.text = text
         element.insert(0, child)

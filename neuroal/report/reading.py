@@ -49,7 +49,9 @@ def read_run(path: Path) -> Run:
     if not path.exists():
         raise UsageError(f"'{path}' does not exist")
     if path.is_dir() and not (path / checkpoint.MARKER).is_file():
-        raise UsageError(f"'{path}' is neither a run (no {checkpoint.MARKER}) nor a study")
+        raise UsageError(
+            f"'{path}' is neither a run (no {checkpoint.MARKER}) nor a study (no study.json)"
+        )
     report = checkpoint.read_report(path)
     missing = sorted(_NEEDED - report.keys())
     if missing:

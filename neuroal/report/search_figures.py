@@ -89,7 +89,7 @@ def _layers(points: Sequence[Mapping[str, Any]], by_lam: bool) -> list[Spec]:
     strategy = {"field": "plugin", "title": None, "scale": {"range": SERIES}}
 
     def by_outcome(part: int) -> Spec:
-        scale = {"domain": found, "range": [_LOOKS[o][part] for o in found]}
+        scale = {"type": "ordinal", "domain": found, "range": [_LOOKS[o][part] for o in found]}
         return {"field": "outcome", "title": None, "scale": scale}
 
     colours = {"color": strategy} if several else {"fill": by_outcome(2), "stroke": by_outcome(3)}

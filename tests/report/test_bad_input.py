@@ -68,7 +68,9 @@ def test_a_place_that_cannot_be_written(report: Callable[..., Result], run: Path
 def test_what_is_no_run(report: Callable[..., Result], run: Path, report_of: Any) -> None:
     refused(report("missing"), 2, "'missing' does not exist")
     Path("empty").mkdir()
-    refused(report("empty"), 2, "'empty' is neither a run (no neuroal.json) nor a study")
+    refused(
+        report("empty"), 2, "'empty' is neither a run (no neuroal.json) nor a study (no study.json)"
+    )
     Path("broken.json").write_text("{")
     refused(report("broken.json"), 2, "cannot read", "broken.json")
     Path("recipe.json").write_text(json.dumps(report_of(run)["recipe"]))
