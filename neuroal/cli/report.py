@@ -34,8 +34,9 @@ def report(
 ) -> None:
     """Show runs and studies in one HTML file.
 
-    RUN_OR_STUDY is the output folder of a run (or its neuroal.json), or of a study. The file needs
-    nothing beside it: no network, no script. It is light or dark as the browser is, and prints.
+    RUN_OR_STUDY is the output folder of a run (or its neuroal.json), or of a study, or the file of
+    a study's case. The page needs nothing beside it: no network, no script. It is light or dark as
+    the browser is, and prints.
 
     Needs the extra: pip install 'neuroal[report]'.
     """

@@ -40,7 +40,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Return the run in a folder, or of a `neuroal.json` alone.
+    """Return the run in a folder, of a `neuroal.json` alone, or of the file of a study's case.
 
     Raises:
         UsageError: There is none, or one of another schema.
@@ -53,6 +53,8 @@ def read_run(path: Path) -> Run:
             f"'{path}' is neither a run (no {checkpoint.MARKER}) nor a study (no study.json)"
         )
     report = checkpoint.read_report(path)
+    if isinstance(report.get("report"), dict):
+        report = report["report"]
     missing = sorted(_NEEDED - report.keys())
     if missing:
         raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")

@@ -209,6 +209,15 @@ def test_another_schema(study: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_case_is_a_run(
+    run: Path, report_of: Callable[..., Any], tmp_path: Path, read: Callable[..., Any]
+) -> None:
+    case = {"schema": 1, "id": "0123", "case": {}, "status": "done", "report": report_of(run)}
+    (tmp_path / "0123.json").write_text(json.dumps(case))
+    write([tmp_path / "0123.json"], tmp_path / "report.html")
+    assert len(read(tmp_path / "report.html").all("figure")) == 6
+
+
 def test_a_study_and_a_run_on_one_page(
     study: Path, run: Path, tmp_path: Path, read: Callable[..., Any]
 ) -> None:
