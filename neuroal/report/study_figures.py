@@ -14,6 +14,8 @@ from neuroal.study.table import Cell
 
 _WHOLE = 830  # pixels that panels share
 _DENSE = "dense"
+# The first, which tends to be the baseline, in grey; neighbours far apart.
+_COLOURS = tuple(SERIES[i] for i in (6, 0, 2, 3, 1, 4, 5))
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy by length"}
 
 
@@ -174,9 +176,9 @@ def _looks(methods: Sequence[str]) -> Any:
     def look(channel: str) -> Spec:
         count = range(len(methods) - 1)
         ranges = {
-            "color": [*(SERIES[i % len(SERIES)] for i in count), INK],
+            "color": [*(_COLOURS[i % len(_COLOURS)] for i in count), INK],
             "shape": [*(SHAPES[i % len(SHAPES)] for i in count), "stroke"],
-            "strokeDash": [*([1, 0] if i < len(SERIES) else [6, 2] for i in count), [3, 3]],
+            "strokeDash": [*([1, 0] if i < len(_COLOURS) else [6, 2] for i in count), [3, 3]],
         }
         scale = {"domain": list(methods), "range": ranges[channel]}
         return {channel: {"field": "method", "type": "nominal", "title": None, "scale": scale}}
@@ -229,7 +231,7 @@ def against_time(contest: Contest) -> Figure | None:
         scale = {"type": "ordinal", "domain": domain, "range": chosen}
         return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
 
-    colour = look("method", contest.top_ups, SERIES)
+    colour = look("method", contest.top_ups, _COLOURS)
     shape = look("pruner", contest.pruners, SHAPES)
     size = look("front", ["on the front", "off"], [110, 42]) | {"legend": None}
     step: Spec = {
