@@ -71,7 +71,8 @@ class Contest:
         """Return a score as people read it: accuracies in per cent, perplexities as they are."""
         share = self.higher and 0 <= mean <= 1
         texts = []
-        for value in (mean, deviation):
+        known = deviation is not None and math.isfinite(deviation)
+        for value in (mean, deviation if known else None):
             if value is not None and share:
                 texts.append(f"{100 * value:.1f}%")
             elif value is not None:
@@ -115,7 +116,7 @@ def against_sparsity(contest: Contest) -> Figure:
             text += contest.shown(c.mean, c.deviation)
             place = {"pruner": c.pruner, "method": c.top_up, "x": c.sparsity}
             values.append(place | {"y": c.mean, "text": text})
-            if c.deviation:
+            if c.deviation and math.isfinite(c.deviation):
                 low, high = c.mean - c.deviation, c.mean + c.deviation
                 spread.append(place | {"low": max(low, 1e-9), "high": high})
     xs = contest.sparsities
