@@ -98,6 +98,8 @@ def fill_sparsity(
         }
         if name in norms:
             report.linears[name]["input_norm"] = norms[name]
+    report.notes += [f"stays dense: {line}" for line in found.dense()]
+    report.notes += _unseen(found, norms)
     for block in found.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}
         report.blocks.append(
@@ -112,6 +114,18 @@ def fill_sparsity(
     pruned = sum(zeros[x.name].zeros for x in prunable)
     report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
     report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
+
+
+def _unseen(found: Layout, norms: Mapping[str, InputNorms]) -> list[str]:
+    """Return a note on the experts that no calibration token was routed to."""
+    experts = [n for n, x in found.linears.items() if x.expert is not None and n in norms]
+    unseen = [n for n in experts if not norms[n]["dense"]]
+    if not unseen:
+        return []
+    return [
+        f"no calibration token was routed to {len(unseen)} of {len(experts)} linears of experts, "
+        f"which magnitude pruned: {unseen[0]}" + (" and others" if len(unseen) > 1 else "")
+    ]
 
 
 def environment(model: nn.Module) -> dict[str, Any]:

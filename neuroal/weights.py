@@ -128,7 +128,13 @@ _PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "_gr
 
 
 class Products(TorchFunctionMode):
-    """Reports every product of an input with a matrix that lies in one of some parameters."""
+    """Reports every product of an input with a matrix that lies in one of some parameters.
+
+    Attributes:
+        left: Whether the matrix of the last one was the left factor: `W @ X`, outputs in columns.
+    """
+
+    left = False
 
     def __init__(self, parameters: Mapping[str, Tensor], seen: Seen) -> None:
         """Watch parameters, by the name that they are reported under."""
@@ -157,9 +163,11 @@ class Products(TorchFunctionMode):
         left, right = self._owner(a), self._owner(b)
         if right is not None and left is None:
             ends = None if offsets is None or offsets.is_meta else offsets.tolist()
+            self.left = False
             for place, shape, index in _matrices(*right, b if name == "linear" else b.mT):
                 self._seen(place, shape, _part(a, index, ends))
         elif left is not None and right is None and b.dim() > 1:
+            self.left = True
             for place, shape, index in _matrices(*left, a):
                 self._seen(place, shape, _part(b.mT, index, None))
 

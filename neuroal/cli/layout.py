@@ -6,7 +6,7 @@ import click
 
 from neuroal.cli.command import Command, json_option, option, print_json, trust_option
 from neuroal.cli.command import verbose_option as verbose
-from neuroal.cli.tables import layout_json, layout_tables
+from neuroal.cli.layout_tables import layout_json, layout_tables
 
 
 @click.command(

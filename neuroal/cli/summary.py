@@ -7,7 +7,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from neuroal.cli.tables import layout_json, layout_tables, parameters, size, table
+from neuroal.cli.layout_tables import layout_json, layout_tables
+from neuroal.cli.tables import parameters, size, table
 from neuroal.dryrun import Plan
 from neuroal.recipe import Recipe
 from neuroal.result import Report

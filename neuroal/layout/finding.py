@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,26 +11,9 @@ from torch import nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout.experts import Experts, find_experts, router
+from neuroal.layout.flows import Flows, Found
 from neuroal.layout.parts import Block, Layout, Linear, Skipped
 from neuroal.layout.trace import Event, trace
-from neuroal.weights import Place
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A linear before it knows its group and consumer.
-
-    Attributes:
-        event: A product with it, or with the same matrix of another expert.
-        experts: Whose matrix it is, if tokens are routed to it.
-        expert: Which expert's.
-    """
-
-    name: str
-    place: Place
-    event: Event
-    experts: Experts | None = None
-    expert: int | None = None
 
 
 def find(model: nn.Module) -> Layout:
@@ -47,7 +30,7 @@ def find(model: nn.Module) -> Layout:
     traced = trace(model, modules)
     first = {id(p): name for name, p in model.named_parameters()}
     taken = _Taken()
-    linears: list[list[list[_Found]]] = []
+    linears: list[list[list[Found]]] = []
     skipped: list[Skipped] = []
     blocks: list[str] = []
     for block in dict.fromkeys(traced.runs):
@@ -56,7 +39,9 @@ def find(model: nn.Module) -> Layout:
         names = {first[id(p)]: name for name, p in own.items()}
         events = [e for e in traced.events if e.block == block and e.place.parameter in names]
         earlier = {names[n] for n in names if n in taken}
-        fresh = [e.renamed(names[e.place.parameter]) for e in events if taken.take(e)]
+        fresh = [e for e in events if taken.take(e)]
+        for event in fresh:
+            event.place = replace(event.place, parameter=names[event.place.parameter])
         experts = find_experts(block, modules[block], own, fresh)
         dense = _dense(block, fresh, experts, own)
         groups = list(_groups([e for e in fresh if e.place.parameter not in dense], experts, own))
@@ -66,7 +51,7 @@ def find(model: nn.Module) -> Layout:
             linears.append(groups)
     if not blocks:
         raise NeuroalError(f"{type(model).__name__} runs no weight matrix inside its blocks")
-    return _layout(blocks, linears, skipped)
+    return _layout(blocks, linears, skipped, Flows.of(traced, linears))
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -151,7 +136,7 @@ def _dense(
 ) -> dict[str, str]:
     """Return the parameters that multiply but are left dense, with the reason."""
     dense: dict[str, str] = {}
-    for group in {x.container: x for x in experts.values()}.values():
+    for group in {id(x): x for x in experts.values()}.values():
         name = router(group, events)
         if name is not None:
             dense[name] = "router: chooses the experts"
@@ -166,25 +151,22 @@ def _dense(
 
 def _groups(
     events: Sequence[Event], experts: Mapping[str, Experts], own: Mapping[str, nn.Parameter]
-) -> Iterator[list[_Found]]:
+) -> Iterator[list[Found]]:
     """Yield the linears that see one input, in execution order; experts one after another.
 
     A parallel MLP sees the attention's input too, but runs after the attention's output
     projection; it is a group of its own, which is how the paper reads execution order.
     """
-    k = 0
-    while k < len(events):
-        group = experts.get(events[k].place.parameter)
-        run = [events[k]]
-        for event in events[k + 1 :]:
-            if experts.get(event.place.parameter) is not group:
-                break
-            run.append(event)
-        k += len(run)
+    mine = [experts.get(event.place.parameter) for event in events]
+    for k, group in enumerate(mine):
+        if k and mine[k - 1] is group:
+            continue
         if group is None:
-            for same in _same_input(run):
-                yield [_Found(_plain_name(e, own), e.place, e) for e in same]
-        else:
+            stop = next((i for i in range(k, len(events)) if mine[i] is not None), len(events))
+            for same in _same_input(events[k:stop]):
+                yield [Found(_plain_name(e, own), e.place, e) for e in same]
+        elif group not in mine[:k]:  # all at once, however often they take turns with others
+            run = [event for event, other in zip(events, mine, strict=True) if other is group]
             stages = list(_same_input(group.witness(run)))
             for expert in range(group.count):
                 for same in stages:
@@ -202,9 +184,9 @@ def _same_input(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield group
 
 
-def _expert_linear(group: Experts, event: Event, expert: int) -> _Found:
+def _expert_linear(group: Experts, event: Event, expert: int) -> Found:
     name, place = group.of(event, expert)
-    return _Found(name, place, event, group, expert)
+    return Found(name, place, event, group, expert)
 
 
 def _plain_name(event: Event, own: Mapping[str, nn.Parameter]) -> str:
@@ -218,7 +200,7 @@ def _skipped(
     index: int,
     module: nn.Module,
     own: Mapping[str, nn.Parameter],
-    groups: Sequence[Sequence[_Found]],
+    groups: Sequence[Sequence[Found]],
     dense: Mapping[str, str],
     earlier: set[str],
 ) -> Iterator[Skipped]:
@@ -253,7 +235,10 @@ def _unused(owner: nn.Module | None) -> str:
 
 
 def _layout(
-    blocks: Sequence[str], linears: Sequence[Sequence[Sequence[_Found]]], skipped: list[Skipped]
+    blocks: Sequence[str],
+    linears: Sequence[Sequence[Sequence[Found]]],
+    skipped: list[Skipped],
+    flows: Flows,
 ) -> Layout:
     order = [group for block in linears for group in block]
     consumers = _consumers(order)
@@ -269,15 +254,26 @@ def _layout(
                 attention = _child(found.name, blocks[index]) == part_of_first
                 part: Literal["attention", "mlp"] = "attention" if attention else "mlp"
                 rows, columns = found.event.shape
-                place, expert = found.place, found.expert
                 own.append(
-                    Linear(found.name, index, rows, columns, number, consumer, part, place, expert)
+                    Linear(
+                        name=found.name,
+                        block=index,
+                        out_features=rows,
+                        in_features=columns,
+                        group=number,
+                        paired=consumer,
+                        part=part,
+                        place=found.place,
+                        expert=found.expert,
+                        rows=flows.rows(found),
+                        fed=flows.fed(found),
+                    )
                 )
         made.append(Block(index, blocks[index], tuple(own)))
     return Layout(tuple(made), tuple(skipped))
 
 
-def _consumers(order: Sequence[Sequence[_Found]]) -> list[str | None]:
+def _consumers(order: Sequence[Sequence[Found]]) -> list[str | None]:
     """Return every group's consumer: the next group of its own expert, else what runs next."""
     result: list[str | None] = []
     behind = len(order)  # what follows the experts that a group is one of
@@ -295,7 +291,7 @@ def _consumers(order: Sequence[Sequence[_Found]]) -> list[str | None]:
     return result[::-1]
 
 
-def _in_stack(order: Sequence[Sequence[_Found]], k: int, own: _Found) -> _Found | None:
+def _in_stack(order: Sequence[Sequence[Found]], k: int, own: Found) -> Found | None:
     """Return the first linear of group `k`, or of the same expert in another stack of experts."""
     if k == len(order):
         return None

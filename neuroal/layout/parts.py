@@ -11,6 +11,36 @@ from neuroal.weights import Place
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some rows of a linear.
+
+    Attributes:
+        name: What they are: "q", "k" or "v" of attention, "gate" or "up" of a gated MLP.
+        ranges: `(first, behind the last)`, in order.
+    """
+
+    name: str
+    ranges: tuple[tuple[int, int], ...]
+
+    def indices(self) -> list[int]:
+        """Return the rows in order."""
+        return [row for start, stop in self.ranges for row in range(start, stop)]
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a linear's rows feed, as the tensors flow.
+
+    Attributes:
+        linear: Name of the first linear that reads them as its columns.
+        runs: `(row, column, length)`: so many rows from there on are its columns from there on.
+    """
+
+    linear: str
+    runs: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Linear:
     """One weight matrix of a block.
 
@@ -29,6 +59,9 @@ class Linear:
             "mlp" for the rest.
         place: Where its matrix lies in the model's parameters.
         expert: Index among the matrices that tokens are routed to; None where every token passes.
+        rows: What its rows are, where that shows: several where it is fused.
+        fed: What its rows feed, as the tensors flow; None where they end in something else than
+            columns (queries and keys, in attention), or where that does not show.
     """
 
     name: str
@@ -40,6 +73,8 @@ class Linear:
     part: Literal["attention", "mlp"]
     place: Place
     expert: int | None = None
+    rows: tuple[Rows, ...] = ()
+    fed: Fed | None = None
 
     @property
     def weights(self) -> int:
@@ -94,6 +129,16 @@ class Layout:
     def weights(self) -> int:
         """Return the number of prunable weights."""
         return sum(block.weights for block in self.blocks)
+
+    def dense(self) -> list[str]:
+        """Return a line for every reason why weights in blocks stay dense."""
+        reasons: dict[str, list[Skipped]] = {}
+        for x in self.skipped:
+            reasons.setdefault(x.reason, []).append(x)
+        return [
+            f"{reason}: {found[0].name}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+            for reason, found in reasons.items()
+        ]
 
     def per_block(self, ratios: Mapping[int, float] | list[float]) -> dict[str, float]:
         """Return a ratio per linear from a ratio per block."""

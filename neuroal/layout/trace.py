@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuroal.errors import NeuroalError
+from neuroal.layout.flow import Flow
 from neuroal.weights import Place, Products
 
 TRACE_TOKENS = 8
+_READERS = 3  # a router may read the rows before the linears that count
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Event:
     """A matrix that multiplied an input while a block ran.
 
@@ -33,10 +35,6 @@ class Event:
     shape: tuple[int, int]
     input: Tensor
 
-    def renamed(self, parameter: str) -> Event:
-        """Return the same event under another name of its parameter."""
-        return replace(self, place=replace(self.place, parameter=parameter))
-
     def same_input(self, other: Event) -> bool:
         """Return whether two matrices multiplied one and the same input."""
         a, b = self.input, other.input
@@ -49,16 +47,37 @@ class Event:
 
 @dataclass
 class Trace:
-    """What ran, in order: names of blocks (again if they ran again), and their products."""
+    """What ran.
+
+    Attributes:
+        runs: Names of blocks in order, again if they ran again.
+        events: Their products, in order.
+        reads: For a product's output the products that read its rows, and the row behind every
+            column that is read, int32 `(in,)`, -1 for none.
+        roles: For a product's output what rows of it are (q, k, v, gate, up), int32.
+    """
 
     runs: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    reads: dict[Event, dict[Event, list[Tensor]]] = field(default_factory=dict)
+    roles: dict[Event, dict[str, Tensor]] = field(default_factory=dict)
+
+    def read(self, source: Event, columns: Tensor, reader: Event) -> bool:
+        """Note that a product reads another's rows; True when enough of them have."""
+        self.reads.setdefault(source, {}).setdefault(reader, []).append(columns)
+        return len(self.reads[source]) >= _READERS
+
+    def role(self, source: Event, rows: Tensor, name: str) -> None:
+        """Note what rows are."""
+        roles = self.roles.setdefault(source, {})
+        rows = torch.unique(rows[rows >= 0])
+        roles[name] = torch.unique(torch.cat([roles[name], rows])) if name in roles else rows
 
 
 class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers questions about values, which meta tensors do not have.
 
-    A number is one, and every entry of a mask is true: each expert is one that tokens go to.
+    A number is one, and the entries of a mask are true.
     """
 
     def __torch_dispatch__(
@@ -67,8 +86,34 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 1
         if func is torch.ops.aten.nonzero.default and args[0].is_meta:
-            return torch.ones(args[0].shape, dtype=torch.bool).nonzero()
+            return _everywhere(args[0])
+        if func in _INDEXED and args[0].is_meta:
+            indices = [y for x in args[1] for y in _indices(x)]
+            args = (args[0], indices, *args[2:])
         return func(*args, **(kwargs or {}))
+
+
+_INDEXED = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+)
+
+
+def _everywhere(mask: Tensor) -> Tensor:
+    """Return where a mask is true: everywhere.
+
+    Along one dimension, which models loop over, in its first entry: one expert stands for all.
+    """
+    if mask.dim() == 1:
+        return torch.zeros((1, 1), dtype=torch.long)
+    return mask.new_empty((mask.numel(), mask.dim()), dtype=torch.long)
+
+
+def _indices(index: Tensor | None) -> list[Tensor | None]:
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_empty(index.numel(), dtype=torch.long) for _ in range(index.dim())]
 
 
 @contextmanager
@@ -84,6 +129,35 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.autocast = original  # type: ignore[misc]
+
+
+class _Watch(Products):
+    """Products whose outputs the flow follows from then on."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], trace: Trace, inside: list[str]) -> None:
+        super().__init__(parameters, self._note)
+        self.flow = Flow(trace.read, trace.role)
+        self._trace, self._inside = trace, inside
+        self._now: list[Event] = []
+
+    def _note(self, place: Place, shape: tuple[int, int], x: Tensor) -> None:
+        if self._inside:
+            event = Event(self._inside[-1], place, shape, x)
+            self._trace.events.append(event)
+            self._now.append(event)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._now = []
+        result = super().__torch_function__(func, types, args, kwargs)
+        if self._now:  # the slices of a stack are alike: its first stands for all
+            given = next((e.input for e in self._now if e.input.numel()), None)
+            self.flow.read(given, self._now[0])
+            self.flow.start(result, self._now[0], -2 if self.left else -1)
+        elif getattr(func, "__name__", "") == "scaled_dot_product_attention" and len(args) >= 3:
+            self.flow.attention(args[0], args[1], args[2], result)
+        return result
 
 
 def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
@@ -109,16 +183,12 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.pop()
 
-    def seen(place: Place, shape: tuple[int, int], x: Tensor) -> None:
-        if inside:
-            found.events.append(Event(inside[-1], place, shape, x))
-
     handles = [b.register_forward_pre_hook(enter(n)) for n, b in blocks.items()]
     handles += [b.register_forward_hook(leave) for b in blocks.values()]
     device = next(model.parameters()).device
-    products = Products(dict(model.named_parameters()), seen)
+    watch = _Watch(dict(model.named_parameters()), found, inside)
     try:
-        with torch.no_grad(), _without_autocast(device), _Meta(), products:  # type: ignore[no-untyped-call]
+        with torch.no_grad(), _without_autocast(device), _Meta(), watch.flow, watch:  # type: ignore[no-untyped-call]
             ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=device)
             model(input_ids=ids, use_cache=False)
     except NeuroalError:

@@ -25,10 +25,19 @@ class Neuroal:
     norm, at the linear's consumer. Every row gets the base ratio in the last block, in a linear
     without a consumer or whose rows are not its consumer's inputs, and where the deviation sums to
     zero or is the same for all rows.
+
+    Where several query heads share a key/value head, rows and inputs differ in number, and the
+    paper gives these linears the base ratio. With `grouped_heads` a query's row is scored by the
+    output projection's input of its place, and a row of a key or value by the mean over the query
+    heads that share it.
     """
 
     lambdas: tuple[float, ...] = option(
         LAMBDAS, "half the distances between the densest and sparsest row, one candidate each"
+    )
+
+    grouped_heads: bool = option(
+        False, "score queries, keys and values whose heads are shared, by the mean over the sharing"
     )
 
     def __post_init__(self) -> None:
@@ -45,7 +54,8 @@ class Neuroal:
     ) -> Generator[Generation, list[Measurement], None]:
         """Propose every lam of the grid in one generation; the best-aligned wins."""
         scores = {
-            name: _row_scores(layout, linear, deviation) for name, linear in layout.linears.items()
+            name: self._row_scores(layout, linear, deviation)
+            for name, linear in layout.linears.items()
         }
         yield Generation(
             [
@@ -57,15 +67,44 @@ class Neuroal:
             ]
         )
 
+    def _row_scores(
+        self, layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """Return the deviation at the consumer, `(out,)` on the CPU, or None for no score."""
+        if linear.block == layout.blocks[-1].index:
+            return None
+        scores = None
+        if linear.paired is not None:
+            scores = deviation[linear.paired].cpu()
+        elif self.grouped_heads:
+            scores = _head_scores(layout, linear, deviation)
+        if scores is None or len(scores) != linear.out_features:
+            return None
+        return None if scores.sum() == 0 or scores.min() == scores.max() else scores
 
-def _row_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the deviation at the consumer, `(out,)` on the CPU, or None for no score."""
-    if linear.paired is None or linear.block == layout.blocks[-1].index:
+
+def _head_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the deviation at the attention's output projection per row of q, k and v."""
+    beside = [x for x in layout.blocks[linear.block].linears if x.group == linear.group]
+    found = [x for x in beside if x.fed is not None and any(r.name == "v" for r in x.rows)]
+    if len(found) != 1 or found[0].fed is None:
         return None
-    scores = deviation[linear.paired].cpu()
-    if len(scores) != linear.out_features or scores.sum() == 0 or scores.min() == scores.max():
-        return None
-    return scores
+    at_output = deviation[found[0].fed.linear].cpu()
+    # The inputs that a row of the values feeds, one for each query head that shares its head.
+    sums, number = (torch.zeros(found[0].out_features) for _ in range(2))
+    for row, column, length in found[0].fed.runs:
+        sums[row : row + length] += at_output[column : column + length]
+        number[row : row + length] += 1
+    values = [i for rows in found[0].rows if rows.name == "v" for i in rows.indices()]
+    shared = sums[values] / number[values]
+    scores = torch.full((linear.out_features,), torch.nan)
+    for rows in linear.rows:
+        own = rows.indices()
+        if len(own) == len(at_output) and rows.name == "q":
+            scores[own] = at_output
+        elif len(own) == len(shared) and rows.name in ("k", "v"):
+            scores[own] = shared
+    return None if bool(scores.isnan().any()) else scores
 
 
 def _row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
