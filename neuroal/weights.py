@@ -43,6 +43,10 @@ class Place:
         return self.strides[1] > self.strides[0]
 
 
+NOWHERE = Place("", 0, (0, 0))
+"""The place of a linear that is described without a model."""
+
+
 class Matrix(Protocol):
     """What is asked of a linear here: its name, its shape and where it lies."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from neuroal.weights import Place
+from neuroal.weights import NOWHERE, Place
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Linear:
     in_features: int
     group: int
     paired: str | None
-    part: Literal["attention", "mlp"]
-    place: Place
+    part: Literal["attention", "mlp"] = "mlp"
+    place: Place = NOWHERE
     expert: int | None = None
     rows: tuple[Rows, ...] = ()
     fed: Fed | None = None

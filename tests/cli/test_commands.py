@@ -112,7 +112,15 @@ def test_layout(folder: Path, run: Any) -> None:
         "group": 0,
         "part": "attention",
         "paired": "model.layers.0.self_attn.o_proj",
+        "fed": None,
+        "rows": {"q": [[0, 32]]},
+        "parameter": "model.layers.0.self_attn.q_proj.weight",
+        "transposed": False,
+        "expert": None,
     }
+    gate = said["blocks"][0]["linears"][4]
+    assert gate["fed"] == {"linear": "model.layers.0.mlp.down_proj", "runs": [[0, 0, 48]]}
+    assert said["dense"] == []
     assert said["blocks"][1]["linears"][-1]["paired"] is None
 
 
