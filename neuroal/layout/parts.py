@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -73,8 +73,9 @@ class Linear:
     part: Literal["attention", "mlp"] = "mlp"
     place: Place = NOWHERE
     expert: int | None = None
-    rows: tuple[Rows, ...] = ()
-    fed: Fed | None = None
+    # What a run shows of these may depend on where its tokens were routed.
+    rows: tuple[Rows, ...] = field(default=(), compare=False)
+    fed: Fed | None = field(default=None, compare=False)
 
     @property
     def weights(self) -> int:

@@ -87,6 +87,12 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return True if args[0].dtype == torch.bool else 1
         if func is torch.ops.aten.nonzero.default and args[0].is_meta:
             return _everywhere(args[0])
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            device = (kwargs or {}).get("device")
+            if device is not None and torch.device(device).type != "meta":  # read by the model
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is torch.ops.aten.split_with_sizes.default and args[0].is_meta:
+            args = (args[0], _sizes(args[0], *args[1:]), *args[2:])
         if func in _INDEXED and args[0].is_meta:
             indices = [y for x in args[1] for y in _indices(x)]
             args = (args[0], indices, *args[2:])
@@ -98,6 +104,12 @@ _INDEXED = (
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
 )
+
+
+def _sizes(tensor: Tensor, sizes: list[int], dim: int = 0) -> list[int]:
+    """Return sizes that add up, where values that are not known decide them: all in the first."""
+    total = tensor.shape[dim]
+    return sizes if sum(sizes) == total else [total, *([0] * (len(sizes) - 1))]
 
 
 def _everywhere(mask: Tensor) -> Tensor:
