@@ -245,7 +245,9 @@ class _Run:
             notes=self.notes,
         )
         try:
-            walker = Walker(model, found, blocks.open, recipe.batch) if data else None
+            walker = None
+            if data is not None:
+                walker = Walker(model, found, blocks.open, recipe.batch, recipe.all_experts)
             candidates: list[Candidate] = []
             allocation = earlier
             if allocation is None:

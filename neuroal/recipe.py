@@ -37,6 +37,7 @@ class Recipe:
         pattern: "unstructured" or "N:M" (N kept of M).
         comparison: Scores compete per "row" or "matrix"; None is the pruner's own.
         skip_indivisible: Leave linears dense whose inputs M does not divide.
+        all_experts: Score every expert by all tokens, not only those routed to it.
         budget: "exact" meets the sparsity to the weight; "paper" rounds and clips as published.
         options: Plugin name to its options.
         calibration: Source of the calibration text or tokens.
@@ -66,6 +67,7 @@ class Recipe:
     pattern: str = "unstructured"
     comparison: Comparison | None = None
     skip_indivisible: bool = False
+    all_experts: bool = False
     budget: Budget = "exact"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: str | None = None

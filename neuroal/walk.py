@@ -25,6 +25,7 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.handover import Handover
 from neuroal.hookspecs import Accumulator
 from neuroal.layout import Block, Layout, Linear
+from neuroal.routing import every_expert
 from neuroal.standins import Call, Carried, Key
 from neuroal.statistics import Collector, Statistics
 from neuroal.team import ALONE, Team
@@ -129,6 +130,7 @@ class Walker:
         batch: Windows of a batch where `inputs` is not told; None is by their tokens.
         block_runs: Blocks times windows run so far.
         streams: Whether a block is in memory only while it is open.
+        all_experts: Statistics of experts are of all tokens, not of those routed to them.
     """
 
     def __init__(
@@ -137,9 +139,11 @@ class Walker:
         layout: Layout,
         open_block: OpenBlock | None = None,
         batch: int | None = None,
+        all_experts: bool = False,
     ) -> None:
         self.model = model
         self.batch = batch
+        self.all_experts = all_experts
         self.layout = layout
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
@@ -268,6 +272,10 @@ class Walker:
         kept: list[dict[int, list[Tensor]]] = [{} for _ in inputs.batches]
         behind: list[Carried] = []
 
+        experts = bool(collectors) and any(x.expert is not None for x in block.linears)
+        shows = self.all_experts and experts
+        showing: Callable[[], bool] | None = None
+
         def observe(
             i: int, size: int, runs: Counter[int], place: Place, _: tuple[int, int], x: Tensor
         ) -> None:
@@ -277,7 +285,7 @@ class Walker:
             group = linear.group
             collector = collectors.get(group)
             if linear.expert is not None:
-                if collector is not None:
+                if collector is not None and (showing is None or showing()):
                     _update_routed(collector, x, size)
                 runs[group] += 1
                 return
@@ -308,7 +316,8 @@ class Walker:
                 )  # fmt: skip
                 if inputs.dtype is not None:
                     args, kwargs = _cast((args, kwargs), inputs.dtype)
-                with observing, torch.no_grad():
+                routing = every_expert(block, module) if shows else nullcontext()
+                with observing, torch.no_grad(), routing as showing:
                     result = (
                         functional_call(module, overlay, args, kwargs)
                         if overlay

@@ -100,6 +100,12 @@ _PLUGIN = "NAME"
     help="Scores compete within a row or a whole matrix.  [default: the pruner's own]",
 )
 @option(
+    "--all-experts",
+    is_flag=True,
+    group="Calibration",
+    help="Score every expert by all tokens, not only those routed to it.",
+)
+@option(
     "--skip-indivisible",
     is_flag=True,
     group="Method",

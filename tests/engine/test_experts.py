@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,3 +128,72 @@ def test_experts_are_found_again_in_the_files(tmp_path: Any) -> None:
     other = mixtral()
     neuroal.prune(other, None, recipe, windows=ids, out=tmp_path / "out", resume=True)
     assert all(a.equal(b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_all_experts_may_be_shown_all_tokens(implementation: str) -> None:
+    model, ids = mixtral(experts_implementation=implementation), windows()
+    given: list[Tensor] = []
+    experts = model.model.layers[0].mlp.experts
+    handle = experts.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    handle.remove()
+    tokens = given[0].double()
+    walker = Walker(model, find(model), all_experts=True)
+    inputs = walker.inputs(ids, 2)
+    prefix = Prefix.start(inputs)
+    for block in walker.layout.blocks:
+        with walker.block(block) as module:
+            run = walker.run(block, module, inputs, prefix, resolve({"input_norm", "input_sum"}))
+        assert run.prefix is not None
+        prefix = run.prefix
+        for e in range(4 if block.index == 0 else 0):
+            found = run.statistics[f"model.layers.0.mlp.experts.gate_up_proj.{e}"]
+            assert found.tokens == len(tokens)
+            norm = (tokens.square().sum(dim=0) / len(ids)).sqrt()
+            assert torch.allclose(found.input_norm.double(), norm, rtol=1e-5)
+            gate, up = (tokens @ experts.gate_up_proj[e].double().T).chunk(2, dim=1)
+            total = (nn.functional.silu(gate) * up).sum(dim=0) / len(ids)
+            down = run.statistics[f"model.layers.0.mlp.experts.down_proj.{e}"]
+            assert torch.allclose(down.input_sum.double(), total, rtol=1e-4, atol=1e-6)
+    pairs = zip(inputs.batches, prefix.carried, strict=True)
+    walked = torch.cat([walker.logits(batch, carried) for batch, carried in pairs])
+    assert torch.allclose(walked, logits, atol=1e-6)  # the output is the routed one
+
+
+def test_all_experts_leave_none_to_magnitude() -> None:
+    model = mixtral()
+    idle(model, 2)
+    recipe = Recipe(top_up="uniform", all_experts=True)
+    report = neuroal.prune(model, None, recipe, windows=windows())
+    assert not any("no calibration token" in n for n in report.notes)
+
+
+def test_experts_that_are_called_otherwise_cannot_be_shown_all_tokens() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x @ self.stack[0] + x @ self.stack[1]
+
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, 4)
+            block = nn.Module()
+            block.odd = Odd()
+            block.forward = lambda x: block.odd(x)  # type: ignore[method-assign]
+            self.blocks = nn.ModuleList([block])
+
+        def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+            return SimpleNamespace(logits=self.blocks[0](self.embed(input_ids)))
+
+    model = Toy()
+    walker = Walker(model, find(model), all_experts=True)
+    inputs = walker.inputs(windows(2))
+    [block] = walker.layout.blocks
+    with walker.block(block) as module, pytest.raises(neuroal.NeuroalError, match="--all-experts"):
+        walker.run(block, module, inputs, Prefix.start(inputs), resolve({"input_norm"}))
