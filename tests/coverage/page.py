@@ -39,12 +39,12 @@ decoder-only language model, and pruning it is refused or means nothing.
 
 | decoder-only architectures | {decoders} |
 |---|---|
-| supported | {supported} ({share:.1%}) |
+| supported | {supported} ({share:.1%}), {ruled} of them with routers or gates left dense |
 | partly | {partly} |
 | fail | {fails} |
 
-Beside them: {multimodal} multimodal, {encoders} encoders, {pairs} of encoder-decoder models or
-otherwise half of a pair, {unknown} that could not be made here.
+Beside them {multimodal} multimodal models, {encoders} encoders, {pairs} halves of a pair of models,
+and {unknown} that could not be made here.
 
 | model type | class | outcome | remark |
 |---|---|---|---|
@@ -54,16 +54,18 @@ otherwise half of a pair, {unknown} that could not be made here.
 def page(outcomes: Sequence[Outcome]) -> str:
     """Return the page as Markdown."""
     kinds = Counter(o.kind for o in outcomes)
-    verdicts = Counter(o.verdict for o in outcomes if o.kind == "decoder")
+    decoders = [o for o in outcomes if o.kind == "decoder"]
+    verdicts = Counter(o.verdict for o in decoders)
     head = _HEAD.format(
         version=transformers.__version__,
         date=datetime.date.today().isoformat(),
         sparsity=SPARSITY,
         windows=WINDOWS,
         length=LENGTH,
-        decoders=kinds["decoder"],
+        decoders=len(decoders),
         supported=verdicts["supported"],
-        share=verdicts["supported"] / max(1, kinds["decoder"]),
+        share=verdicts["supported"] / max(1, len(decoders)),
+        ruled=sum(o.verdict == "supported" and bool(o.reason) for o in decoders),
         partly=verdicts["partly"],
         fails=verdicts["fails"],
         multimodal=kinds["multimodal"],
