@@ -24,6 +24,7 @@ def find(model: nn.Module) -> Layout:
     Raises:
         NeuroalError: The structure is unknown; the message says what was looked for.
     """
+    _refuse_offloaded(model)
     modules = _candidates(model)
     for name, module in modules.items():
         _refuse_quantised(name, module)
@@ -80,6 +81,16 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
 
 def _holds_matrices(entry: nn.Module) -> bool:
     return any(p.dim() >= 2 and "." in name for name, p in entry.named_parameters())
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Refuse a model of which some weights are elsewhere; one without any is a skeleton."""
+    away = [name for name, p in model.named_parameters() if p.is_meta]
+    if away and any(not p.is_meta for p in model.parameters()):
+        raise NeuroalError(
+            f"{away[0]} is not in memory (offloaded): load the whole model, or prune its folder "
+            "with --stream"
+        )
 
 
 def _refuse_quantised(block: str, module: nn.Module) -> None:

@@ -268,6 +268,12 @@ def test_a_quantised_weight() -> None:
     refused(Toy(Quantised()), r"blocks\.0\.up\.weight is quantised \(torch\.int8\)")
 
 
+def test_a_model_of_which_a_part_is_offloaded() -> None:
+    model = Toy(Mlp(), Mlp())
+    model.blocks[1].to("meta")
+    refused(model, r"blocks\.1\.up\.weight is not in memory \(offloaded\): load the whole model")
+
+
 def test_a_shared_weight_counts_once_where_it_runs_first() -> None:
     one, two = Mlp(), Mlp()
     two.up.weight = one.up.weight
