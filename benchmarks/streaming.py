@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--pruner", default="wanda")
+    parser.add_argument("--top-up", default="neuroal")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -142,14 +143,15 @@ def main() -> None:
         make_model(model, SHAPES[given.shape])
     make_windows(windows, given.samples, given.length)
     recipe = {
-        **{"sparsity": 0.7, "pruner": given.pruner, "options": OPTIONS, "device": "cpu"},
+        **{"sparsity": 0.7, "pruner": given.pruner, "top_up": given.top_up, "device": "cpu"},
+        **{"options": OPTIONS if given.top_up == "neuroal" else {}},
         **{"calibration": str(windows), "samples": given.samples, "search_samples": 2},
     }
     limit = int(given.limit * 2**30)
     runs: dict[str, dict[str, Any]] = {
-        "in memory, no limit": {"stream": False, "limit": 0, "out": str(folder / "memory")},
         "in memory, limited": {"stream": False, "limit": limit, "out": str(folder / "refused")},
         "streamed, limited": {"stream": None, "limit": limit, "out": str(folder / "streamed")},
+        "in memory, no limit": {"stream": False, "limit": 0, "out": str(folder / "memory")},
     }
     size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(f"weights {size / 2**30:.2f} GiB; limit {limit / 2**30:.2f} GiB (RLIMIT_AS)")

@@ -127,6 +127,43 @@ def _named_class(config: Any) -> Any:
     return getattr(transformers, named, None) if named.endswith("ForCausalLM") else None
 
 
+def one_block(
+    model: str,
+    device: str,
+    dtype: str,
+    vocabulary: int | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Return a model of the same shapes with one block and random weights, to be timed.
+
+    Args:
+        model: As in `load`.
+        device: Where it is made.
+        dtype: As in `load`.
+        vocabulary: Number of tokens, where the model's own would only take memory.
+        trust_remote_code: Let the model's own code run.
+
+    Raises:
+        NeuroalError: The family cannot be made so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model, trust_remote_code)
+    kind = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        config.num_hidden_layers = 1
+        if vocabulary is not None:
+            config.vocab_size, config.pad_token_id = vocabulary, None
+        with quiet(), torch.random.fork_rng(devices=[]):
+            made: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code, dtype=kind
+            )
+    except Exception as error:
+        raise _failure(model, error) from error
+    one: nn.Module = made.to(device).eval()
+    return one
+
+
 def _refuse_quantised(model: str, config: Any) -> None:
     if getattr(config, "quantization_config", None):
         raise NeuroalError(f"model '{model}' is quantised: prune the original, then quantise")
@@ -147,9 +184,7 @@ def load(
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
     if Path(where).is_dir():
-        why = does_not_fit(model, device)
-        if why is not None:
-            raise NeuroalError(f"{why}: --stream reads its blocks one at a time")
+        _check_memory(model, Path(where), device)
     try:
         with quiet():
             made: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
@@ -185,25 +220,16 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         raise _failure(model, error) from error
 
 
-def does_not_fit(model: str, device: str) -> str | None:
-    """Return why a folder's weights do not fit into the available memory; None where they do.
-
-    Raises:
-        NeuroalError: The folder holds no weights in safetensors.
-    """
-    folder = Path(locate(model))
-    if not folder.is_dir():
-        return None
+def _check_memory(model: str, folder: Path, device: str) -> None:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     if not size:
         raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
     free = available_memory(device)
-    if free is None or size <= free:
-        return None
-    return (
-        f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
-        f"{free / 2**30:.1f} GiB of memory are available"
-    )
+    if free is not None and size > free:
+        raise NeuroalError(
+            f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
+            f"{free / 2**30:.1f} GiB of memory are available"
+        )
 
 
 def transformers_version() -> str:

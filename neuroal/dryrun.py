@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from neuroal import checkpoint, layout
-from neuroal.alignment import generation_runs
-from neuroal.errors import UsageError
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.estimate import Needs, block_runs, needs, seconds
 from neuroal.layout import Layout
+from neuroal.pace import pace
 from neuroal.plan import Setup, Step, first_steps, setup
 from neuroal.recipe import Recipe
+from neuroal.resources import available_memory
 from neuroal.source import parse_source
-from neuroal.statistics import resolve
+
+LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class Plan:
         windows: Calibration windows.
         length: Tokens per window; None where the rows of the source decide.
         block_runs: Of dense walk, search (first generations) and final pruning.
-        memory: Estimated peak bytes: weights, activations, statistics, one spare block.
+        needs: Estimated bytes of memory and disk.
         weights: Prunable weights.
+        streams: Whether the model does not fit into what memory is free.
+        seconds: Estimated, by phase, without reading and writing; None where they were not asked
+            for or the family cannot be timed.
     """
 
     layout: Layout
@@ -39,8 +47,16 @@ class Plan:
     windows: int
     length: int | None
     block_runs: int
-    memory: int
+    needs: Needs
     weights: int
+    streams: bool
+    seconds: Mapping[str, float] | None = None
+
+    @property
+    def operations(self) -> float:
+        """Return the floating-point operations of all block runs, about."""
+        tokens = self.length or 2048
+        return 2.0 * self.block_runs * tokens * self.layout.weights / len(self.layout.blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -53,13 +69,28 @@ class Plan:
             "windows": self.windows,
             "length": self.length,
             "block_runs": self.block_runs,
-            "memory_bytes": self.memory,
+            "memory_bytes": self.needs.streamed if self.streams else self.needs.memory,
+            "disk_bytes": self.needs.disk_streamed if self.streams else self.needs.disk,
+            "streams": self.streams,
+            "seconds": None if self.seconds is None else dict(self.seconds),
             "notes": list(self.setup.notes),
         }
 
 
-def plan(recipe: Recipe, trust_remote_code: bool = False) -> Plan:
+def plan(
+    recipe: Recipe,
+    trust_remote_code: bool = False,
+    *,
+    timed: bool = False,
+    stream: bool | None = None,
+) -> Plan:
     """Return what `prune` would do with a recipe; loads no weights and no text.
+
+    Args:
+        recipe: What is asked.
+        trust_remote_code: Let the model's own code run.
+        timed: Time one block of random weights, to say how long the run will take.
+        stream: As in `prune`.
 
     Raises:
         NeuroalError: The recipe makes no sense, or the model's structure is unknown.
@@ -77,61 +108,29 @@ def plan(recipe: Recipe, trust_remote_code: bool = False) -> Plan:
     length = recipe.length or min(2048, context or 2048)
     steps = tuple(first_steps(made, found, recipe))
     prunable = sum(x.weights for x in found.linears.values() if x.name not in rules.dense)
+    needed = needs(made, found, recipe, model, length)
+    free = available_memory(checkpoint.device_of(recipe.device))
+    if stream is None:
+        stream = needed.lack(False, free) is not None
     return Plan(
         layout=found,
         setup=made,
         steps=steps,
         windows=recipe.samples,
         length=recipe.length,
-        block_runs=_block_runs(made, found, recipe, steps),
-        memory=_memory(made, found, recipe, steps, model, length),
+        block_runs=block_runs(made, found, recipe, steps),
+        needs=needed,
         weights=prunable,
+        streams=stream,
+        seconds=_seconds(made, found, recipe, steps, length, trust_remote_code) if timed else None,
     )
 
 
-def _block_runs(made: Setup, found: Layout, recipe: Recipe, steps: tuple[Step, ...]) -> int:
-    blocks = len(found.blocks)
-    runs = 0
-    if made.measures:
-        runs += (blocks - 1) * recipe.samples  # the last block's output is not needed
-        runs += recipe.samples if any(p.required_statistics() for p in made.measures) else 0
-    counts = [max(s.candidates or 0, 0) for s in steps]
-    search = min(recipe.search_samples, recipe.samples)
-    if made.reads_deviation and not any(counts[:-1]):
-        counts.append(1)  # the winner's own evaluation
-    metric = made.alignment
-    for count in counts:
-        if count:
-            runs += generation_runs(
-                metric, made.pruner, made.reads_deviation, blocks, count, search
-            )
-    if any(counts) and metric.has("measure_output"):
-        runs += blocks * search  # the dense reference
-    final = [p for p in (made.pruner, made.refiner) if p is not None]
-    if any(p.required_statistics() for p in final):
-        runs += recipe.samples * (2 * blocks - 1)
-    return runs
-
-
-def _memory(
-    made: Setup,
-    found: Layout,
-    recipe: Recipe,
-    steps: tuple[Step, ...],
-    model: torch.nn.Module,
-    length: int,
-) -> int:
-    """Weights, one spare float32 block and its pruned copy, activations of all candidates."""
-    dtype = getattr(torch, recipe.dtype) if recipe.dtype != "auto" else None
-    dtype = dtype or getattr(model.config, "dtype", None) or torch.float32
-    size = torch.finfo(dtype).bits // 8
-    weights = sum(p.numel() for p in model.parameters()) * size
-    block = max(b.weights for b in found.blocks)
-    width = max(x.in_features for x in found.linears.values() if x.group == 0)
-    search = min(recipe.search_samples, recipe.samples)
-    candidates = max([s.candidates or 1 for s in steps] or [1])
-    hidden = max(candidates * search, recipe.samples) * length * width * size
-    needed = {s for p in made.plugins for s in p.required_statistics()}
-    grams = any(a.name == "gram" for a in resolve(needed))
-    gram = 4 * sum({x.group: x.in_features**2 for x in found.blocks[0].linears}.values())
-    return weights + block * (4 + size) + 2 * hidden + (gram if grams else 0)
+def _seconds(
+    made: Setup, found: Layout, recipe: Recipe, steps: tuple[Step, ...], length: int, trust: bool
+) -> dict[str, float] | None:
+    try:
+        return seconds(pace(made, recipe, length, trust), made, found, recipe, steps)
+    except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
+        log.info("not timed: %s", error)
+        return None

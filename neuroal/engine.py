@@ -26,11 +26,13 @@ from neuroal.calibration import Windows
 from neuroal.card import model_card
 from neuroal.commit import commit
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.estimate import Needs, needs
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.plan import Setup, first_steps, setup
 from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
+from neuroal.resources import available_memory
 from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
 from neuroal.shared import Measurements, Shared
 from neuroal.source import Source, parse_source
@@ -203,33 +205,33 @@ class _Run:
     ) -> Report:
         recipe = self.recipe
         self._check_data(given)
+        path = None if isinstance(model, nn.Module) else str(model)
+        with self._phase("load"):
+            if path is not None and self.stream:
+                folder_of(path)
+            shape: Any = model if path is None else checkpoint.skeleton(path, self.trust)
+            found = layout.find(shape)
+            rules = self.setup.rules(recipe, found)
+            self._check_needs(found, given)
+            earlier = self._earlier(found)
+        with self._phase("calibrate"):
+            if path is not None:
+                tokenizer = checkpoint.load_tokenizer(path, self.trust)
+            data = self._windows(shape, tokenizer, given)
+        length = 0 if data is None else data.ids.shape[1]
+        needed = needs(self.setup, found, recipe, shape, length)
         with self._phase("load"):
             if isinstance(model, nn.Module):
-                found = layout.find(model)
-                rules = self.setup.rules(recipe, found)
-                self._check_needs(found, given)
-                earlier = self._earlier(found)
-                fingerprint = None if out is None else checkpoint.state_sha256(model)
                 blocks: Blocks = InMemory(model, found)
+                fingerprint = None if out is None else checkpoint.state_sha256(model)
+                if out is not None:
+                    checkpoint.check_disk(out, needed.disk)
             else:
-                if self.stream:
-                    folder_of(str(model))
-                found = layout.find(checkpoint.skeleton(str(model), self.trust))
-                rules = self.setup.rules(recipe, found)
-                self._check_needs(found, given)
-                earlier = self._earlier(found)
-                name = str(model)
-                device = self.team.device(checkpoint.device_of(recipe.device))
-                fingerprint = checkpoint.fingerprint(name)
-                blocks, tokenizer = self._open(name, found, device)
-                model = blocks.model
-                fingerprint = fingerprint or checkpoint.state_sha256(model)
+                fingerprint = checkpoint.fingerprint(str(model))
+                blocks = self._open(str(model), found, needed, out)
+                fingerprint = fingerprint or checkpoint.state_sha256(blocks.model)
             blocks.check_finite()
-        with self._phase("calibrate"):
-            data = self._windows(model, tokenizer, given)
-        saved = sum(p.numel() * p.element_size() for p in model.parameters())
-        if out is not None:
-            checkpoint.check_disk(out, 2 * saved)
+        model = blocks.model
         ratios = None if earlier is None else allocations.to_bytes(earlier, found).hex()
         data_sha256 = data.sha256 if data else None
         decides = [recipe.digest(), fingerprint, data_sha256, self.plugins, ratios]
@@ -272,21 +274,31 @@ class _Run:
             raise
         return report
 
-    def _open(self, name: str, found: Layout, device: str) -> tuple[Blocks, Any]:
-        """Return a model by path, in memory or streamed, and its tokenizer."""
-        recipe = self.recipe
-        stream = self.stream
+    def _open(self, name: str, found: Layout, needed: Needs, out: Path | None) -> Blocks:
+        """Return a model by path, in memory or streamed.
+
+        Raises:
+            NeuroalError: Memory or disk are too small.
+        """
+        recipe, stream = self.recipe, self.stream
+        device = self.team.device(checkpoint.device_of(recipe.device))
+        free = available_memory(device)
         if stream is None:
-            why = checkpoint.does_not_fit(name, device)
-            stream = why is not None
-            if why is not None:
-                self.notes.append(f"{why}: blocks are read from the disk one at a time")
+            lack = needed.lack(False, free)
+            stream = lack is not None and Path(checkpoint.locate(name)).is_dir()
+            if stream:
+                self.notes.append(f"{lack}: blocks are read from the disk one at a time")
                 log.warning("%s", self.notes[-1])
+        lack = needed.lack(stream, free)
+        if lack is not None:
+            cure = "fewer --samples or a shorter --length need less"
+            raise NeuroalError(f"{lack}: {cure if stream else '--stream needs less'}")
+        if out is not None:
+            checkpoint.check_disk(out, needed.disk_streamed if stream else needed.disk)
         if stream:
-            tokenizer = checkpoint.load_tokenizer(name, self.trust)
-            return Streamed(name, found, device, recipe.dtype, self.trust), tokenizer
-        model, tokenizer = checkpoint.load(name, device, recipe.dtype, self.trust)
-        return InMemory(model, found), tokenizer
+            return Streamed(name, found, device, recipe.dtype, self.trust)
+        model, _ = checkpoint.load(name, device, recipe.dtype, self.trust)
+        return InMemory(model, found)
 
     # -- phases ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory(device: str = "cpu") -> int | None:
@@ -23,8 +23,13 @@ def available_memory(device: str = "cpu") -> int | None:
     return min(known, default=None)
 
 
+def held_memory() -> int:
+    """Return the bytes that this process has in memory now; 0 where the system does not say."""
+    return _table(_PROC / "self/status").get("VmRSS", 0) * 1024
+
+
 def _machine() -> int | None:
-    kib = _table(Path("/proc/meminfo")).get("MemAvailable")
+    kib = _table(_PROC / "meminfo").get("MemAvailable")
     return None if kib is None else kib * 1024
 
 
@@ -34,7 +39,7 @@ def _limits() -> Iterator[int]:
         import resource
     except ImportError:  # not on Windows
         return
-    status = _table(Path("/proc/self/status"))
+    status = _table(_PROC / "self/status")
     for kind, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
@@ -44,7 +49,7 @@ def _limits() -> Iterator[int]:
 def _containers() -> Iterator[int]:
     """Yield what every memory cgroup around the process leaves, files that it can drop apart."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = (_PROC / "self/cgroup").read_text().splitlines()
     except OSError:  # not on Linux
         return
     for line in lines:

@@ -241,12 +241,14 @@ def prune(
         from neuroal.dryrun import plan
 
         with clean_stdout(as_json):
-            made = plan(recipe, trust_remote_code)
+            made = plan(recipe, trust_remote_code, timed=True, stream=stream)
         if as_json:
             print_json(plan_json(made, recipe))
         else:
             click.echo(plan_text(made, recipe, target))
         return
+    if not quiet and leads():
+        _say_how_long(recipe, trust_remote_code, stream)
     with clean_stdout(as_json):
         report = _run(
             recipe,
@@ -271,6 +273,17 @@ def prune(
         click.echo(run_text(report, target))
     for change in changes(recorded, report):
         say(f"Warning: {change}")
+
+
+def _say_how_long(recipe: Recipe, trust_remote_code: bool, stream: bool | None) -> None:
+    """Say before a long run how long it will take; what is short is not timed."""
+    from neuroal.cli.summary import duration
+    from neuroal.dryrun import LONG, plan
+
+    made = plan(recipe, trust_remote_code, stream=stream)
+    if made.operations > LONG:
+        made = plan(recipe, trust_remote_code, stream=stream, timed=True)
+        say(f"this will take about {duration(made.seconds)}")
 
 
 def _run(recipe: Recipe, out: Path, **how: Any) -> Report:

@@ -31,6 +31,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
     length = f"{plan.length} tokens" if plan.length else "the rows' or the model's length"
     source = recipe.calibration or ("demo" if recipe.model == "demo" else "a source to be given")
     exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
+    needs = plan.needs
     blocks, linears = len(plan.layout.blocks), len(plan.layout.linears)
     cost = [
         ("model", f"{recipe.model}: {blocks} blocks, {linears} linears"),
@@ -39,7 +40,9 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
         ("calibration", f"{plan.windows} windows of {length} from {source}"),
         ("block runs", f"at most {plan.block_runs:,}"),
-        ("memory, estimated", size(plan.memory)),
+        ("memory, estimated", _memory(plan)),
+        ("disk, estimated", size(needs.disk_streamed if plan.streams else needs.disk)),
+        ("time, estimated", duration(plan.seconds)),
         ("output", f"{out}{exists}"),
     ]
     parts = [
@@ -50,6 +53,27 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         *_notes(_plan_notes(plan, recipe)),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _memory(plan: Plan) -> str:
+    if plan.streams:
+        return f"{size(plan.needs.streamed)}, blocks read one at a time"
+    return f"{size(plan.needs.memory)} ({size(plan.needs.streamed)} with --stream)"
+
+
+def duration(seconds: Mapping[str, float] | None) -> str:
+    """Return the estimated seconds of a run's phases as people say them."""
+    if seconds is None:
+        return "not known for this family"
+    phases = ", ".join(f"{k} {_span(v)}" for k, v in seconds.items())
+    return f"{_span(sum(seconds.values()))} ({phases}) and reading and writing"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:

@@ -137,7 +137,9 @@ OPTIONS = {
     for parameter in command.params
     for option in (*parameter.opts, *parameter.secondary_opts)
 } | {"--help"}
-OTHER_TOOLS = re.compile(r"\b(?:bash|lm_eval|make|mypy|pip|pytest|python|twine) (?:\\\n|[^`\n])*")
+OTHER_TOOLS = re.compile(
+    r"\b(?:bash|hf|lm_eval|make|mypy|pip|pytest|python|torchrun|twine) (?:\\\n|[^`\n])*"
+)
 
 
 def test_the_changelog_names_every_plugin_that_comes_with_neuroal() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import NeuroalError, Recipe, UsageError, checkpoint
+from neuroal import NeuroalError, Recipe, UsageError, checkpoint, estimate
 from neuroal.alignment import Aligner
 from neuroal.layout import find
 from neuroal.shards import INDEX, ONE, Shards
@@ -261,9 +261,7 @@ def test_model_larger_than_the_limit(
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["in memory"].endswith(
-        "GiB of memory are available: --stream reads its blocks one at a time"
-    )
+    assert said["in memory"].endswith("MiB are available: --stream needs less")
     assert said["chosen"].endswith("blocks are read from the disk one at a time")
     assert not (tmp_path / "in memory").exists()
     neuroal.prune(tmp_path / "model", recipe=uniform, out=tmp_path / "whole", stream=False)
@@ -273,13 +271,17 @@ def test_model_larger_than_the_limit(
 def test_chosen_where_the_model_does_not_fit(
     models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 1 << 16)
+    monkeypatch.setattr(estimate.Needs, "lack", lambda _, streams, free: streams_only[streams])
+    streams_only = {False: "too large", True: None}
     report = neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == 4
     assert "blocks are read from the disk" in report.notes[0]
-    with pytest.raises(NeuroalError, match=r"--stream reads its blocks") as error:
+    with pytest.raises(NeuroalError, match=r"^too large: --stream needs less$") as error:
         neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "no", stream=False)
     assert "\n" not in str(error.value)
+    streams_only[True] = "too large even so"
+    with pytest.raises(NeuroalError, match=r"^too large even so: fewer --samples"):
+        neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "no")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 

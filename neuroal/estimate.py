@@ -1,0 +1,158 @@
+"""What a run will cost: block runs, seconds, memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from neuroal.alignment import generation_runs
+from neuroal.layout import Layout
+from neuroal.pace import Pace
+from neuroal.plan import Setup, Step, first_steps
+from neuroal.recipe import Recipe
+from neuroal.resources import held_memory
+from neuroal.statistics import resolve
+from neuroal.walk import CPU_TOKENS
+
+_COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a run needs.
+
+    Attributes:
+        memory: At its peak, the process itself included, with the model in memory.
+        streamed: The same with one block at a time in memory.
+        activations: Those of `streamed` that are hidden states between blocks.
+        disk: While it runs, with the model in memory.
+        disk_streamed: The same with one block at a time in memory.
+    """
+
+    memory: int
+    streamed: int
+    activations: int
+    disk: int
+    disk_streamed: int
+
+    def lack(self, streams: bool, free: int | None) -> str | None:
+        """Return what to say where less memory is free than is needed; None where it is enough."""
+        more = (self.streamed if streams else self.memory) - held_memory()
+        if free is None or more <= free:
+            return None
+        return f"the run needs about {_size(more)} of memory, {_size(free)} are available"
+
+
+def generations(made: Setup, steps: Sequence[Step]) -> list[int]:
+    """Return the number of candidates of every generation that is known before it runs."""
+    counts = [max(s.candidates or 0, 0) for s in steps]
+    if made.reads_deviation and not any(counts[:-1]):
+        counts.append(1)  # the winner's own evaluation
+    return [count for count in counts if count]
+
+
+def block_runs(made: Setup, found: Layout, recipe: Recipe, steps: Sequence[Step]) -> int:
+    """Return the block runs of dense walk, search (first generations) and final pruning."""
+    blocks = len(found.blocks)
+    runs = 0
+    if made.measures:
+        runs += (blocks - 1) * recipe.samples  # the last block's output is not needed
+        runs += recipe.samples if any(p.required_statistics() for p in made.measures) else 0
+    search = min(recipe.search_samples, recipe.samples)
+    counts = generations(made, steps)
+    for count in counts:
+        runs += generation_runs(
+            made.alignment, made.pruner, made.reads_deviation, blocks, count, search
+        )
+    if counts and made.alignment.has("measure_output"):
+        runs += blocks * search  # the dense reference
+    if _final_reads(made):
+        runs += recipe.samples * (2 * blocks - 1)
+    return runs
+
+
+def _final_reads(made: Setup) -> bool:
+    final = [p for p in (made.pruner, made.refiner) if p is not None]
+    return any(p.required_statistics() for p in final)
+
+
+def seconds(
+    pace: Pace, made: Setup, found: Layout, recipe: Recipe, steps: Sequence[Step]
+) -> dict[str, float]:
+    """Return the seconds of every phase by name; reading and writing files are not in them."""
+    blocks, samples = len(found.blocks), recipe.samples
+    search = min(recipe.search_samples, samples)
+    phases = {}
+    if made.measures:
+        phases["measure"] = samples * blocks * pace.dense + blocks * pace.measure
+    total = 0.0
+    for count in generations(made, steps):
+        dense = count * (blocks - 1) + 1
+        total += search * (dense * pace.dense + count * blocks * pace.pruned)
+        total += count * blocks * pace.prune
+        if made.alignment.has("measure_output"):
+            total += search * (blocks * pace.dense + (count + 1) * pace.logits)
+    if total:
+        phases["search"] = total
+    final = blocks * pace.final_prune
+    if _final_reads(made):
+        final += samples * (blocks * pace.final_dense + (blocks - 1) * pace.final_pruned)
+    return phases | {"prune": final}
+
+
+def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: int) -> Needs:
+    """Return the memory and disk of a run.
+
+    Args:
+        made: The plugins.
+        found: The model's layout.
+        recipe: What is asked.
+        model: On any device, meta included: shapes are enough.
+        length: Tokens per window.
+    """
+    steps = first_steps(made, found, recipe) if recipe.allocation is None else []
+    size = _bytes_per_weight(recipe, model)
+    weights = sum(p.numel() for p in model.parameters()) * size
+    inside = [
+        sum(p.numel() for p in model.get_submodule(b.name).parameters()) for b in found.blocks
+    ]
+    largest = max(inside) * size
+    around = weights - sum(inside) * size
+    linears = found.linears.values()
+    work = _COPIES * 4 * max(x.weights for x in linears)
+    tokens = max(length, min(CPU_TOKENS, recipe.samples * length))
+    work += 4 * tokens * 4 * max(x.in_features for x in linears)  # what a batch holds in a block
+    needed = {s for p in made.plugins for s in p.required_statistics()}
+    if any(a.name == "gram" for a in resolve(needed)):
+        work += 2 * 4 * sum({x.group: x.in_features**2 for x in found.blocks[0].linears}.values())
+    width = max(x.in_features for x in linears if x.group == 0)
+    search = min(recipe.search_samples, recipe.samples)
+    candidates = max(generations(made, steps), default=0)
+    # Embeddings, and what every candidate's (or the one pruned model's) blocks handed on.
+    states = max(search * (candidates + 2), search + 3 * recipe.samples)
+    activations = states * length * width * size
+    if made.alignment.has("measure_output"):
+        vocabulary = getattr(model.config, "vocab_size", 0)
+        work += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
+    rest = held_memory() + largest + work + activations  # a block's pruned weights beside it
+    return Needs(
+        memory=rest + weights,
+        streamed=rest + around + largest,
+        activations=activations,
+        disk=2 * weights,
+        disk_streamed=weights,
+    )
+
+
+def _bytes_per_weight(recipe: Recipe, model: nn.Module) -> int:
+    first = next(model.parameters())
+    asked = recipe.dtype if first.is_meta else "auto"  # a model in memory stays as it is
+    dtype: torch.dtype = first.dtype if asked == "auto" else getattr(torch, asked)
+    return dtype.itemsize
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

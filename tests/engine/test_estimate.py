@@ -1,0 +1,211 @@
+"""What is said before a run: seconds by hand, bytes by hand, and what memory is free."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroal import Recipe, checkpoint, dryrun, resources
+from neuroal.dryrun import plan
+from neuroal.errors import NeuroalError
+from neuroal.estimate import Needs, needs, seconds
+from neuroal.layout import find
+from neuroal.pace import Pace, pace
+from neuroal.plan import first_steps, setup
+from neuroal.testing import STRUCTURES, tiny_model
+
+PACE = Pace(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4, final_prune=1e5)
+
+
+def timed(recipe: Recipe, pace: Pace = PACE) -> dict[str, float]:
+    made, found = setup(recipe), find(tiny_model("llama"))
+    return seconds(pace, made, found, recipe, first_steps(made, found, recipe))
+
+
+def test_seconds_by_hand(recipe: Recipe) -> None:
+    """3 blocks, 2 candidates in each of 2 steps on 2 windows, 6 windows in the end.
+
+    A step: 2 (3 - 1) + 1 = 5 blocks dense on 2 windows, 2 · 3 pruned on 2 windows, 2 · 3 to prune.
+    """
+    step = 2 * 5 * 1 + 2 * 6 * 10 + 6 * 100
+    final = 6 * (3 * 1000 + 2 * 1e4) + 3 * 1e5
+    assert timed(recipe) == {"search": 2 * step, "prune": final}
+    uniform = dataclasses.replace(recipe, top_up="uniform", options={})
+    assert timed(uniform) == {"prune": final}
+    magnitude = dataclasses.replace(uniform, pruner="magnitude")
+    assert timed(magnitude) == {"prune": 3 * 1e5}
+
+
+def test_seconds_of_a_dense_walk_and_of_an_output_metric_by_hand(recipe: Recipe) -> None:
+    owl = dataclasses.replace(recipe, top_up="owl", options={})
+    measured = timed(owl, dataclasses.replace(PACE, measure=1e6))["measure"]
+    assert measured == 6 * 3 * 1 + 3 * 1e6
+    output = dataclasses.replace(recipe, alignment="output_kl")
+    more = timed(output, dataclasses.replace(PACE, logits=1e7))["search"] - timed(recipe)["search"]
+    assert more == 2 * 2 * (3 * 1 + (2 + 1) * 1e7)  # the dense reference; logits of it and of two
+
+
+def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Recipe) -> None:
+    asked = dataclasses.replace(recipe, model=str(models["opt"]))
+    each = {f.name for f in dataclasses.fields(Pace)}
+    search = {"dense", "pruned", "prune"}
+    final = {"final_dense", "final_pruned", "final_prune"}
+    cases: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "neuroal": ({}, search | final),
+        "output": ({"alignment": "output_kl"}, search | final | {"logits"}),
+        "owl": ({"top_up": "owl", "options": {}}, search | final | {"measure"}),
+        "magnitude": ({"pruner": "magnitude"}, search | {"final_prune"}),
+    }
+    for changes, used in cases.values():
+        changed = dataclasses.replace(asked, **changes)
+        made = pace(setup(changed), changed, 16)
+        for name in each:
+            assert (getattr(made, name) > 0) == (name in used), (changes, name)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_one_block_of_the_same_shapes(structure: str, models: Mapping[str, Path]) -> None:
+    whole = find(tiny_model(structure)).blocks[0]
+    made = find(checkpoint.one_block(str(models[structure]), "cpu", "auto", 50)).blocks
+    assert len(made) == 1
+    shapes = [[(x.out_features, x.in_features, x.group) for x in b.linears] for b in (*made, whole)]
+    assert shapes[0] == shapes[1]
+
+
+def test_what_cannot_be_timed_is_said_to_be_unknown(
+    models: Mapping[str, Path], from_file: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise NeuroalError("not with one block")
+
+    recipe = dataclasses.replace(from_file, model=str(models["llama"]))
+    assert plan(recipe).seconds is None
+    known = plan(recipe, timed=True).to_json()["seconds"]
+    assert set(known) == {"search", "prune"} and min(known.values()) > 0
+    monkeypatch.setattr(checkpoint, "one_block", cannot)
+    assert plan(recipe, timed=True).seconds is None
+
+
+# -- bytes -----------------------------------------------------------------------------------
+
+
+def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroal.estimate.held_memory", lambda: 0)
+    model = tiny_model("llama")
+    made = needs(setup(recipe), find(model), recipe, model, 16)
+    block = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
+    around = 2 * 97 * 32 + 32
+    weights = 4 * (3 * block + around)
+    # Embeddings of 2 windows, 2 more states beside 2 candidates; in the end 3 states of 6 windows.
+    states = max(2 * (2 + 2), 2 + 3 * 6) * 16 * 32 * 4
+    work = 4 * 4 * 32 * 48 + 4 * (6 * 16) * 4 * 48
+    assert made.activations == states
+    assert made.memory == weights + 4 * block + states + work
+    assert made.streamed == 4 * around + 2 * 4 * block + states + work
+    assert (made.disk, made.disk_streamed) == (2 * weights, weights)
+    half = dataclasses.replace(recipe, dtype="bfloat16")
+    assert needs(setup(half), find(model), half, model, 16).disk == 2 * weights  # it stays as it is
+    assert needs(setup(half), find(model), half, model.to("meta"), 16).disk == weights
+
+
+def test_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroal.estimate.held_memory", lambda: 1 << 30)
+    made = Needs(memory=5 << 30, streamed=2 << 30, activations=0, disk=0, disk_streamed=0)
+    assert made.lack(False, 4 << 30) is None and made.lack(False, None) is None
+    said = "the run needs about 4.0 GiB of memory, 512 MiB are available"
+    assert made.lack(False, 1 << 29) == said
+    assert made.lack(True, 1 << 30) is None and made.lack(True, 1 << 29) is not None
+
+
+def test_a_long_run_says_how_long(
+    models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from neuroal.cli import main
+
+    calibration = ["--calibration", str(from_file.calibration), "--samples", "2"]
+    given = ["prune", str(models["llama"]), *calibration, "--top-up", "uniform", "--out"]
+    short = CliRunner().invoke(main, [*given, str(tmp_path / "a")])
+    assert "will take" not in short.stderr
+    monkeypatch.setattr(dryrun, "LONG", 1.0)
+    long = CliRunner().invoke(main, [*given, str(tmp_path / "b")])
+    assert long.exit_code == 0 and long.stderr.startswith("this will take about ")
+    quiet = CliRunner().invoke(main, [*given, str(tmp_path / "c"), "--quiet"])
+    assert quiet.stderr == ""
+
+
+# -- what is free ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8 GiB free and no container: files that a test may change."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "proc/self/status").write_text(
+        "VmRSS:\t 1024 kB\nVmSize:\t 2048 kB\nVmData: 512 kB\n"
+    )
+    monkeypatch.setattr(resources, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(resources, "_CGROUPS", tmp_path / "cgroup")
+    return tmp_path
+
+
+def container(folder: Path, names: Mapping[str, object]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in names.items():
+        (folder / name).write_text(f"{value}\n")
+
+
+def test_the_machine(system: Path) -> None:
+    assert resources.available_memory() == 8 << 30
+    assert resources.held_memory() == 1 << 20
+
+
+def test_a_container_of_the_second_kind(system: Path) -> None:
+    (system / "proc/self/cgroup").write_text("0::/a/b\n")
+    inner = {"memory.max": "max", "memory.current": 5}
+    outer = {"memory.max": 3 << 30, "memory.current": 2 << 30, "memory.stat": "inactive_file 4096"}
+    container(system / "cgroup/a/b", inner)
+    container(system / "cgroup/a", outer)
+    assert resources.available_memory() == (1 << 30) + 4096
+
+
+def test_a_container_of_the_first_kind(system: Path) -> None:
+    (system / "proc/self/cgroup").write_text("3:cpu:/x\n4:memory:/seen/from/outside\n0::/\n")
+    limits = {"memory.limit_in_bytes": 2 << 30, "memory.usage_in_bytes": 3 << 30}
+    container(system / "cgroup/memory", limits)
+    assert resources.available_memory() == 0
+
+
+@pytest.mark.parametrize(("kind", "used"), [("RLIMIT_AS", 2048), ("RLIMIT_DATA", 512)])
+def test_the_limits_of_the_process(
+    kind: str, used: int, system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    limits = {getattr(resource, kind): 1 << 30}
+    none = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda k: (limits.get(k, none), none))
+    assert resources.available_memory() == (1 << 30) - used * 1024
+
+
+def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_PROC", tmp_path)
+    assert resources.available_memory() is None and resources.held_memory() == 0
+
+
+def test_the_dry_run_says_what_memory_would_do(
+    models: Mapping[str, Path], from_file: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(from_file, model=str(models["llama"]))
+    assert not plan(recipe).streams and plan(recipe, stream=True).streams
+    monkeypatch.setattr(dryrun, "available_memory", lambda _: 0)
+    made = plan(recipe)
+    assert made.streams
+    data = json.loads(json.dumps(made.to_json()))
+    assert data["memory_bytes"] == made.needs.streamed
+    assert data["disk_bytes"] == made.needs.disk_streamed < made.needs.disk
