@@ -22,6 +22,7 @@ from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout, Linear
 from neuroal.resources import available_memory
+from neuroal.shards import open_file
 from neuroal.stored import Zeros
 
 MARKER = "neuroal.json"
@@ -336,12 +337,12 @@ def count_saved_zeros(folder: Path, layout: Layout, model: nn.Module) -> dict[st
     """
     where: dict[str, Path] = {}
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
+        with open_file(path) as file:
             where |= dict.fromkeys(file.keys(), path)
     result: dict[str, Zeros] = {}
     for block in layout.blocks:
         with ExitStack() as stack:  # a block's files alone are mapped into memory
-            opened = cache(lambda path: stack.enter_context(safe_open(path, framework="pt")))
+            opened = cache(lambda path: stack.enter_context(open_file(path)))
 
             def read(key: str) -> Tensor | None:
                 return opened(where[key]).get_tensor(key) if key in where else None  # noqa: B023
