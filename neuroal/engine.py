@@ -306,7 +306,9 @@ class _Run:
     def _phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+        before = self.timings.pop(name, 0.0)  # phases are in the order in which they end
+        self.timings[name] = before + time.perf_counter() - start
+        self.memory.pop(name, None)
         self.memory[name] = peak_memory()
 
     def _tick(self, title: str, total: int) -> Tick:
