@@ -195,7 +195,9 @@ def test_a_window_is_strictly_shorter_than_its_document(
     path = write(tmp_path / "x.jsonl", "text", ["w1 w2 w3", "w4 w5 w6 w7"])  # 4 and 5 tokens
     windows = calibration_windows(path, tokenizer, samples=20, length=4)
     assert windows.ids.tolist() == [[0, 6, 7, 8]] * 20  # the start 1 is never drawn either
-    with pytest.raises(NeuroalError, match=r"longer than 5 tokens.*has 5: give --length 4 or more"):
+    with pytest.raises(
+        NeuroalError, match=r"longer than 5 tokens.*has 5: give more text, or --length 4"
+    ):
         calibration_windows(path, tokenizer, samples=1, length=5)
 
 
@@ -261,7 +263,10 @@ CONTENTS = {
         (b"", "'{}' is empty"),
         (b" \n", "'{}' is empty"),
         (b"\xff\xfe", "cannot read '{}'.*utf-8"),
-        (b"w1 w2", "no document of '{}' is longer than 8 tokens.*has 3: give --length 2 or more"),
+        (
+            b"w1 w2",
+            "no document of '{}' is longer than 8 tokens.*has 3: give more text, or --length 2",
+        ),
     ],
     "x.txt.gz": [(b"plain", "cannot read '{}'"), (b"\x1f\x8b\x08\x00\x00", "cannot read '{}'")],
     "x.jsonl": [
