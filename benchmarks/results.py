@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from neuroal.study.run import How, prepare, run
 from tabulate import tabulate
 from tqdm import tqdm
+
+from neuroal.study.run import How, prepare, run
 
 MODELS = ("llama", "mistral", "phi", "opt")
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "multiflow", "ria", "admm", "alps")

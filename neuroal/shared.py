@@ -48,6 +48,11 @@ class Shared:
             self._windows[key] = make()
         return self._windows[key]
 
+    @property
+    def calibrations(self) -> Sequence[Windows]:
+        """Return the calibration windows made so far."""
+        return tuple(self._windows.values())
+
     def measure(
         self,
         walker: Walker,

@@ -94,7 +94,9 @@ def perplexity(
     if batch is None:
         batch = max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
     losses = []
-    bar = tqdm(total=count, desc="perplexity", unit="window", disable=not progress)
+    bar = tqdm(
+        total=count, desc="perplexity", unit="window", disable=not progress, leave=None
+    )  # leaves nothing behind under another bar
     with torch.no_grad(), evaluating(model), bar:
         for part in torch.split(ids, batch):
             tokens = part.to(embedding.device)

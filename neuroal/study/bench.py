@@ -28,7 +28,7 @@ class _Loaded:
         key: Name, dtype and device that it was loaded by.
         model: The model, as the last case has left it.
         tokenizer: Its tokenizer, or None.
-        weights: The dense weight of every linear, on the CPU.
+        weights: The dense parameters that hold linears, on the CPU.
         measurer: Holds evaluation windows and tasks.
         shared: Holds calibration windows and measurements of the dense model.
     """
@@ -87,6 +87,9 @@ class Bench:
             )
             made.model["sha256"] = case.model_sha256
             report = made.to_json()
+            for calibration in loaded.shared.calibrations:
+                for evaluation in self.evaluations:
+                    loaded.measurer.compare(evaluation, loaded.model, calibration)
         pruned = time.perf_counter()
         scores: Scores = {}
         for evaluation, key in self.evaluations.items():
@@ -106,7 +109,8 @@ class Bench:
             model, tokenizer = checkpoint.load(
                 case.model, device, case.dtype, self.trust_remote_code
             )
-            names = [f"{name}.weight" for name in layout.find(model).linears]
+            linears = layout.find(model).linears.values()
+            names = {linear.place.parameter for linear in linears}
             dense = {name: model.get_parameter(name).detach().cpu().clone() for name in names}
             measurer = Measurer(tokenizer, self.progress)
             self._loaded = _Loaded(key, model, tokenizer, dense, measurer)

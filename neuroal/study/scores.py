@@ -14,6 +14,7 @@ from torch import nn
 
 from neuroal import checkpoint
 from neuroal.calibration import Windows
+from neuroal.evaluation.overlap import warn_of_overlap
 from neuroal.evaluation.perplexity import Perplexity, evaluation_windows, perplexity
 from neuroal.evaluation.tasks import check_names, load_tasks
 from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
@@ -67,6 +68,7 @@ class Measurer:
         self.tokenizer = tokenizer
         self.progress = progress
         self._read: dict[Evaluation, Any] = {}
+        self._compared: set[tuple[Evaluation, str]] = set()
 
     def measure(self, evaluation: Evaluation, model: nn.Module) -> Scores:
         """Return an evaluation's scores by column."""
@@ -77,8 +79,18 @@ class Measurer:
         key = identity(evaluation)
         return {column: {**score, "evaluation": key} for column, score in found.items()}
 
+    def compare(self, evaluation: Evaluation, model: nn.Module, calibration: Windows) -> None:
+        """Warn, once, where a text shares sequences of tokens with calibration windows."""
+        pair = (evaluation, calibration.sha256)
+        if evaluation.data is not None and pair not in self._compared:
+            self._compared.add(pair)
+            warn_of_overlap(calibration, self.windows(evaluation, model))
+
     def windows(self, evaluation: Evaluation, model: nn.Module) -> Windows:
-        """Return the windows of an evaluation on a text."""
+        """Return the windows of an evaluation on a text, cut once."""
+        return self._once(evaluation, lambda: self._cut(evaluation, model))
+
+    def _cut(self, evaluation: Evaluation, model: nn.Module) -> Windows:
         config = getattr(model, "config", None)
         return evaluation_windows(
             str(evaluation.data),
@@ -97,7 +109,7 @@ class Measurer:
         return value
 
     def _perplexity(self, evaluation: Evaluation, model: nn.Module) -> Scores:
-        windows = self._once(evaluation, lambda: self.windows(evaluation, model))
+        windows = self.windows(evaluation, model)
         start = time.perf_counter()
         found = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
         return {evaluation.label: _score_of_perplexity(found, time.perf_counter() - start)}
@@ -130,7 +142,7 @@ def _scores_of_tasks(label: str, found: ZeroShot, seconds: float) -> Scores:
     tasks, mean = whole.pop("tasks"), whole.pop("accuracy")
     scores = {}
     for name, task in tasks.items():
-        metric = next(m for m in ("acc", *task) if m in task)
+        metric = task["metric"]
         error = task.get(f"{metric}_stderr")
         share = seconds / len(tasks)
         scores[name] = _score(task[metric], metric, True, error, share, whole | task)

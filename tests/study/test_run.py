@@ -117,6 +117,15 @@ def test_what_cases_share_is_made_once(
     }  # fmt: skip
 
 
+def test_calibration_text_among_the_evaluated_is_said_once_a_model(
+    prepared: Change, finish: Finish, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish(prepared())
+    said = [r.getMessage() for r in caplog.records if "overlap" in r.getMessage()]
+    assert len(said) == 2  # llama and opt; text.txt shares nothing with rows.jsonl
+    assert all(m.count("rows.jsonl") == 2 for m in said)
+
+
 def test_a_finished_case_is_never_run_again(
     prepared: Change, finish: Finish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
