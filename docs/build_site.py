@@ -5,7 +5,6 @@
 - The marker `<!-- source: FILE -->` becomes the file, a path from the project's root.
 - A picture in `assets/*.svg` is put into the page, so that it follows the site's colours.
 - A block of language `error` wraps its lines.
-- Pages of results stand in the navigation where they exist.
 """
 
 from __future__ import annotations
@@ -21,19 +20,9 @@ import click
 from neuroal.hookspecs import ROLES
 
 COMMANDS, CHECKS = "<!-- commands -->", "<!-- checks -->"
-RESULTS = {"best.md": "Best known ratios", "parity.md": "Parity with the published code"}
 ROOT = Path(__file__).resolve().parent.parent
 _SOURCE = re.compile(r"^<!-- source: (\S+) -->$", re.MULTILINE)
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\((assets/[\w-]+\.svg)\)$", re.MULTILINE)
-
-
-def on_config(config: Any) -> Any:
-    """Add the pages of results that there are to the navigation, before the reference."""
-    docs = Path(config.docs_dir)
-    pages = [{title: name} for name, title in RESULTS.items() if (docs / name).is_file()]
-    if pages:
-        config.nav.insert(len(config.nav) - 1, {"Results": pages})
-    return config
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -29,6 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 # One vector width on every x86 machine: float32 sums round alike, and so do masks made from them.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+# Triton reads this when it is imported, by whatever test comes first: kernels need no device.
+os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("neuroal", deadline=None, database=None, derandomize=True)
 settings.load_profile("neuroal")

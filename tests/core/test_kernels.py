@@ -1,8 +1,6 @@
 """The kernel against the masks of `neuroal.masks`, by Triton's interpreter: no device is needed."""
 
 import importlib
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,13 +18,9 @@ from neuroal.testing import statistics, tiny_model
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        pytest.importorskip("triton", reason="Triton is not installed")
-        patch.delitem(sys.modules, "neuroal.kernels", raising=False)
-        yield importlib.import_module("neuroal.kernels")
-        sys.modules.pop("neuroal.kernels", None)
+def kernels() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    return importlib.import_module("neuroal.kernels")  # interpreted: tests/conftest.py
 
 
 def expected(weight: Tensor, scores: Tensor, counts: Tensor, last: bool) -> Tensor:
