@@ -226,6 +226,7 @@ def check(
     searched: int,
     case: tuple[str, float, str],
     tolerance: float,
+    apart: float = 0,
 ) -> None:
     pruner, sparsity, top_up = case
     with torch.no_grad():
@@ -249,7 +250,7 @@ def check(
     for b, masks in enumerate(expected.masks):
         for name, mask in masks.items():
             zeros = work.linear(b, name).weight == 0
-            assert torch.equal(zeros, mask), f"block {b}, {name}"
+            assert float((zeros != mask).double().mean()) <= apart, f"block {b}, {name}"
 
 
 TINY = [("wanda", 0.7, "neuroal"), ("magnitude", 0.6, "neuroal-row")]
@@ -271,4 +272,4 @@ def test_trained(family: str, pruner: str, shared: Path) -> None:
     lines = (shared / "reference" / "llama.calibration.jsonl").read_text().splitlines()
     ids = torch.tensor([json.loads(line)["input_ids"] for line in lines[:12]])
     # Windows in one batch and one by one round differently, and two scores may change places.
-    check(model, family, ids, 8, (pruner, 0.7, "neuroal"), 1e-2)
+    check(model, family, ids, 8, (pruner, 0.7, "neuroal"), 1e-2, apart=1e-3)
