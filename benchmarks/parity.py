@@ -39,9 +39,16 @@ of a block's sparsity; perplexities are those of 100 windows of 256 tokens.
 
 Made by `OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 python benchmarks/parity.py SHARED --out
 docs/parity.md`: one thread and one vector width, because sums in another order round differently.
-Of two scores that are nearly equal another one may then go, and DSnoT's published loop, which goes
-on exchanging weights in rows that are finished, makes many of one. AlphaPruning's published code
-can ask for ratios above 1 and then prunes whole linears; here such ratios are clipped.
+
+Every λ is the published one. Where the masks differ, the causes are:
+
+- *Rounding.* Of two scores that are nearly equal another one may go. SparseGPT feeds every
+  difference forward through its updates, and DSnoT's published loop, which goes on exchanging
+  weights in rows that are finished, makes many of one.
+- *AlphaPruning.* The published code can ask for ratios above 1 and then prunes whole linears; here
+  such ratios are clipped.
+- *DSnoT on SparseGPT.* The published code never fills the Gram matrix that its scores are made of,
+  so its masks are no reference; here the scores are SparseGPT's own.
 """
 STEPS = {"block": "block_ratios", "row": "row_ratios"}
 
@@ -119,8 +126,8 @@ def page(rows: list[dict[str, Any]], failing: list[dict[str, Any]]) -> str:
     table = tabulate(cells, headers=COLUMNS, tablefmt="github", disable_numparse=True)
     fails = [f"- {c['pruner']}, {c['top_up']}, {c['sparsity']:g}\n" for c in failing]
     same = sum(row["same mask"] == "yes" for row in rows)
-    pruners = " and ".join(dict.fromkeys(row["pruner"] for row in rows))
-    count = f"{same} of the {len(rows)} cases of {pruners} end in the same mask, bit for bit.\n"
+    pruners = ", ".join(dict.fromkeys(row["pruner"] for row in rows))
+    count = f"{same} of {len(rows)} cases ({pruners}) end in the same mask, bit for bit.\n"
     return f"{HEAD}\n{count}\n{table}\n" + "".join(
         ["\nThe published code itself fails on\n\n", *fails]
     )
