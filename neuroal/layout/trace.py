@@ -97,7 +97,9 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _INDEXED and args[0].is_meta:
             indices = [y for x in args[1] for y in _indices(x)]
             args = (args[0], indices, *args[2:])
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = (*args, *(kwargs or {}).values())
+        flat = [x for a in given for x in (a if isinstance(a, (list, tuple)) else (a,))]
+        tensors = [x for x in flat if isinstance(x, Tensor)]
         if any(x.is_meta for x in tensors) and any(x.dim() and not x.is_meta for x in tensors):
             # What the model moved to another device meets what it left.
             args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
