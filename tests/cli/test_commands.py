@@ -215,13 +215,18 @@ def test_ctrl_c(folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A run of the tests in the background ignores the signal, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(6000):  # starting takes long on a busy machine
         if Path("started").exists() or process.poll() is not None:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert stdout == ""
     assert stderr.startswith("Error: interrupted") and stderr.count("\n") == 1
     assert process.returncode == 130
