@@ -112,6 +112,10 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
                 )
     except Exception as error:
         raise _failure(model, error) from error
+    for module in made.modules():  # some models draw weights in a way that asks no device
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[name] = nn.Parameter(parameter.to("meta"), False)
     return made.eval()
 
 
