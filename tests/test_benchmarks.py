@@ -1,6 +1,8 @@
 """The published procedure, written plainly in `benchmarks/`, and the engine find the same masks."""
 
 import importlib
+import json
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,3 +46,31 @@ def test_grids_are_thinned_out(speed: ModuleType) -> None:
     block, row = speed.grids(None)
     assert len(block) == 14 and len(row) == 15
     assert [len(g) for g in speed.grids(2)] == [2, 2]
+
+
+def test_results_compare_what_pruning_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    results = importlib.import_module("results")
+    (tmp_path / "cases").mkdir()
+    costs = {("", "", 0.0): 0.0, ("wanda", "uniform", 0.7): 0.4, ("wanda", "best", 0.7): 0.1}
+    costs |= {("ria", "uniform", 0.6): 0.2, ("ria", "best", 0.6): 0.3}  # ratios 1/4 and 3/2
+    for i, ((pruner, top_up, sparsity), cost) in enumerate(costs.items()):
+        scores = {text: {"value": 20 * math.exp(cost)} for text in results.TEXTS}
+        case = {"model": "llama", "pruner": pruner or None, "sparsity": sparsity}
+        report = {"counts": {"block_runs": i}} if pruner else None
+        content = {"status": "done", "case": {**case, "top_up": top_up or None}}
+        content |= {"scores": scores, "report": report}
+        (tmp_path / "cases" / f"{i}.json").write_text(json.dumps(content))
+    known, runs = results.read_scores(tmp_path)
+    found = results.ratios(known, "best", "uniform", "ptb")
+    assert found == {
+        ("llama", "wanda", 0.7): pytest.approx(1 / 4),
+        ("llama", "ria", 0.6): pytest.approx(3 / 2),
+    }
+    assert results.geometric(found.values()) == pytest.approx(math.sqrt(3 / 8))
+    assert runs["llama", "ria", 0.6, "best"] == 4
+    page = results.replaced("a\n<!-- tables -->\nold\n<!-- end -->\nb\n", results.tables(tmp_path))
+    assert page.startswith("a\n") and page.endswith("<!-- end -->\nb\n") and "old" not in page
+    assert "4 finished cases." in page
