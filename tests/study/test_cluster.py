@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "NEUROAL_TEST_RAY" not in os.environ, reason="takes minutes on two cores: NEUROAL_TEST_RAY=1"
+)
 def test_nothing_is_lost_with_a_node(
     prepared: Change, finish: Finish, desk: Path, cluster: Any
 ) -> None:
