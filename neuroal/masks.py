@@ -45,23 +45,90 @@ def row_mask(scores: Tensor, counts: Tensor, prune_last: bool = False) -> Tensor
     return torch.from_numpy(mask)
 
 
+def prune_rows(
+    weight: Tensor, scores: Tensor, counts: Tensor, prune_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return a weight without the `counts[i]` smallest scores of row i.
+
+    On a CPU a few rows at a time are scored, selected and cut while they are in its cache; a CUDA
+    device with Triton does the same in one kernel. Neither waits for the other.
+
+    Args:
+        weight: Floating `(rows, columns)`.
+        scores: Floating `(rows, columns)`; or float32 `(columns,)`, by which |W|, in float32, is
+            multiplied to give the scores.
+        counts: int64 `(rows,)`, or `(1,)` for one that holds in every row; in [0, columns].
+        prune_last: Of equal scores the one of higher index goes, else that of lower index.
+
+    Returns:
+        A new weight, 0 where pruned and of the same bits elsewhere, and whether all scores are
+        finite, 0-d bool: where they are not, the weight is in no particular state.
+    """
+    if weight.device.type == "cpu":
+        return _prune_rows(weight.detach(), scores.detach(), counts.cpu(), prune_last)
+    kernels = _kernels(weight, scores)
+    if kernels is None:
+        given = weight.float().abs() * scores if scores.dim() == 1 else scores
+        return zeroed(weight, row_mask(given, counts, prune_last)), given.isfinite().all()
+    everywhere = counts.to(weight.device, non_blocking=True).expand(len(weight))
+    pruned, finite = kernels.prune_rows(weight, scores, everywhere, prune_last)
+    return pruned, finite.all()
+
+
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
     """Return a copy of a weight that is 0 where the mask is True and keeps its bits elsewhere."""
     if weight.device.type != "cpu":
         return weight.masked_fill(mask, 0)
-    # A logical and with all bits or none: several times faster than a choice between two values.
     bits = weight.detach().view(_BITS[weight.element_size()]).numpy()
-    kept = mask.numpy().view(np.int8) - np.int8(1)  # -1 has all bits set
-    return torch.from_numpy(bits & kept).view(weight.dtype)
+    return torch.from_numpy(_cut(bits, mask.numpy())).view(weight.dtype)
 
 
-def kernels_for(weight: Tensor, target: Target) -> ModuleType | None:
-    """Return `neuroal.kernels` if it can prune a weight on its device to a target, else None."""
-    fits = target.pattern is None and target.comparison == "row" and weight.element_size() <= 4
+def _cut(
+    bits: NDArray[np.integer], mask: NDArray[np.bool_], out: NDArray[np.integer] | None = None
+) -> NDArray[np.integer]:
+    """Return a weight's bits, none where the mask is True.
+
+    A logical and with all bits or none is several times faster than a choice between two values.
+    """
+    kept = mask.view(np.int8) - np.int8(1)  # -1 has all bits set
+    cut: NDArray[np.integer] = np.bitwise_and(bits, kept, out=out)
+    return cut
+
+
+def _kernels(weight: Tensor, scores: Tensor) -> ModuleType | None:
+    """Return `neuroal.kernels` if it can prune a weight on its device, else None."""
+    fits = max(weight.element_size(), scores.element_size()) <= 4
     if weight.device.type != "cuda" or not fits or importlib.util.find_spec("triton") is None:
         return None
     kernels = importlib.import_module("neuroal.kernels")
     return kernels if weight.shape[1] <= kernels.WIDEST else None
+
+
+def _prune_rows(
+    weight: Tensor, scores: Tensor, counts: Tensor, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Prune in pieces, each of which stays in the processor's cache."""
+    out, finite = torch.empty(weight.shape, dtype=weight.dtype), True
+    if not weight.numel():
+        return out, torch.tensor(finite)
+    kind = _BITS[weight.element_size()]
+    before, after = weight.view(kind).numpy(), out.view(kind).numpy()
+    wanted = counts.expand(len(weight)).numpy()
+    step = max(1, CHUNK // weight.shape[1])
+    made = torch.empty(step, weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        if scores.dim() == 1:
+            part = made[: len(before[rows])].copy_(weight[rows]).abs_().mul_(scores)
+        else:
+            part = scores[rows]
+            part = part if part.dtype == torch.float64 else part.float()
+        values = part.numpy()
+        finite &= bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+        mask = np.empty(values.shape, dtype=np.bool_)
+        _mask_rows(values, wanted[rows], last, mask)
+        _cut(before[rows], mask, after[rows])
+    return out, torch.tensor(finite)
 
 
 def _mask_rows(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from neuroal import weights as matrices
 from neuroal.errors import PluginError
 from neuroal.hookspecs import PrunedLinear, PrunerTraits, Target
 from neuroal.layout import Block, Linear
-from neuroal.masks import kernels_for, mask_for, zeroed
+from neuroal.masks import mask_for, prune_rows, zeroed
 from neuroal.plugins import Plugin
 from neuroal.statistics import Statistics
 
@@ -87,14 +86,13 @@ class BasePruner:
                 if x.name in targets:
                     known, target = statistics.get(x.name, _NONE), targets[x.name]
                     dense = matrices.weight(x, module, block.name)
-                    spare = dense.to(torch.float32, copy=True)  # of one linear at a time
                     if unseen(x, known):
-                        weights[x.name] = zeroed(dense, mask_for(spare.abs(), target))
+                        weights[x.name] = zeroed(dense, mask_for(dense.float().abs(), target))
                     elif moves:
-                        pruned = self.prune_linear(x, spare, known, target)
+                        pruned = self.prune_linear(x, _spare(dense), known, target)
                         weights[x.name] = pruned.weight.to(dense.dtype)
                     else:  # what is only masked keeps its bits, whatever the dtype
-                        weights[x.name] = self._cut(x, dense, spare, known, target, own)
+                        weights[x.name] = self._cut(x, dense, known, target, own)
             if shared is None:
                 self.check_scores(own)
         return weights
@@ -148,26 +146,21 @@ class BasePruner:
         self,
         linear: Linear,
         dense: Tensor,
-        copy: Tensor,
         statistics: Statistics,
         target: Target,
         shared: Shared,
     ) -> Tensor:
         """Return the model's own weight without what a pruner that only scores prunes."""
-        kernels = kernels_for(dense, target) if self.refiner is None else None
-        if kernels is None:
-            return zeroed(dense, self._mask(linear, copy, statistics, target, shared))
+        if self.refiner is not None or target.pattern is not None or target.comparison != "row":
+            return zeroed(dense, self._mask(linear, dense, statistics, target, shared))
         factor = traits(self.pruner).magnitude_times
         if factor is not None:
             scores = statistics[factor]
         else:
-            scores = self._shared_scores(linear, copy, statistics, shared)
-            if scores.dtype == torch.float64:  # more than the kernel compares
-                return zeroed(dense, mask_for(scores, target))
-        counts = target.counts.to(dense.device, non_blocking=True).expand(len(dense))
-        pruned, finite = kernels.prune_rows(dense, scores, counts, target.prune_last)
-        shared.finite.append((linear, finite.all()))
-        return cast(Tensor, pruned)
+            scores = self._shared_scores(linear, dense, statistics, shared)
+        pruned, finite = prune_rows(dense, scores, target.counts, target.prune_last)
+        shared.finite.append((linear, finite))
+        return pruned
 
     def _mask(
         self,
@@ -182,7 +175,7 @@ class BasePruner:
         mask = mask_for(scores, target)
         if self.refiner is not None:
             self.check_scores(shared)
-            mask = self._refine(linear, weight, mask, scores, statistics, target)
+            mask = self._refine(linear, _spare(weight), mask, scores, statistics, target)
         return mask
 
     def _shared_scores(
@@ -194,7 +187,7 @@ class BasePruner:
         known = shared.scores.get(linear.name)
         if known is None or known[0] is not statistics:
             shared.scores.pop(linear.name, None)
-            known = (statistics, self._scores(linear, weight, statistics))
+            known = (statistics, self._scores(linear, _spare(weight), statistics))
             shared.finite.append((linear, _finite(known[1])))
             if shared.keeps:
                 shared.scores[linear.name] = known
@@ -256,10 +249,12 @@ def unseen(linear: Linear, statistics: Statistics) -> bool:
 
 def spare_copies(block: Block, module: nn.Module) -> dict[str, Tensor]:
     """Return float32 copies of a block's weights by linear name, for plugins to read."""
-    return {
-        x.name: matrices.weight(x, module, block.name).to(torch.float32, copy=True)
-        for x in block.linears
-    }
+    return {x.name: _spare(matrices.weight(x, module, block.name)) for x in block.linears}
+
+
+def _spare(weight: Tensor) -> Tensor:
+    """Return a float32 copy that a plugin may do anything with."""
+    return weight.to(torch.float32, copy=True)
 
 
 def traits(pruner: Plugin) -> PrunerTraits:

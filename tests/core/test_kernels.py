@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuroal import PluginError, Target, allocation, hookimpl, pruning
+from neuroal import PluginError, allocation, hookimpl, masks, pruning
 from neuroal.allocation import Allocation, Rules
 from neuroal.layout import find
-from neuroal.masks import kernels_for, row_mask, zeroed
+from neuroal.masks import row_mask, zeroed
 from neuroal.plugins import load
 from neuroal.testing import statistics, tiny_model
 
@@ -93,15 +93,12 @@ def test_arguments_are_not_changed_and_need_not_be_contiguous(kernels: ModuleTyp
 class Own:
     """A score that the kernel does not know."""
 
-    double: bool = False
-
     @hookimpl
     def score_weights(self, weight: Tensor) -> Tensor:
-        scores = weight - 0.1
-        return scores.double() if self.double else scores
+        return weight - 0.1
 
 
-@pytest.mark.parametrize("pruner", ["wanda", Own(), Own(double=True)])
+@pytest.mark.parametrize("pruner", ["wanda", Own()])
 def test_blocks_are_pruned_as_without_it(
     kernels: ModuleType, pruner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,15 +111,16 @@ def test_blocks_are_pruned_as_without_it(
     targets = allocation.targets(Allocation.of(rows, layout), layout, Rules(0.5, budget="paper"))
     base = pruning.BasePruner(load([("pruner", pruner)])[0], None, 0)
     expected = base.prune_block(block, module, known, targets)
-    asked: list[str] = []
+    asked: list[torch.dtype] = []
 
-    def always(weight: Tensor, target: Target) -> ModuleType:
-        asked.append(str(weight.dtype))
-        return kernels
+    def by_kernel(weight: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        asked.append(weight.dtype)
+        out, finite = kernels.prune_rows(weight, *given)
+        return out, finite.all()
 
-    monkeypatch.setattr(pruning, "kernels_for", always)
+    monkeypatch.setattr(pruning, "prune_rows", by_kernel)
     found = base.prune_block(block, module, known, targets)
-    assert len(asked) == len(block.linears)
+    assert asked == [torch.bfloat16] * len(block.linears)
     assert all(same_bits(found[name], weight) for name, weight in expected.items())
     broken = {n: statistics(input_norm=s.input_norm * torch.nan) for n, s in known.items()}
     if pruner == "wanda":
@@ -130,6 +128,5 @@ def test_blocks_are_pruned_as_without_it(
             base.prune_block(block, module, broken, targets)
 
 
-def test_it_is_for_cuda_rows_alone() -> None:
-    weight, target = torch.zeros(2, 4), Target(torch.tensor([1, 1]), 0.25)
-    assert kernels_for(weight, target) is None
+def test_it_is_for_cuda_alone() -> None:
+    assert masks._kernels(torch.zeros(2, 4), torch.zeros(2, 4)) is None

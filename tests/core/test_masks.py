@@ -184,3 +184,43 @@ def test_mask_for_takes_the_pattern_first() -> None:
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     target = Target(torch.tensor([2]), 0.5, Pattern(1, 2))
     assert mask_for(scores, target).int().tolist() == [[1, 0, 1, 0]]
+
+
+def rows_pruned(weight: Tensor, scores: Tensor, counts: Tensor, last: bool) -> Tensor:
+    full = scores if scores.dim() == 2 else weight.float().abs() * scores
+    return weight.masked_fill(row_mask(full, counts, last), 0)
+
+
+@given(problems(), st.booleans(), DTYPES, st.integers(1, 40))
+def test_rows_are_pruned_in_pieces_as_by_their_mask(
+    problem: tuple[Tensor, Tensor], last: bool, dtype: torch.dtype, size: int
+) -> None:
+    scores, counts = problem
+    weight = (scores - 1).to(dtype)
+    before = weight.clone()
+    norm = scores[0].float().abs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "CHUNK", size)
+        for given in (scores, norm):
+            out, finite = masks.prune_rows(weight, given, counts, last)
+            assert out.dtype == dtype and out.equal(rows_pruned(weight, given, counts, last))
+            assert finite and finite.dtype == torch.bool and finite.dim() == 0
+    assert weight.equal(before)
+
+
+def test_one_count_holds_in_every_row_and_survivors_keep_their_bits() -> None:
+    weight = torch.tensor([[-0.0, 3.0, -2.0], [5.0, -1.0, torch.tensor(1e-42)]])
+    out, _ = masks.prune_rows(weight, torch.ones(3), torch.tensor([1]))
+    assert out.tolist() == [[0.0, 3.0, -2.0], [5.0, -1.0, 0.0]]
+    kept, _ = masks.prune_rows(weight, torch.ones(3), torch.tensor([0]))
+    assert kept.view(torch.int32).equal(weight.view(torch.int32))
+    assert masks.prune_rows(weight[:0], torch.ones(3), torch.tensor([1]))[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_told(bad: float) -> None:
+    scores = torch.rand(3, 5)
+    scores[1, 2] = bad
+    assert not masks.prune_rows(torch.rand(3, 5), scores, torch.tensor([2]))[1]
+    norm = torch.tensor([1.0, bad, 1.0])
+    assert not masks.prune_rows(torch.ones(2, 3), norm, torch.tensor([1]))[1]
