@@ -21,6 +21,8 @@ from neuroal import (
 )
 from neuroal_plugins import second_order
 
+STRIP = 32  # columns whose errors move what is behind them together
+
 
 @dataclass(frozen=True)
 class FadingNorm:
@@ -164,24 +166,42 @@ def _slice_mask(scores: Tensor, target: Target, share: Tensor) -> Tensor:
 def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) -> Tensor:
     """Prune the columns of one slice in order, in place, and return their scaled errors.
 
+    A column's error moves the columns of its own strip at once; those behind the strip are moved
+    by the errors of the whole strip, in one product.
+
     Args:
         weight: `(out, columns)`.
         upper: The slice's diagonal block of U, `(columns, columns)`.
-        mask: `(out, columns)`; under a pattern it is chosen here, group by group.
+        mask: `(out, columns)`; under a pattern it is chosen here, a group at a time.
         target: For its pattern.
     """
     turned = weight.t().contiguous()  # (columns, out): a column lies in one piece
-    gone = mask.t().to(turned.dtype)  # 1 where pruned
+    diagonal = upper.diagonal()
     errors = torch.empty_like(turned)
-    pattern = target.pattern
-    for j in range(len(turned)):
-        if pattern is not None and j % pattern.of == 0:
-            group = slice(j, j + pattern.of)
-            scores = turned[group].t() ** 2 / upper.diagonal()[group] ** 2
-            mask[:, group] = row_mask(scores, torch.tensor([pattern.of - pattern.kept]))
-            gone[group] = mask[:, group].t().to(gone.dtype)
-        errors[j] = turned[j] * gone[j] / upper[j, j]
-        turned[j:] -= upper[j, j:, None] * errors[j]
+    width = STRIP if target.pattern is None else target.pattern.of
+    for start in range(0, len(turned), width):
+        strip, behind = slice(start, start + width), slice(start + width, None)
+        if target.pattern is not None:
+            scores = turned[strip].t() ** 2 / diagonal[strip] ** 2
+            mask[:, strip] = second_order.choose_mask(scores, target)
+        scales = mask[:, strip].t() / diagonal[strip, None]  # 1 / U_jj where pruned, else 0
+        _prune_strip(turned[strip], upper[strip, strip], scales, errors[strip])
+        turned[behind].addmm_(upper[strip, behind].t(), errors[strip], alpha=-1)
     weight.copy_(turned.t())
     weight.masked_fill_(mask, 0)  # what rounding left
     return errors.t()
+
+
+def _prune_strip(turned: Tensor, upper: Tensor, scales: Tensor, errors: Tensor) -> None:
+    """Prune the columns of one strip in order, in place; the errors are written to `errors`.
+
+    Args:
+        turned: The strip's weights, `(columns, out)`.
+        upper: Its diagonal block of U, `(columns, columns)`.
+        scales: 1 / U_jj where a weight is pruned and 0 elsewhere, `(columns, out)`.
+        errors: `(columns, out)`.
+    """
+    rows = zip(turned, scales, errors, upper, strict=True)
+    for j, (column, scale, error, reach) in enumerate(rows, start=1):
+        torch.mul(column, scale, out=error)
+        turned[j:].addr_(reach[j:], error, alpha=-1)
