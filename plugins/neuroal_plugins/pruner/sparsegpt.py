@@ -184,24 +184,24 @@ def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) ->
         if target.pattern is not None:
             scores = turned[strip].t() ** 2 / diagonal[strip] ** 2
             mask[:, strip] = second_order.choose_mask(scores, target)
-        scales = mask[:, strip].t() / diagonal[strip, None]  # 1 / U_jj where pruned, else 0
-        _prune_strip(turned[strip], upper[strip, strip], scales, errors[strip])
+        divisors = diagonal[strip, None].where(mask[:, strip].t(), torch.inf)
+        _prune_strip(turned[strip], upper[strip, strip], divisors, errors[strip])
         turned[behind].addmm_(upper[strip, behind].t(), errors[strip], alpha=-1)
     weight.copy_(turned.t())
     weight.masked_fill_(mask, 0)  # what rounding left
     return errors.t()
 
 
-def _prune_strip(turned: Tensor, upper: Tensor, scales: Tensor, errors: Tensor) -> None:
+def _prune_strip(turned: Tensor, upper: Tensor, divisors: Tensor, errors: Tensor) -> None:
     """Prune the columns of one strip in order, in place; the errors are written to `errors`.
 
     Args:
         turned: The strip's weights, `(columns, out)`.
         upper: Its diagonal block of U, `(columns, columns)`.
-        scales: 1 / U_jj where a weight is pruned and 0 elsewhere, `(columns, out)`.
+        divisors: U_jj where a weight is pruned, infinity where it stays, `(columns, out)`.
         errors: `(columns, out)`.
     """
-    rows = zip(turned, scales, errors, upper, strict=True)
-    for j, (column, scale, error, reach) in enumerate(rows, start=1):
-        torch.mul(column, scale, out=error)
+    rows = zip(turned, divisors, errors, upper, strict=True)
+    for j, (column, divisor, error, reach) in enumerate(rows, start=1):
+        torch.div(column, divisor, out=error)
         turned[j:].addr_(reach[j:], error, alpha=-1)
