@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from neuroal.errors import UsageError
+from neuroal.errors import NeuroalError, UsageError
 from neuroal.plugins import trust
 from neuroal.study.bench import Bench
 from neuroal.study.executors import Executor, Job
@@ -23,7 +23,8 @@ def on_ray(
 ) -> Iterator[Executor]:
     """Join the Ray cluster that `RAY_ADDRESS` or this machine names, or start one here.
 
-    Models, texts and plugin files are read by the workers: by the same paths on every node.
+    Models, texts and plugin files are read by the workers: by the same paths on every node, and
+    those that are relative from the folder that is the current one here.
 
     Args:
         make_bench: Makes a worker's bench, where it runs; can be pickled.
@@ -32,7 +33,7 @@ def on_ray(
             CPU each.
 
     Raises:
-        UsageError: Ray is not installed, or the cluster has no room for a worker.
+        UsageError: Ray is not installed, or no node has room for a worker.
     """
     try:
         import ray
@@ -41,34 +42,64 @@ def on_ray(
 
     own = not ray.is_initialized()
     if own:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one started here would report home
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     try:
-        room = ray.cluster_resources()
-        each = {"GPU": gpus_per_case} if gpus_per_case else {"CPU": 1.0}
-        most = min(int(room.get(kind, 0) / share) for kind, share in each.items())
+        needed = f"{gpus_per_case:g} GPU" if gpus_per_case else "1 CPU"
+        most = _room(ray, gpus_per_case)
         if not most:
-            needed = ", ".join(f"{share:g} {kind}" for kind, share in each.items())
-            raise UsageError(f"the Ray cluster has no room for a case, which takes {needed}")
+            raise UsageError(
+                f"no node of the Ray cluster has room for a case, which takes {needed}"
+            )
         names = (trust.ENVIRONMENT, "HF_HUB_OFFLINE")
         variables = {name: os.environ[name] for name in names if name in os.environ}
         actor = ray.remote(
-            num_cpus=each.get("CPU", 0),
+            num_cpus=0 if gpus_per_case else 1,
             num_gpus=gpus_per_case,
             runtime_env={"env_vars": variables},
         )(_Bench)
         errors = ray.exceptions
         lost = (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError)
-        start = lambda: _Actor(ray, actor.remote(make_bench))  # noqa: E731
-        yield Executor(min(jobs or most, most), start, lost)
+
+        def start() -> _Actor:
+            return _Actor(ray, actor.remote(make_bench, os.getcwd()))
+
+        def check() -> None:
+            if not _room(ray, gpus_per_case):
+                raise NeuroalError(
+                    "the Ray cluster has lost every node with room for a case, which takes "
+                    f"{needed}; the same command goes on once there are others"
+                )
+
+        yield Executor(min(jobs or most, most), start, lost, check)
     finally:
         if own:
             ray.shutdown()
 
 
-class _Bench:
-    """The actor."""
+def _room(ray: Any, gpus_per_case: float) -> int:
+    """Return how many workers the living nodes hold: none spans two nodes, no fraction two GPUs.
 
-    def __init__(self, make_bench: Callable[[], Bench]) -> None:
+    A node that was killed counts until Ray has missed its heartbeats, some 15 seconds later.
+    """
+    room = 0
+    for node in ray.nodes():
+        has = node["Resources"] if node["Alive"] else {}
+        if gpus_per_case == 0:
+            room += int(has.get("CPU", 0))
+        elif gpus_per_case < 1:
+            room += int(has.get("GPU", 0)) * int(1 / gpus_per_case)
+        else:
+            room += int(has.get("GPU", 0) / gpus_per_case)
+    return room
+
+
+class _Bench:
+    """The actor; it works in the driver's current folder, where its node has that."""
+
+    def __init__(self, make_bench: Callable[[], Bench], folder: str) -> None:
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self.bench = make_bench()
 
     def ready(self) -> None:

@@ -20,6 +20,7 @@ from neuroal.study.results import Result
 LOG = logging.getLogger(__name__)
 
 TRIES = 3
+PATIENCE = 5.0  # seconds without news after which an executor is asked whether any can come
 Job = tuple[Case, Mapping[str, Any]]
 """A case, and the scores of it that are known."""
 
@@ -45,11 +46,13 @@ class Executor:
         workers: How many there may be.
         start: Starts one.
         lost: What a future raises where its worker has died.
+        check: Raises where no worker can start any more; asked while nothing happens.
     """
 
     workers: int
     start: Callable[[], Worker]
     lost: tuple[type[BaseException], ...]
+    check: Callable[[], None] = lambda: None
 
 
 def run_here(bench: Bench, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -66,33 +69,38 @@ def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[Result]:
         jobs: In the order in which they are preferred.
 
     Raises:
-        NeuroalError: Workers die before they can take a case.
+        NeuroalError: Workers die before they can take a case, or none can start any more.
     """
     queue = _Queue(list(jobs))
     busy: dict[Future[Any], tuple[Worker, Job | None]] = {}
     idle: list[tuple[Worker, str | None]] = []  # with the model of its last case
-    stillborn = 0
+    workers = min(executor.workers, len(jobs))
+    stillborn = 0  # since the last sign of life: a node that dies may take several at once
 
     def start() -> None:
         worker = executor.start()
         busy[worker.ready()] = (worker, None)
 
     try:
-        for _ in range(min(executor.workers, len(jobs))):
+        for _ in range(workers):
             start()
         while queue.jobs or any(job for _, job in busy.values()):
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+            done = wait(busy, PATIENCE, FIRST_COMPLETED).done
+            if not done:
+                executor.check()
+            for future in done:
                 worker, job = busy.pop(future)
                 error = future.exception()
                 if not isinstance(error, executor.lost):
+                    stillborn = 0
                     idle.append((worker, None if job is None else job[0].model))
                     result = future.result()
                     if job is not None:
                         yield result
                     continue
                 worker.close()
-                stillborn = stillborn + 1 if job is None else 0
-                if stillborn == TRIES:
+                stillborn += job is None
+                if stillborn == TRIES * workers:
                     raise NeuroalError(f"the workers do not start: {error}") from error
                 failed = None if job is None else queue.give_back(job, error)
                 if failed is not None:

@@ -117,6 +117,10 @@ class How:
             raise UsageError(f"{self.jobs} jobs are too few: give at least 1")
         if self.gpus_per_case < 0:
             raise UsageError(f"{self.gpus_per_case} GPUs per case are too few: give 0 or more")
+        if self.gpus_per_case > 1 and not self.gpus_per_case.is_integer():
+            raise UsageError(
+                f"{self.gpus_per_case} GPUs per case: give a fraction of one, or a whole number"
+            )
         if self.gpus_per_case and self.executor != "ray":
             raise UsageError("--gpus-per-case is for --executor ray")
 

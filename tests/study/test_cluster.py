@@ -1,17 +1,20 @@
-"""A Ray cluster of two nodes, one of which is killed in the middle of a case."""
+"""A real Ray cluster on this machine: cases run on its nodes, and nodes are killed under them."""
 
 from __future__ import annotations
 
+import json
 import os
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from neuroal.errors import UsageError
+from neuroal.study.cluster import _room, on_ray
 from neuroal.study.results import Result
 from neuroal.study.run import Prepared
 
@@ -19,9 +22,17 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'neur
 
 Change = Callable[..., Prepared]
 Finish = Callable[..., list[Result]]
-# The first case to get here says where it runs, and waits until that node is killed.
-WAITS = """
-import time
+Start = Callable[..., subprocess.Popen[str]]
+LIMIT = 300  # seconds: nothing here takes a tenth of it
+STORE = 80 * 2**20
+SMALL = (
+    ('models = ["llama", "opt"]', 'models = ["opt"]'),
+    ("[0.5, 0.7]", "[0.5]"),
+    ('"magnitude"', '"mine.py:Mine"'),
+)
+# The first `stay` workers to score a weight say where they run, and stay there.
+STAYS = """
+import os, time
 from dataclasses import dataclass
 from pathlib import Path
 import ray
@@ -31,72 +42,163 @@ from neuroal import hookimpl
 class Mine:
     @hookimpl
     def score_weights(self, weight):
-        marker = Path({folder!r}, "node")
-        if ray.is_initialized() and not marker.exists():
-            marker.write_text(ray.get_runtime_context().get_node_id())
-            time.sleep(600)
+        for number in range({stay}):
+            try:
+                with Path({folder!r}, f"stays-{{number}}").open("x") as file:
+                    file.write(ray.get_runtime_context().get_node_id())
+            except FileExistsError:
+                continue
+            time.sleep(3600)
         return weight.abs()
 """
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs nothing, and two nodes of one CPU and one (pretended) GPU each."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that runs nothing itself, and is quick to miss a node."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    store = 80 * 2**20
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store}
-    )
-    for _ in range(2):
-        made.add_node(num_cpus=1, num_gpus=1, object_store_memory=store)
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 else: they would wait for whatever else runs
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "object_store_memory": STORE,
+                "include_dashboard": False,
+                "include_log_monitor": False,
+                "_system_config": {"health_check_period_ms": 1000},
+            },
+        )
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def add_nodes(cluster: Any) -> Iterator[Callable[[int], None]]:
+    """Adds nodes that hold one (pretended) GPU each and end with the test."""
+
+    def add(nodes: int) -> None:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=0, num_gpus=1, object_store_memory=STORE)
+
+    yield add
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def start(cluster: Any, desk: Path) -> Iterator[Start]:
+    """Starts a command on the cluster, whose nodes run in another folder than it does."""
+    assert Path.cwd() == desk
+    processes = []
+
+    def make(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--out", "out"]
+        process = subprocess.Popen(
+            [*command, "--executor", "ray", "-q", *options],
+            env={**os.environ, "RAY_ADDRESS": cluster.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield make
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def kill_node(cluster: Any, files: list[Path], process: subprocess.Popen[str]) -> None:
+    """Kills the node of the workers that stay, once all of them do."""
+    end = time.monotonic() + LIMIT
+    while not all(file.exists() and file.read_text() for file in files):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"no worker has made {files}"
+        time.sleep(0.05)
+    (name,) = {file.read_text() for file in files}
+    (node,) = (node for node in cluster.worker_nodes if node.node_id == name)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def finished(desk: Path) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted((desk / "out/cases").iterdir())]
+
+
+def values(results: list[Result]) -> dict[str, dict[str, Any]]:
+    return {r["id"]: {n: s["value"] for n, s in r["scores"].items()} for r in results}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "NEUROAL_TEST_RAY" not in os.environ, reason="takes minutes on two cores: NEUROAL_TEST_RAY=1"
-)
 def test_nothing_is_lost_with_a_node(
-    prepared: Change, finish: Finish, desk: Path, cluster: Any
+    prepared: Change, finish: Finish, desk: Path, cluster: Any, start: Start, add_nodes: Any
 ) -> None:
-    (desk / "mine.py").write_text(WAITS.format(folder=str(desk)))
-    what = prepared(
-        ('models = ["llama", "opt"]', 'models = ["opt"]'), ('"magnitude"', '"mine.py:Mine"')
-    )
-    killed: list[str] = []
+    """One of two nodes is killed in the middle of a case, which the other one runs again."""
+    (desk / "mine.py").write_text(STAYS.format(folder=str(desk), stay=1))
+    prepared(*SMALL)
+    add_nodes(2)
 
-    def kill() -> None:
-        marker = desk / "node"
-        while not (marker.exists() and marker.read_text()):
-            time.sleep(0.05)
-        node = next(n for n in cluster.worker_nodes if n._node_id == marker.read_text())
-        cluster.remove_node(node, allow_graceful=False)
-        killed.append(node._node_id)
+    refused = start("--gpus-per-case", "2")
+    _, said = refused.communicate(timeout=LIMIT)
+    assert "no node of the Ray cluster has room for a case, which takes 2 GPU\n" in said
+    assert refused.returncode == 2  # at once, though the two nodes have two together
 
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    found = finish(what, executor="ray", gpus_per_case=1.0)
-    thread.join(60)
-    assert killed == [(desk / "node").read_text()]
-    assert [r["status"] for r in found] == ["done"] * 9
+    run = start("--gpus-per-case", "1")
+    kill_node(cluster, [desk / "stays-0"], run)
+    _, said = run.communicate(timeout=LIMIT)
+    assert run.returncode == 0, said
+    found = finished(desk)
+    assert [r["status"] for r in found] == ["done"] * 5
     assert prepared().jobs == ()
     for path in (desk / "out/cases").iterdir():
         path.unlink()
-    here = finish(prepared())
+    assert values(found) == values(finish(prepared()))  # in this process
 
-    def values(results: list[Result]) -> dict[str, dict[str, Any]]:
-        return {r["id"]: {n: s["value"] for n, s in r["scores"].items()} for r in results}
 
-    assert values(found) == values(here)
+@pytest.mark.slow
+def test_the_last_node_is_lost(
+    prepared: Change, desk: Path, cluster: Any, start: Start, add_nodes: Any
+) -> None:
+    """Two cases share the GPU of the only node when that is killed."""
+    (desk / "mine.py").write_text(STAYS.format(folder=str(desk), stay=2))
+    prepared(*SMALL)
+    add_nodes(1)
+    run = start("--gpus-per-case", "0.5")
+    kill_node(cluster, [desk / "stays-0", desk / "stays-1"], run)
+    _, said = run.communicate(timeout=LIMIT)
+    assert "Error: the Ray cluster has lost every node with room for a case" in said
+    assert run.returncode == 1
+    assert len(finished(desk)) + len(prepared().jobs) == 5
 
-    with pytest.raises(UsageError, match="no room for a case, which takes 2 GPU"):
-        (desk / "out/study.json").unlink()
-        for path in (desk / "out/cases").iterdir():
-            path.unlink()
-        (desk / "out/cases").rmdir()
-        finish(prepared(), executor="ray", gpus_per_case=2.0)
+
+def test_a_ray_started_here_does_not_report_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**how: Any) -> None:
+        raise RuntimeError(f"usage statistics: {os.environ['RAY_USAGE_STATS_ENABLED']}")
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")  # so that it is as before in the end
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RuntimeError, match="usage statistics: 0"), on_ray(Any, None, 0.0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_case", "nodes", "room"),
+    [
+        (0.0, [{"CPU": 4.0}, {"CPU": 1.5, "GPU": 8.0}, {}], 5),
+        (1.0, [{"CPU": 4.0}, {"GPU": 2.0}, {"GPU": 1.0}], 3),
+        (2.0, [{"GPU": 1.0}, {"GPU": 1.0}], 0),  # together they are enough, and neither is
+        (2.0, [{"GPU": 5.0}, {"GPU": 1.0}], 2),
+        (0.5, [{"GPU": 1.0}, {"GPU": 1.0}], 4),
+        (0.6, [{"GPU": 2.0}], 2),  # no fraction is of two GPUs
+        (0.1, [{"GPU": 1.0}], 10),
+    ],
+)
+def test_room(gpus_per_case: float, nodes: list[dict[str, float]], room: int) -> None:
+    told = [{"Alive": True, "Resources": node} for node in nodes]
+    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    assert _room(SimpleNamespace(nodes=lambda: [*told, dead]), gpus_per_case) == room

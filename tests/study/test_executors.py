@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from neuroal.errors import NeuroalError
+from neuroal.study import executors
 from neuroal.study.executors import TRIES, Executor, Job, run_on
 from neuroal.study.results import Result
 from neuroal.study.run import Prepared
@@ -126,7 +127,47 @@ def test_workers_that_never_start(prepared: Change) -> None:
     workers: list[Fake] = []
     with pytest.raises(NeuroalError, match="the workers do not start: gone"):
         list(run_on(executor(workers, dies=lambda job: job is None), prepared().jobs))
+    assert len(workers) == 2 * TRIES + 1  # the last one is not waited for
     assert all(worker.closed for worker in workers)
+
+
+def test_a_node_takes_several_workers_with_it(prepared: Change) -> None:
+    """And whatever is started on it before it is missed."""
+    workers: list[Fake] = []
+
+    def start() -> Fake:
+        number = len(workers)
+        dies = lambda job: (job is not None) if number < 4 else number < 8  # noqa: E731
+        workers.append(Fake(dies))
+        return workers[-1]
+
+    jobs = prepared().jobs
+    found = list(run_on(Executor(4, start, (EOFError,)), jobs))
+    assert sorted(r["id"] for r in found) == sorted(case.id for case, _ in jobs)
+    assert {r["status"] for r in found} == {"done"}
+    assert len(workers) == 12 and all(worker.closed for worker in workers)
+
+
+def test_no_worker_can_start_any_more(prepared: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster whose last node is gone: a new worker would wait for ever."""
+
+    class Waits(Fake):
+        def ready(self) -> Future[Any]:
+            return Future()
+
+    def check() -> None:
+        raise NeuroalError("no node is left")
+
+    workers: list[Fake] = []
+
+    def start() -> Fake:
+        workers.append(Waits())
+        return workers[-1]
+
+    monkeypatch.setattr(executors, "PATIENCE", 0.01)
+    with pytest.raises(NeuroalError, match="no node is left"):
+        list(run_on(Executor(2, start, (EOFError,), check), prepared().jobs))
+    assert [worker.closed for worker in workers] == [True, True]
 
 
 def test_what_an_executor_raises_besides_ends_the_run(prepared: Change) -> None:

@@ -258,6 +258,10 @@ def test_a_case_file_is_a_recipe(prepared: Change, finish: Finish) -> None:
         ({"executor": "rai"}, "executor 'rai' is unknown: did you mean 'ray'?"),
         ({"gpus_per_case": -1.0}, "-1.0 GPUs per case are too few"),
         ({"gpus_per_case": 0.5}, "--gpus-per-case is for --executor ray"),
+        (
+            {"executor": "ray", "gpus_per_case": 1.5},
+            "1.5 GPUs per case: give a fraction of one, or a whole number",
+        ),
     ],
 )
 def test_how_makes_sense(how: dict[str, Any], message: str) -> None:
