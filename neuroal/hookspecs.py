@@ -53,7 +53,7 @@ class PrunerTraits:
         comparison: Weights compete within a "row" or within the whole "matrix" by default.
         row_ratios: Whether the rows of one linear may have different ratios.
         patterns: Whether N:M patterns are supported.
-        second_order: Whether surviving weights are moved (the pruner has `prune_linear`).
+        second_order: Whether surviving weights are moved (by `prune_linear` or `prune_linears`).
         magnitude_times: Name of the statistic n, float32 `(in,)`, if the scores are |W| * n to the
             bit: then a kernel may make them on the way. None for every other score.
     """
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass(frozen=True)
 class PrunedLinear:
-    """What `prune_linear` returns.
+    """What `prune_linear` returns, and `prune_linears` for each linear.
 
     Attributes:
         weight: float32 `(out, in)`, zero where pruned.
@@ -232,6 +232,31 @@ class PrunerSpec:
 
         Returns:
             The new weight and its mask; the mask meets `target`.
+        """
+
+    @hookspec(firstresult=True)
+    def prune_linears(  # type: ignore[empty-body]
+        self,
+        weights: Tensor,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistics],
+        linears: Sequence[Linear],
+        rngs: Sequence[torch.Generator],
+    ) -> Sequence[PrunedLinear]:
+        """Prune linears of one block and shape together, in place of `prune_linear`.
+
+        No answer depends on which linears come together. Their targets have the same pattern,
+        comparison and budget, and all of them ask for weights or none does.
+
+        Args:
+            weights: float32 `(n, out, in)`, the dense weights; read-only.
+            targets: For each linear, how many weights to prune.
+            statistics: For each linear, the required statistics of its dense input.
+            linears: Name, shape and place of each linear.
+            rngs: For each linear, the generator that `prune_linear` is given.
+
+        Returns:
+            For each linear, in order, the new weight and its mask; the mask meets its target.
         """
 
 
@@ -389,7 +414,7 @@ class Role:
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
-        Role("pruner", PrunerSpec, ("score_weights", "prune_linear")),
+        Role("pruner", PrunerSpec, ("score_weights", "prune_linear", "prune_linears")),
         Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",)),
         Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",)),
         Role("alignment", AlignmentSpec, ("measure_linear", "measure_output"), exclusive=True),

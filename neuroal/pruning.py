@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from neuroal import answers
 from neuroal import weights as matrices
-from neuroal.errors import PluginError
 from neuroal.hookspecs import PrunedLinear, PrunerTraits, Target
 from neuroal.layout import Block, Linear
 from neuroal.masks import mask_for, prune_rows, zeroed
@@ -24,7 +24,7 @@ def generator(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-NOT_FINITE = "returned NaN or infinity"
+TOGETHER = 1 << 28  # bytes of float32 weights and Gram matrices that are pruned together
 _NONE = Statistics({})
 
 
@@ -78,9 +78,9 @@ class BasePruner:
         Returns:
             New weights by linear name, in the model's own dtype.
         """
-        moves = self.pruner.has("prune_linear")
         own = shared or Shared(keeps=False)
         weights = {}
+        moving: list[Linear] = []
         with torch.no_grad():
             for x in block.linears:
                 if x.name in targets:
@@ -88,11 +88,18 @@ class BasePruner:
                     dense = matrices.weight(x, module, block.name)
                     if unseen(x, known):
                         weights[x.name] = zeroed(dense, mask_for(dense.float().abs(), target))
-                    elif moves:
-                        pruned = self.prune_linear(x, _spare(dense), known, target)
-                        weights[x.name] = pruned.weight.to(dense.dtype)
+                    elif self._mover:
+                        moving.append(x)
                     else:  # what is only masked keeps its bits, whatever the dtype
                         weights[x.name] = self._cut(x, dense, known, target, own)
+            for batch in self._batches(moving, targets):
+                dense = torch.stack([matrices.weight(x, module, block.name).float() for x in batch])
+                given = [statistics.get(x.name, _NONE) for x in batch]
+                wanted = [targets[x.name] for x in batch]
+                pruned = self._move(batch, dense, given, wanted)
+                for x, y in zip(batch, pruned, strict=True):
+                    dtype = matrices.weight(x, module, block.name).dtype
+                    weights[x.name] = y.weight.to(dtype)
             if shared is None:
                 self.check_scores(own)
         return weights
@@ -118,18 +125,12 @@ class BasePruner:
             if unseen(linear, statistics):
                 mask = mask_for(weight.abs(), target)
                 return PrunedLinear(zeroed(weight, mask), mask)
-            if not self.pruner.has("prune_linear"):
-                shared = Shared()
-                mask = self._mask(linear, weight, statistics, target, shared)
-                self.check_scores(shared)
-                return PrunedLinear(zeroed(weight, mask), mask)
-            pruned = self._move(linear, weight, statistics, target)
-            if self.refiner is None:
-                return pruned
-            scores = self._scores(linear, weight, statistics)
-            mask = self._refine(linear, weight, pruned.mask, scores, statistics, target)
-            # A weight that comes back takes its dense value; the others keep what the pruner gave.
-            return PrunedLinear(zeroed(torch.where(pruned.mask, weight, pruned.weight), mask), mask)
+            if self._mover:
+                return self._move([linear], weight[None], [statistics], [target])[0]
+            shared = Shared()
+            mask = self._mask(linear, weight, statistics, target, shared)
+            self.check_scores(shared)
+            return PrunedLinear(zeroed(weight, mask), mask)
 
     def check_scores(self, shared: Shared) -> None:
         """Refuse scores that are not finite; waits for the device once.
@@ -139,7 +140,7 @@ class BasePruner:
         """
         if shared.finite and not bool(torch.stack([flag for _, flag in shared.finite]).all()):
             linear = next(x for x, flag in shared.finite if not bool(flag))
-            raise _wrong(self.pruner, "score_weights", linear, NOT_FINITE)
+            raise answers.wrong(self.pruner, "score_weights", linear, answers.NOT_FINITE)
         shared.finite.clear()
 
     def _cut(
@@ -188,35 +189,106 @@ class BasePruner:
         if known is None or known[0] is not statistics:
             shared.scores.pop(linear.name, None)
             known = (statistics, self._scores(linear, _spare(weight), statistics))
-            shared.finite.append((linear, _finite(known[1])))
+            shared.finite.append((linear, answers.finite(known[1])))
             if shared.keeps:
                 shared.scores[linear.name] = known
         return known[1]
 
+    @property
+    def _mover(self) -> str | None:
+        """Return the hook by which the pruner moves weights; None if it only scores them."""
+        hooks = ("prune_linears", "prune_linear")
+        return next((hook for hook in hooks if self.pruner.has(hook)), None)
+
+    def _batches(
+        self, linears: Sequence[Linear], targets: Mapping[str, Target]
+    ) -> Iterator[list[Linear]]:
+        """Yield linears that one call of the pruner may prune together."""
+        alike: dict[object, list[Linear]] = {}
+        for x in linears:
+            target = targets[x.name]
+            kind = (target.pattern, target.comparison, target.budget, target.prune_last)
+            shape = (x.out_features, x.in_features)
+            alike.setdefault((shape, kind, bool(target.counts.any())), []).append(x)
+        for group in alike.values():
+            size = 4 * group[0].in_features * (group[0].out_features + group[0].in_features)
+            step = max(1, TOGETHER // size) if self._mover == "prune_linears" else 1
+            yield from (group[start : start + step] for start in range(0, len(group), step))
+
     def _move(
-        self, linear: Linear, weight: Tensor, statistics: Statistics, target: Target
+        self,
+        linears: Sequence[Linear],
+        weights: Tensor,
+        statistics: Sequence[Statistics],
+        targets: Sequence[Target],
+    ) -> list[PrunedLinear]:
+        """Return what the pruner makes of spare weights `(n, out, in)`, checked and refined."""
+        rngs = [generator(self.seed, "pruner", self.pruner.name, x.name) for x in linears]
+        if self._mover == "prune_linears":
+            given = self.pruner.call(
+                "prune_linears",
+                weights=weights,
+                targets=targets,
+                statistics=statistics,
+                linears=linears,
+                rngs=rngs,
+            )
+            many = isinstance(given, Sequence)
+            if not many or len(given) != len(linears):
+                what = f"a list of {len(given)}" if many else type(given).__name__
+                raise self.pruner.error(
+                    "prune_linears",
+                    f"returned {what}, not a list of {len(linears)} PrunedLinear, for "
+                    f"'{linears[0].name}' and following: {self.pruner.cure}",
+                )
+        else:
+            given = [
+                self.pruner.call(
+                    "prune_linear",
+                    weight=weight,
+                    target=target,
+                    statistics=known,
+                    linear=linear,
+                    rng=rng,
+                )
+                for weight, target, known, linear, rng in zip(
+                    weights, targets, statistics, linears, rngs, strict=True
+                )
+            ]
+        return [
+            self._moved(*each)
+            for each in zip(linears, weights, statistics, targets, given, strict=True)
+        ]
+
+    def _moved(
+        self,
+        linear: Linear,
+        weight: Tensor,
+        statistics: Statistics,
+        target: Target,
+        answer: object,
     ) -> PrunedLinear:
-        result = self.pruner.call(
-            "prune_linear",
-            weight=weight,
-            target=target,
-            statistics=statistics,
-            linear=linear,
-            rng=generator(self.seed, "pruner", self.pruner.name, linear.name),
-        )
-        if not isinstance(result, PrunedLinear):
-            raise _wrong(self.pruner, "prune_linear", linear, f"returned {type(result).__name__}")
-        _check(self.pruner, "prune_linear", linear, result.weight)
-        if not bool(_finite(result.weight)):
-            raise _wrong(self.pruner, "prune_linear", linear, NOT_FINITE)
-        _check_mask(self.pruner, "prune_linear", linear, result.mask, target)
-        return PrunedLinear(zeroed(result.weight.float(), result.mask), result.mask)
+        """Return one answer of the pruner, checked, zero where it prunes, and refined."""
+        hook = self._mover or ""
+        if not isinstance(answer, PrunedLinear):
+            raise answers.wrong(self.pruner, hook, linear, f"returned {type(answer).__name__}")
+        answers.check(self.pruner, hook, linear, answer.weight)
+        if not bool(answers.finite(answer.weight)):
+            raise answers.wrong(self.pruner, hook, linear, answers.NOT_FINITE)
+        mask, moved = answer.mask, answer.weight.float()
+        answers.check_mask(self.pruner, hook, linear, mask, target)
+        if self.refiner is not None:
+            scores = self._scores(linear, weight, statistics)
+            mask = self._refine(linear, weight, answer.mask, scores, statistics, target)
+            # A weight that comes back takes its dense value; the others keep what the pruner gave.
+            moved = torch.where(answer.mask, weight, moved)
+        return PrunedLinear(zeroed(moved, mask), mask)
 
     def _scores(self, linear: Linear, weight: Tensor, statistics: Statistics) -> Tensor:
         scores: Tensor = self.pruner.call(
             "score_weights", weight=weight, statistics=statistics, linear=linear
         )
-        _check(self.pruner, "score_weights", linear, scores)
+        answers.check(self.pruner, "score_weights", linear, scores)
         return scores
 
     def _refine(
@@ -238,7 +310,7 @@ class BasePruner:
             statistics=statistics,
             linear=linear,
         )
-        _check_mask(self.refiner, "refine_mask", linear, refined, target)
+        answers.check_mask(self.refiner, "refine_mask", linear, refined, target)
         return refined
 
 
@@ -264,56 +336,9 @@ def traits(pruner: Plugin) -> PrunerTraits:
         PluginError: `describe` answered something else.
     """
     if not pruner.has("describe"):
-        return PrunerTraits(second_order=pruner.has("prune_linear"))
+        moves = pruner.has("prune_linear") or pruner.has("prune_linears")
+        return PrunerTraits(second_order=moves)
     result = pruner.call("describe")
     if not isinstance(result, PrunerTraits):
         raise pruner.error("describe", f"returned {type(result).__name__}, not PrunerTraits")
     return result
-
-
-def _wrong(plugin: Plugin, hook: str, linear: Linear, what: str) -> PluginError:
-    return plugin.error(hook, f"{what} for linear '{linear.name}': {plugin.cure}")
-
-
-def _check(plugin: Plugin, hook: str, linear: Linear, values: object) -> None:
-    shape = (linear.out_features, linear.in_features)
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise _wrong(plugin, hook, linear, f"returned {_kind(values)}, not a floating tensor")
-    if tuple(values.shape) != shape:
-        raise _wrong(plugin, hook, linear, f"returned shape {tuple(values.shape)}, not {shape},")
-
-
-def _finite(values: Tensor) -> Tensor:
-    """Return whether all values are finite, as a 0-d bool tensor."""
-    if values.device.type == "cpu":
-        # Anything not finite shows in the sum, in a fraction of the time.
-        flag = values.sum().isfinite()
-        if flag:
-            return flag
-    return values.isfinite().all()
-
-
-def _check_mask(plugin: Plugin, hook: str, linear: Linear, mask: object, target: Target) -> None:
-    shape = (linear.out_features, linear.in_features)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        raise _wrong(plugin, hook, linear, f"returned mask {_kind(mask)}, not bool {shape},")
-    if target.budget != "exact":
-        return
-    if target.pattern is not None:
-        groups = mask.reshape(-1, target.pattern.of).sum(dim=1)
-        if bool((groups != target.pattern.of - target.pattern.kept).any()):
-            raise _wrong(plugin, hook, linear, f"returned a mask that is not {target.pattern}")
-        return
-    pruned = mask.sum(dim=1).cpu() if target.comparison == "row" else mask.sum().cpu()
-    if bool((pruned != target.counts.cpu()).any()):
-        asked, total = int(target.counts.sum()), int(pruned.sum())
-        what = f"pruned {total}, not {asked}, weights"
-        if total == asked:
-            what = "pruned other rows than it was asked to"
-        raise _wrong(plugin, hook, linear, what)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__

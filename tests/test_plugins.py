@@ -269,7 +269,10 @@ BROKEN = {
     "not frozen": (class_of(GOOD, "@dataclass(eq=False)"), "Mine is not frozen: decorate it with"),
     "eq": (class_of(GOOD, "@dataclass(frozen=True)"), "Mine compares by value"),
     "hash": (class_of(GOOD + "\ndef __hash__(self): return 1"), "Mine compares by value"),
-    "no hook": (class_of("power: int = 1"), "has no hook score_weights or prune_linear"),
+    "no hook": (
+        class_of("power: int = 1"),
+        "has no hook score_weights or prune_linear or prune_linears",
+    ),
     "unmarked": (
         class_of("def score_weights(self, weight): return weight"),
         "method score_weights is not marked: put @hookimpl",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,8 @@ class PrunerConformance(Conformance):
             value = getattr(can, name)
             expect(isinstance(value, bool), f"describe: {name} is {value!r}, not True or False")
         expect(
-            not can.second_order or p.has("prune_linear"),
-            "describe says second_order, and only prune_linear can move a weight",
+            not can.second_order or p.has("prune_linear") or p.has("prune_linears"),
+            "describe says second_order, and only prune_linear or prune_linears can move a weight",
         )
         expect(
             can.magnitude_times is None or can.magnitude_times in p.statistic_names(),
@@ -110,7 +110,7 @@ class PrunerConformance(Conformance):
         expect(torch.allclose(found, wanted, rtol=1e-4), "permuted rows have other scores")
 
     def test_meets_ratios(self, plugin: Any) -> None:
-        """`prune_linear` prunes as many weights of every row as it is asked to, 0 and all too."""
+        """As many weights of every row are pruned as was asked for, 0 and all too."""
         self._meets(plugin, cases.row_targets)
 
     def test_meets_ratios_per_row(self, plugin: Any) -> None:
@@ -130,7 +130,7 @@ class PrunerConformance(Conformance):
         self._meets(plugin, cases.pattern_targets)
 
     def test_meets_ratios_on_other_devices(self, plugin: Any) -> None:
-        """`prune_linear` works on a GPU, and leaves its answer there."""
+        """`prune_linear` or `prune_linears` works on a GPU, and leaves its answer there."""
         p = self._pruning(plugin)
         if not devices():
             raise skip("there is no device but the CPU")
@@ -139,7 +139,7 @@ class PrunerConformance(Conformance):
                 with situation(f"{case.name}, {name}, {device}"):
                     found, wanted = _prune(p, case.to(device), target), torch.device(device).type
                     same = found.weight.device.type == found.mask.device.type == wanted
-                    expect(same, "prune_linear takes its answer to another device")
+                    expect(same, f"{_mover(p)} takes its answer to another device")
 
     def test_pruned_weights(self, plugin: Any) -> None:
         """Pruned weights are zero, the others finite, and as they were unless second_order."""
@@ -172,15 +172,34 @@ class PrunerConformance(Conformance):
         for name, target in cases.targets(6, 8, traits(p)):
             prune = partial(_prune, p, cases.typical(), target)
             with situation(name):
-                expect_repeatable(prune, "prune_linear")
+                expect_repeatable(prune, _mover(p))
 
     def test_pruning_leaves_inputs_alone(self, plugin: Any) -> None:
         """Weight, target and statistics are not written to."""
         p = self._pruning(plugin)
         for name, target in cases.targets(6, 8, traits(p)):
-            given = _arguments(p, cases.typical(), target)
+            given = _moving(p, [cases.typical()], [target])
             with situation(name):
-                expect_unchanged(given, partial(p.call, "prune_linear", **given), "prune_linear")
+                expect_unchanged(given, partial(p.call, _mover(p), **given), _mover(p))
+
+    def test_pruning_together(self, plugin: Any) -> None:
+        """`prune_linears` prunes every linear as if it came alone."""
+        p = self._pruning(plugin)
+        if not p.has("prune_linears"):
+            raise skip("the plugin has no prune_linears")
+        together = [
+            cases.typical(),
+            Case("another weight", cases.random(6, 8, seed=12), cases.typical().x),
+            Case("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
+        ]
+        for name, target in cases.targets(6, 8, traits(p)):
+            found = _prune_all(p, together, [target] * len(together))
+            for case, answer in zip(together, found, strict=True):
+                with situation(f"{case.name}, {name}"):
+                    alone = _prune(p, case, target)
+                    expect(torch.equal(answer.mask, alone.mask), "prunes other weights than alone")
+                    same = torch.allclose(answer.weight, alone.weight, rtol=1e-3, atol=1e-5)
+                    expect(same, "leaves other weights than alone")
 
     def _scoring(self, plugin: Any) -> Plugin:
         p = self.load(plugin)
@@ -190,8 +209,8 @@ class PrunerConformance(Conformance):
 
     def _pruning(self, plugin: Any) -> Plugin:
         p = self.load(plugin)
-        if not p.has("prune_linear"):
-            raise skip("the plugin has no prune_linear")
+        if not p.has("prune_linear") and not p.has("prune_linears"):
+            raise skip("the plugin has no prune_linear or prune_linears")
         return p
 
     def _meets(self, plugin: Any, targets: Targets) -> None:
@@ -213,12 +232,28 @@ def _work(can: PrunerTraits) -> Iterator[tuple[Case, str, Target]]:
         yield case, *list(cases.row_targets(*case.shape))[1]
 
 
-def _arguments(p: Plugin, case: Case, target: Target | None = None) -> dict[str, Any]:
+def _mover(p: Plugin) -> str:
+    return "prune_linears" if p.has("prune_linears") else "prune_linear"
+
+
+def _arguments(p: Plugin, case: Case) -> dict[str, Any]:
     linear, statistics = case.linear(), case.statistics(p.required_statistics())
-    given = {"weight": case.weight, "statistics": statistics, "linear": linear}
-    if target is not None:
-        given |= {"target": target, "rng": generator(0, "pruner", p.name, linear.name)}
-    return given
+    return {"weight": case.weight, "statistics": statistics, "linear": linear}
+
+
+def _moving(p: Plugin, together: Sequence[Case], targets: Sequence[Target]) -> dict[str, Any]:
+    """Return the arguments of the hook that moves weights; `prune_linear` has one case alone."""
+    each = [_arguments(p, case) for case in together]
+    rngs = [generator(0, "pruner", p.name, given["linear"].name) for given in each]
+    if _mover(p) == "prune_linear":
+        return {**each[0], "target": targets[0], "rng": rngs[0]}
+    return {
+        "weights": torch.stack([given["weight"] for given in each]),
+        "targets": list(targets),
+        "statistics": [given["statistics"] for given in each],
+        "linears": [given["linear"] for given in each],
+        "rngs": rngs,
+    }
 
 
 def _scores(p: Plugin, case: Case) -> Tensor:
@@ -228,11 +263,20 @@ def _scores(p: Plugin, case: Case) -> Tensor:
 
 
 def _prune(p: Plugin, case: Case, target: Target) -> PrunedLinear:
+    return _prune_all(p, [case], [target])[0]
+
+
+def _prune_all(
+    p: Plugin, together: Sequence[Case], targets: Sequence[Target]
+) -> Sequence[PrunedLinear]:
     with torch.no_grad():
-        found = p.call("prune_linear", **_arguments(p, case, target))
-    if not isinstance(found, PrunedLinear):
-        raise AssertionError(f"prune_linear returned {type(found).__name__}, not PrunedLinear")
-    return found
+        found = p.call(_mover(p), **_moving(p, together, targets))
+    answers = [found] if _mover(p) == "prune_linear" else found
+    for answer in answers:
+        if not isinstance(answer, PrunedLinear):
+            kind = type(answer).__name__
+            raise AssertionError(f"{_mover(p)} returned {kind}, not PrunedLinear")
+    return answers
 
 
 def _expect_scores(scores: object, case: Case) -> None:

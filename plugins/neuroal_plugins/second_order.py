@@ -1,17 +1,28 @@
-"""What the second-order pruners share: exact masks, damped Gram matrices and their factors."""
+"""What the second-order pruners share: exact masks, damped Gram matrices and their factors.
+
+Linears of one shape are pruned together: `n` of them side by side in the first dimension.
+"""
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from neuroal import Linear, NeuroalError, Statistics, Target, mask_for
+from neuroal import (
+    Linear,
+    NeuroalError,
+    PrunedLinear,
+    Statistics,
+    Target,
+    mask_for,
+    row_mask,
+)
 
 log = logging.getLogger(__name__)
 
@@ -21,28 +32,40 @@ FIRST_RUNG = 1e-3  # where the ladder goes on from a damping of 0
 Factor = TypeVar("Factor")
 
 
-def choose_mask(scores: Tensor, target: Target, fraction: float = 1.0) -> Tensor:
-    """Prune the smallest scores that `target` asks for.
+def counts_of(targets: Sequence[Target], rows: int) -> Tensor:
+    """Return how many weights go, int64: `(n, rows)`, or `(n, 1)` where the matrix competes."""
+    size = rows if targets[0].comparison == "row" else 1
+    return torch.stack([target.counts.expand(size) for target in targets])
+
+
+def choose_masks(scores: Tensor, counts: Tensor, target: Target) -> Tensor:
+    """Prune the smallest scores of every row, or of every matrix.
 
     Args:
-        scores: `(out, in)`, higher = keep.
-        target: Counts per row or for the matrix; under an N:M pattern that alone decides.
-        fraction: Of each count only the floor of this fraction is pruned (not under a pattern).
+        scores: `(n, out, in)`, higher = keep.
+        counts: int64, one of every row or one of every matrix, in order.
+        target: Any of the linears'; its pattern, if it has one, decides instead of `counts`.
 
     Returns:
-        bool `(out, in)`, True = pruned.
+        bool `(n, out, in)`, True = pruned.
     """
-    if fraction < 1 and target.pattern is None:
-        counts = (target.counts.double() * fraction).floor().long()
-        target = replace(target, counts=counts)
-    return mask_for(scores, target)
-
-
-def prunes_nothing(target: Target) -> bool:
-    """Return whether the target keeps every weight."""
     if target.pattern is not None:
-        return target.pattern.kept == target.pattern.of
-    return int(target.counts.sum()) == 0
+        return mask_for(scores.flatten(0, 1), target).view(scores.shape)
+    competing = scores.reshape(counts.numel(), -1)
+    return row_mask(competing, counts.flatten(), target.prune_last).view(scores.shape)
+
+
+def prunes_nothing(targets: Sequence[Target]) -> bool:
+    """Return whether the linears of one call keep every weight; either all do, or none."""
+    pattern = targets[0].pattern
+    if pattern is not None:
+        return pattern.kept == pattern.of
+    return int(targets[0].counts.sum()) == 0
+
+
+def untouched(weights: Tensor) -> list[PrunedLinear]:
+    """Return the answers that keep every weight of `(n, out, in)`."""
+    return [PrunedLinear(x, torch.zeros_like(x, dtype=torch.bool)) for x in weights.clone()]
 
 
 def share_out(counts: Tensor, widths: Tensor) -> Tensor:
@@ -76,6 +99,34 @@ def gram_matrix(statistics: Statistics, linear: Linear) -> Tensor:
             "model overflow in this dtype?"
         )
     return gram
+
+
+def factors(
+    build: Callable[[Tensor, Linear], tuple[Tensor, ...]],
+    key: object,
+    statistics: Sequence[Statistics],
+    linears: Sequence[Linear],
+) -> tuple[Tensor, ...]:
+    """Return what is made of every linear's Gram matrix, each part `(n, ...)`.
+
+    Linears on one Gram matrix share what is made of it, once and in one place in memory.
+
+    Args:
+        build: Makes it from a Gram matrix; the linear is for messages.
+        key: Everything else that decides the result.
+        statistics: One a linear.
+        linears: Whose they are.
+
+    Raises:
+        NeuroalError: A Gram matrix is not finite, or cannot be factorised.
+    """
+    made = []
+    for known, linear in zip(statistics, linears, strict=True):
+        gram = gram_matrix(known, linear)
+        made.append(once_per_gram(gram, key, partial(build, gram, linear)))
+    if all(x is made[0] for x in made):
+        return tuple(part.expand(len(made), *part.shape) for part in made[0])
+    return tuple(torch.stack(parts) for parts in zip(*made, strict=True))
 
 
 def ladder(damping: float) -> Iterator[float]:

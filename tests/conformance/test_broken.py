@@ -162,6 +162,32 @@ class Prunes:
         return dataclasses.replace(target, counts=counts)
 
 
+@plugin
+class PrunesTogether:
+    """A good pruner of many linears at once, and ones that are broken in ways of their own."""
+
+    how: str = "good"
+
+    @hookimpl
+    def describe(self) -> PrunerTraits:
+        return PrunerTraits(second_order=True)
+
+    @hookimpl
+    def prune_linears(self, weights: Any, targets: Any) -> Any:
+        pairs = list(zip(weights, targets, strict=True))
+        answers = [PrunedLinear(weight, mask_for(weight.abs(), target)) for weight, target in pairs]
+        answers = [PrunedLinear(a.weight.masked_fill(a.mask, 0), a.mask) for a in answers]
+        match self.how:
+            case "in reverse":
+                return answers[::-1]
+            case "by their mean":
+                factor = weights.abs().mean() / pairs[0][0].abs().mean().clamp_min(1e-30)
+                return [PrunedLinear(a.weight * factor, a.mask) for a in answers]
+            case "writes":
+                weights.numpy()[:] = 7
+        return answers
+
+
 PRUNERS: list[Broken] = [
     ("options", Halves(), {"test_options_round_trip"}),
     ("two requirements", Scores("two requirements"), {"test_required_statistics"}),
@@ -195,6 +221,11 @@ PRUNERS: list[Broken] = [
     ("moves", Prunes("moves", second_order=False), {"test_pruned_weights"}),
     ("moves without need", Prunes("moves without need"), {"test_pruning_nothing"}),
     ("pruning is random", Prunes("random"), {"test_pruning_repeats"}),
+    *(
+        (f"together {how}", PrunesTogether(how), {"test_pruning_together"})
+        for how in ("in reverse", "by their mean")
+    ),
+    ("together writes", PrunesTogether("writes"), {"test_pruning_leaves_inputs_alone"}),
     ("pruning writes", Prunes("numpy"), {"test_pruning_leaves_inputs_alone"}),
 ]
 
@@ -462,6 +493,7 @@ GOOD = [
     ("pruner", Describes()),
     ("pruner", Describes(what="a product")),
     ("pruner", Prunes()),
+    ("pruner", PrunesTogether()),
     ("alignment", Metric()),
     ("alignment", OutputMetric()),
     ("refiner", Refiner()),

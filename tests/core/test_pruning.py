@@ -17,6 +17,7 @@ from neuroal import (
     Statistics,
     Target,
     hookimpl,
+    mask_for,
 )
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
@@ -210,3 +211,97 @@ def test_only_linears_with_a_target_are_pruned_and_plugins_see_copies() -> None:
     empty: Mapping[str, Statistics] = {}
     weights = base.prune_block(block, module, empty, targets)
     assert weights.keys() == {second.name} and weights[second.name].dtype == torch.bfloat16
+
+
+calls: list[list[str]] = []
+
+
+@dataclass(frozen=True, eq=False)
+class MovesMany:
+    """A pruner of many linears at once; it says which came together."""
+
+    kind: str = "right"
+
+    @hookimpl
+    def prune_linears(
+        self, weights: Tensor, targets: Any, statistics: Any, linears: Any, rngs: Any
+    ) -> Any:
+        calls.append([x.name.rpartition(".")[2] for x in linears])
+        assert len(weights) == len(targets) == len(statistics) == len(linears) == len(rngs)
+        masks = [mask_for(w.abs(), target) for w, target in zip(weights, targets, strict=True)]
+        draws = [float(torch.rand((), generator=rng)) for rng in rngs]
+        moved = [weight * (1 + draw) for weight, draw in zip(weights, draws, strict=True)]
+        answers = [PrunedLinear(*pair) for pair in zip(moved, masks, strict=True)]
+        return {
+            "right": answers,
+            "short": answers[1:],
+            "tensor": weights,
+            "nan": [*answers[:-1], PrunedLinear(moved[-1] / 0 * 0, masks[-1])],
+        }[self.kind]
+
+
+@dataclass(frozen=True, eq=False)
+class MovesOne:
+    """The same, one linear at a time."""
+
+    @hookimpl
+    def prune_linear(self, weight: Tensor, target: Target, rng: torch.Generator) -> PrunedLinear:
+        draw = float(torch.rand((), generator=rng))
+        return PrunedLinear(weight * (1 + draw), mask_for(weight.abs(), target))
+
+
+def whole_block(pruner: Any, counts: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    """Prune a block of four linears of 32 x 32, two of 48 x 32 and one of 32 x 48."""
+    calls.clear()
+    model = tiny_model("llama", blocks=1)
+    (block,) = find(model).blocks
+    counts = counts or {}
+    targets = {
+        x.name: Target(torch.full((x.out_features,), counts.get(x.name.split(".")[-1], 16)), 0.5)
+        for x in block.linears
+    }
+    plugin = Plugin(**{**vars(one("pruner", pruner)), "name": "moves"})  # the rngs know its name
+    return BasePruner(plugin, None, 0).prune_block(
+        block, model.get_submodule(block.name), {}, targets
+    )
+
+
+def test_linears_of_one_shape_are_pruned_in_one_call() -> None:
+    found = whole_block(MovesMany())
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert calls == [attention, ["gate_proj", "up_proj"], ["down_proj"]]
+    alone = whole_block(MovesOne())
+    assert found.keys() == alone.keys()
+    assert all(found[name].equal(alone[name]) for name in alone)
+
+
+def test_linears_that_lose_nothing_come_by_themselves() -> None:
+    whole_block(MovesMany(), {"k_proj": 0, "o_proj": 0, "q_proj": 20})
+    assert calls[:2] == [["q_proj", "v_proj"], ["k_proj", "o_proj"]]
+
+
+def test_a_call_has_no_more_linears_than_its_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroal.pruning.TOGETHER", 3 * 4 * 32 * (32 + 32))
+    whole_block(MovesMany())
+    assert calls[:2] == [["q_proj", "k_proj", "v_proj"], ["o_proj"]]
+    monkeypatch.setattr("neuroal.pruning.TOGETHER", 1)
+    whole_block(MovesMany())
+    assert [len(call) for call in calls] == [1] * 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("short", r"returned a list of 3, not a list of 4 PrunedLinear, for '.*q_proj' and follow"),
+        ("tensor", r"returned Tensor, not a list of 4 PrunedLinear, for '.*q_proj' and following"),
+        ("nan", r"returned NaN or infinity for linear '.*o_proj'"),
+    ],
+)
+def test_a_wrong_answer_among_many_is_blamed_by_name(kind: str, problem: str) -> None:
+    with pytest.raises(PluginError, match=rf"hook prune_linears: {problem}"):
+        whole_block(MovesMany(kind))
+
+
+def test_a_pruner_of_many_linears_takes_one_alone() -> None:
+    assert traits(one("pruner", MovesMany())) == PrunerTraits(second_order=True)
+    assert prune(MovesMany()).mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]

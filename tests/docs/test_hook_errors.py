@@ -63,6 +63,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "written to an input": ("pruner", hook("score_weights(self, weight)", "return weight.abs_()")),
     "an exception": ("pruner", hook("score_weights(self, weight)", "return weight * (1 / 0)")),
     "no PrunedLinear": ("pruner", hook("prune_linear(self, weight)", "return weight.relu()")),
+    "no list": ("pruner", hook("prune_linears(self, weights)", "return weights.relu()")),
     "too many pruned": (
         "pruner",
         hook(

@@ -44,7 +44,9 @@ def matrix(count: int, ratio: float = 0.5, **more: Any) -> Target:
 def prune(pruner: Any, weight: Tensor, gram: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     before = weight.clone(), gram.clone(), target.counts.clone()
     with torch.no_grad():
-        result = pruner.prune_linear(weight, target, Statistics({"gram": gram}), linear(weight))
+        [result] = pruner.prune_linears(
+            weight[None], [target], [Statistics({"gram": gram})], [linear(weight)]
+        )
     assert all(a.equal(b) for a, b in zip((weight, gram, target.counts), before, strict=True)), (
         "an input was written to"
     )
@@ -265,7 +267,7 @@ def test_conjugate_gradients_solve_as_many_unknowns_as_steps() -> None:
     norm = gram.diagonal().sqrt()
     h = gram / norm / norm[:, None]
     mask = torch.rand(5, 6) < torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0])[:, None]
-    found = solve_on_support(torch.zeros(5, 6), weight @ h, h, mask, 12)
+    found = solve_on_support(torch.zeros(1, 5, 6), weight[None] @ h, h[None], mask[None], 12)[0]
     for i in range(5):
         s = (~mask[i]).nonzero().flatten()
         exact = torch.linalg.solve(h[s][:, s], (weight @ h)[i, s])
@@ -564,3 +566,95 @@ def test_the_published_search_weighs_window_k_by_one_over_k() -> None:
         square = sum(float((x[k, :, j] ** 2).sum()) / (k + 1) for k in range(5))
         assert float(norm.result(whole)[j]) == pytest.approx(square**0.5)
     assert norm.result(norm.merge(*parts)).equal(norm.result(whole))
+
+
+# Linears of one shape, side by side.
+
+
+def alike(count: int, rows: int = 8, columns: int = 24) -> list[tuple[Tensor, Tensor]]:
+    """Problems of one shape; the first two share a Gram matrix, the third has dead inputs."""
+    problems = [problem(rows, columns, seed) for seed in range(count)]
+    problems[1] = problems[1][0], problems[0][1]
+    dead = torch.arange(columns) % 5 == 2
+    problems[2] = problems[2][0], problems[2][1].masked_fill(dead | dead[:, None], 0)
+    return problems
+
+
+def together(
+    pruner: Any, problems: list[tuple[Tensor, Tensor]], targets: list[Target]
+) -> list[tuple[Tensor, Tensor]]:
+    weights = torch.stack([weight for weight, _ in problems])
+    statistics = [Statistics({"gram": gram}) for _, gram in problems]
+    linears = [
+        testing.linear(*weights.shape[1:], name=f"model.layers.3.mlp.experts.{i}.up_proj")
+        for i in range(len(problems))
+    ]
+    before = weights.clone()
+    with torch.no_grad():
+        answers = pruner.prune_linears(weights, targets, statistics, linears)
+    assert weights.equal(before), "an input was written to"
+    return [(answer.weight, answer.mask) for answer in answers]
+
+
+SIDE_BY_SIDE = {
+    "matrix": lambda i: matrix(60 + 30 * i, (60 + 30 * i) / 192),
+    "paper": lambda i: matrix(60 + 30 * i, (60 + 30 * i) / 192, budget="paper"),
+    "row": lambda i: Target(torch.arange(8) + 4 * i, 0.5),
+    "pattern": lambda i: matrix(96, pattern=Pattern(2, 4)),
+    "nothing": lambda i: matrix(0, 0.0),
+    "everything": lambda i: matrix(192, 0.99),
+}
+
+
+@each_pruner
+@pytest.mark.parametrize("kind", SIDE_BY_SIDE)
+def test_linears_side_by_side_are_pruned_as_one_by_one(pruner: Any, kind: str) -> None:
+    problems = alike(4)
+    targets = [SIDE_BY_SIDE[kind](i) for i in range(4)]
+    found = together(pruner, problems, targets)
+    for (weight, gram), target, (moved, mask) in zip(problems, targets, found, strict=True):
+        alone, alone_mask = prune(pruner, weight, gram, target)
+        assert mask.equal(alone_mask)
+        assert torch.allclose(moved, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_alps_goes_on_without_the_linears_whose_support_has_settled() -> None:
+    problems, target = alike(4), matrix(100)
+
+    def settled(weight: Tensor, gram: Tensor) -> int:
+        final = prune(Alps(gradient_steps=0), weight, gram, target)[0]
+        for steps in range(3, 301, 3):
+            early = prune(Alps(gradient_steps=0, iterations=steps), weight, gram, target)[0]
+            if early.equal(final):
+                return steps
+        raise AssertionError("never settled")
+
+    assert len({settled(*each) for each in problems}) > 1
+    found = together(Alps(gradient_steps=0), problems, [target] * 4)
+    for each, (moved, mask) in zip(problems, found, strict=True):
+        assert (mask.numpy() == slow_alps_mask(*each, 100)[1]).all()
+        assert torch.allclose(moved, prune(Alps(gradient_steps=0), *each, target)[0], atol=1e-5)
+
+
+def test_the_ladder_is_climbed_by_one_linear_alone(caplog: pytest.LogCaptureFixture) -> None:
+    problems = alike(4, 4, 6)
+    problems[3] = problems[3][0], torch.ones(6, 6)
+    problems[3][1][0, 1] = problems[3][1][1, 0] = 1.05  # an eigenvalue of about -0.05
+    with caplog.at_level(logging.WARNING):
+        found = together(SparseGPT(), problems, [matrix(12)] * 4)
+    assert [r.getMessage() for r in caplog.records] == [
+        "linear model.layers.3.mlp.experts.3.up_proj: its Gram matrix cannot be factorised, "
+        "damping raised to 0.1"
+    ]
+    for (weight, gram), (moved, mask) in zip(problems, found, strict=True):
+        alone, alone_mask = prune(SparseGPT(), weight, gram, matrix(12))
+        assert mask.equal(alone_mask) and torch.allclose(moved, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("pruner", [SparseGPT(), Admm(rho=0.01)])
+def test_what_cannot_be_factorised_is_named_among_many(pruner: Any) -> None:
+    problems = alike(4, 4, 6)
+    problems[2] = problems[2][0], torch.eye(6)
+    problems[2][1][0, 1] = problems[2][1][1, 0] = -100.0
+    with pytest.raises(NeuroalError, match=r"experts\.2\.up_proj"):
+        together(pruner, problems, [matrix(12)] * 4)

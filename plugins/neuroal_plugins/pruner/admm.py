@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,28 +51,34 @@ class Admm:
         return weight.abs() * norm
 
     @hookimpl
-    def prune_linear(
-        self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
-    ) -> PrunedLinear:
-        """Minimise the output error over weights that meet `target`; N:M has no ramp."""
-        if second_order.prunes_nothing(target):
-            return PrunedLinear(weight.clone(), torch.zeros_like(weight, dtype=torch.bool))
-        gram = second_order.gram_matrix(statistics, linear)
-        norm, product, inverse = second_order.once_per_gram(
-            gram, ("admm", self.damping, self.rho), lambda: self._factor(gram, linear)
-        )
-        scaled = weight * norm  # W', (out, in)
+    def prune_linears(
+        self,
+        weights: Tensor,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistics],
+        linears: Sequence[Linear],
+    ) -> list[PrunedLinear]:
+        """Minimise the output error over weights that meet the targets; N:M has no ramp."""
+        if second_order.prunes_nothing(targets):
+            return second_order.untouched(weights)
+        key = ("admm", self.damping, self.rho)
+        norm, product, inverse = second_order.factors(self._factor, key, statistics, linears)
+        counts = second_order.counts_of(targets, weights.shape[1])
+        norm = norm[:, None]  # (n, 1, in)
+        scaled = weights * norm  # W', (n, out, in)
         aim = scaled @ product  # H W'_0
         dual = torch.zeros_like(scaled)  # U
-        mask = torch.zeros_like(scaled, dtype=torch.bool)
+        masks = torch.zeros_like(scaled, dtype=torch.bool)
         for step in range(1, self.iterations + 1):
             if step <= self.ramp:
                 fraction = 1 - (1 - step / self.ramp) ** 3
-                mask = second_order.choose_mask((scaled + dual).abs(), target, fraction)
-            sparse = (scaled + dual) * ~mask  # Z
+                some = (counts.double() * fraction).floor().long()
+                masks = second_order.choose_masks((scaled + dual).abs(), some, targets[0])
+            sparse = (scaled + dual) * ~masks  # Z
             dual = dual + scaled - sparse
             scaled = (aim + self.rho * (sparse - dual)) @ inverse
-        return PrunedLinear((scaled + dual).masked_fill(mask, 0) / norm, mask)
+        moved = (scaled + dual).masked_fill(masks, 0) / norm
+        return [PrunedLinear(*answer) for answer in zip(moved, masks, strict=True)]
 
     def _factor(self, gram: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
         """Return the input norms, the damped normalised H and the inverse of H + ρI."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,21 +65,26 @@ class Alps:
         return weight.abs() * norm
 
     @hookimpl
-    def prune_linear(
-        self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
-    ) -> PrunedLinear:
-        """Minimise the output error over weights that meet `target`."""
-        if second_order.prunes_nothing(target):
-            return PrunedLinear(weight.clone(), torch.zeros_like(weight, dtype=torch.bool))
-        gram = second_order.gram_matrix(statistics, linear)
-        norm, product, values, vectors = second_order.once_per_gram(
-            gram, ("alps", self.damping), lambda: self._factor(gram, linear)
+    def prune_linears(
+        self,
+        weights: Tensor,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistics],
+        linears: Sequence[Linear],
+    ) -> list[PrunedLinear]:
+        """Minimise the output error over weights that meet the targets."""
+        if second_order.prunes_nothing(targets):
+            return second_order.untouched(weights)
+        key = ("alps", self.damping)
+        norm, product, values, vectors = second_order.factors(
+            self._factor, key, statistics, linears
         )
-        scaled = weight * norm  # (out, in)
+        norm = norm[:, None]  # (n, 1, in)
+        scaled = weights * norm  # (n, out, in)
         aim = scaled @ product  # H W₀
-        sparse, mask = self._split(scaled, aim, values, vectors, target)
-        sparse = solve_on_support(sparse, aim, product, mask, self.gradient_steps)
-        return PrunedLinear(sparse / norm, mask)
+        sparse, masks = self._split(scaled, aim, values, vectors, targets)
+        sparse = solve_on_support(sparse, aim, product, masks, self.gradient_steps)
+        return [PrunedLinear(*answer) for answer in zip(sparse / norm, masks, strict=True)]
 
     def _factor(self, gram: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the norms, the damped normalised H, its eigenvalues and its eigenvectors."""
@@ -96,37 +102,61 @@ class Alps:
         return second_order.climb(build, self.damping, linear)
 
     def _split(
-        self, dense: Tensor, aim: Tensor, values: Tensor, vectors: Tensor, target: Target
+        self,
+        dense: Tensor,
+        aim: Tensor,
+        values: Tensor,
+        vectors: Tensor,
+        targets: Sequence[Target],
     ) -> tuple[Tensor, Tensor]:
-        """Return D and its mask after ADMM; the eigenvectors make a change of ρ cheap."""
-        rho = self.rho
-        inverse = (vectors / (values + rho)) @ vectors.t()  # (H + ρI)⁻¹
-        mask = checked = second_order.choose_mask(dense.abs(), target)
-        sparse = dense * ~mask  # D
+        """Return D and its masks after ADMM; the eigenvectors make a change of ρ cheap.
+
+        Every linear has a ρ of its own, and leaves when its support has settled.
+        """
+        counts = second_order.counts_of(targets, dense.shape[1])
+        masks = checked = second_order.choose_masks(dense.abs(), counts, targets[0])
+        sparse = dense * ~masks  # D
         dual = torch.zeros_like(dense)  # V
+        rho = dense.new_full((len(dense), 1, 1), self.rho)
+        inverse = _inverse(values, vectors, rho)
+        found, support = torch.empty_like(sparse), torch.empty_like(masks)
+        left = torch.arange(len(dense), device=dense.device)  # the linears that are not settled
         for step in range(1, self.iterations + 1):
             split = (aim - dual + rho * sparse) @ inverse  # W
             wanted = split + dual / rho
-            mask = second_order.choose_mask(wanted.abs(), target)
-            sparse = wanted * ~mask
+            masks = second_order.choose_masks(wanted.abs(), counts, targets[0])
+            sparse = wanted * ~masks
             dual = dual + rho * (split - sparse)
-            if step % CHECK_EVERY == 0:
-                growth = _growth(mask, checked)
-                if growth is None:
-                    break
-                rho, checked = rho * growth, mask
-                inverse = (vectors / (values + rho)) @ vectors.t()
-        return sparse, mask
+            if step % CHECK_EVERY and step < self.iterations:
+                continue
+            found[left], support[left] = sparse, masks
+            growth = _growth(masks, checked)
+            going = growth > 0
+            if not going.any():
+                break
+            if not going.all():
+                state = (left, aim, values, vectors, counts, sparse, masks, dual, rho, growth)
+                left, aim, values, vectors, counts, sparse, masks, dual, rho, growth = (
+                    x[going.to(x.device)] for x in state
+                )
+            rho, checked = rho * growth[:, None, None], masks
+            inverse = _inverse(values, vectors, rho)
+        return found, support
 
 
-def _growth(mask: Tensor, before: Tensor) -> float | None:
-    """Return by how much ρ grows after a change of the support; None if there was none."""
-    changed = int((mask ^ before).sum())
-    kept = mask.numel() - int(mask.sum())
-    for fraction, growth in SCHEDULE:
-        if changed > fraction * kept:
-            return growth
-    return None
+def _inverse(values: Tensor, vectors: Tensor, rho: Tensor) -> Tensor:
+    """Return (H + ρI)⁻¹ `(n, in, in)` of H's eigenvalues, its eigenvectors and ρ `(n, 1, 1)`."""
+    return (vectors / (values[:, None] + rho)) @ vectors.mT
+
+
+def _growth(masks: Tensor, before: Tensor) -> Tensor:
+    """Return by how much each ρ grows after a change of its support, `(n,)`; 0 if none."""
+    changed = (masks ^ before).flatten(1).sum(1)
+    kept = (~masks).flatten(1).sum(1).double()
+    growth = torch.zeros_like(kept, dtype=torch.float32)
+    for fraction, factor in reversed(SCHEDULE):  # the largest that is exceeded has the last word
+        growth = torch.where(changed > fraction * kept, factor, growth)
+    return growth
 
 
 def solve_on_support(
@@ -137,26 +167,26 @@ def solve_on_support(
     H has a unit diagonal, so that the diagonal preconditioner of the paper is the identity.
 
     Args:
-        start: `(out, in)`, zero where pruned.
-        aim: H W₀, `(out, in)`.
-        product: H, `(in, in)`.
-        mask: bool `(out, in)`, True = pruned; those stay 0.
+        start: `(n, out, in)`, zero where pruned.
+        aim: H W₀, `(n, out, in)`.
+        product: H, `(n, in, in)`.
+        mask: bool `(n, out, in)`, True = pruned; those stay 0.
         steps: At least 0.
 
     Returns:
-        `(out, in)`.
+        `(n, out, in)`.
     """
     found = start
     kept = (~mask).to(start.dtype)
     residual = (aim - found @ product) * kept
     direction = residual
-    size = residual.square().sum(1, keepdim=True)  # (out, 1)
+    size = residual.square().sum(-1, keepdim=True)  # (n, out, 1)
     for _ in range(steps):
         image = (direction @ product) * kept
-        step = _ratio(size, (direction * image).sum(1, keepdim=True))
+        step = _ratio(size, (direction * image).sum(-1, keepdim=True))
         found = found + step * direction
         residual = residual - step * image
-        last, size = size, residual.square().sum(1, keepdim=True)
+        last, size = size, residual.square().sum(-1, keepdim=True)
         direction = residual + _ratio(size, last) * direction
     return found
 

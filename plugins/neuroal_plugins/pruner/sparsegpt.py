@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +18,10 @@ from neuroal import (
     Target,
     hookimpl,
     option,
-    row_mask,
 )
 from neuroal_plugins import second_order
 
-STRIP = 32  # columns whose errors move what is behind them together
+STRIP = 16  # columns whose errors move what is behind them together
 
 
 @dataclass(frozen=True)
@@ -89,61 +89,73 @@ class SparseGPT:
     @hookimpl
     def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
         """Return W²/U_jj² of the dense weight `(out, in)`, 0 at dead inputs."""
-        gram = second_order.gram_matrix(statistics, linear)
-        scores = (weight / self._factor(gram, linear).diagonal()) ** 2
-        return scores.masked_fill(gram.diagonal() == 0, 0)
+        upper, dead = self._factors([statistics], [linear])
+        scores = (weight / upper[0].diagonal()) ** 2
+        return scores.masked_fill(dead[0], 0)
 
     @hookimpl
-    def prune_linear(
-        self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
-    ) -> PrunedLinear:
+    def prune_linears(
+        self,
+        weights: Tensor,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistics],
+        linears: Sequence[Linear],
+    ) -> list[PrunedLinear]:
         """Prune slice by slice; under budget "paper" at least one weight more a slice.
 
         Weights of dead inputs go first; those that the exact budget has no room for stay as they
         are, where the published code zeroes them too.
         """
-        gram = second_order.gram_matrix(statistics, linear)
-        dead = gram.diagonal() == 0
-        upper = self._factor(gram, linear)
-        moved, mask = self._sweep(weight.masked_fill(dead, 0), upper, target)
-        if target.budget == "exact":
-            moved = torch.where(dead & ~mask, weight, moved)
-        return PrunedLinear(moved, mask)
+        upper, dead = self._factors(statistics, linears)
+        dead = dead[:, None]  # (n, 1, in)
+        moved, masks = self._sweep(weights.masked_fill(dead, 0), upper, targets)
+        if targets[0].budget == "exact":
+            moved = torch.where(dead & ~masks, weights, moved)
+        return [PrunedLinear(*answer) for answer in zip(moved, masks, strict=True)]
 
-    def _factor(self, gram: Tensor, linear: Linear) -> Tensor:
-        """Return U `(in, in)`, upper triangular, with UᵀU the inverse of the damped Gram matrix."""
+    def _factors(
+        self, statistics: Sequence[Statistics], linears: Sequence[Linear]
+    ) -> tuple[Tensor, ...]:
+        """Return U `(n, in, in)` and which inputs are dead, bool `(n, in)`.
+
+        U is upper triangular, with UᵀU the inverse of the damped Gram matrix.
+        """
+        key = ("sparsegpt", self.damping)
+        return second_order.factors(self._factor, key, statistics, linears)
+
+    def _factor(self, gram: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
+        dead = gram.diagonal() == 0
+        alive = gram + torch.diag(dead.to(gram.dtype))
 
         def build(damping: float) -> Tensor | None:
-            diagonal = gram.diagonal()
-            alive = gram + torch.diag((diagonal == 0).to(gram.dtype))
             lower = second_order.cholesky(second_order.damped(alive, damping))
             if lower is None:
                 return None
             return second_order.cholesky(torch.cholesky_inverse(lower), upper=True)
 
-        return second_order.once_per_gram(
-            gram,
-            ("sparsegpt", self.damping),
-            lambda: second_order.climb(build, self.damping, linear),
-        )
+        return second_order.climb(build, self.damping, linear), dead
 
-    def _sweep(self, weight: Tensor, upper: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Prune `weight` in place from left to right; return it and the mask."""
-        mask = torch.zeros_like(weight, dtype=torch.bool)
-        starts = range(0, weight.shape[1], self._width(target))
+    def _sweep(
+        self, weights: Tensor, upper: Tensor, targets: Sequence[Target]
+    ) -> tuple[Tensor, Tensor]:
+        """Prune `(n, out, in)` from left to right; return the new weights and their masks."""
+        target = targets[0]
+        turned = weights.mT.contiguous()  # (n, in, out): a column lies in one piece
+        masks = torch.zeros_like(weights, dtype=torch.bool)
+        starts = range(0, weights.shape[2], self._width(target))
         slices = [slice(start, start + starts.step) for start in starts]
-        widths = torch.tensor([weight[0, columns].numel() for columns in slices])
-        shares = second_order.share_out(target.counts.cpu(), widths)  # (out or 1, slices)
+        widths = torch.tensor([len(turned[0, columns]) for columns in slices])
+        counts = second_order.counts_of(targets, weights.shape[1]).flatten().cpu()
+        shares = second_order.share_out(counts, widths)
         for columns, share in zip(slices, shares.unbind(1), strict=True):
-            block = upper[columns, columns]
-            chosen = mask[:, columns]
+            block, rest = upper[:, columns, columns], slice(columns.stop, None)
+            chosen = masks[..., columns]
             if target.pattern is None:
-                scores = weight[:, columns] ** 2 / block.diagonal() ** 2
-                chosen.copy_(_slice_mask(scores, target, share))
-            errors = _prune_slice(weight[:, columns], block, chosen, target)
-            rest = slice(columns.stop, None)
-            weight[:, rest] -= errors @ upper[columns, rest]
-        return weight, mask
+                scores = _saliencies(turned[:, columns], block)
+                chosen.copy_(_slice_masks(scores, share, targets))
+            errors = _prune_slice(turned[:, columns], block, chosen, target)
+            turned[:, rest].baddbmm_(upper[:, columns, rest].mT, errors, alpha=-1)
+        return turned.mT.contiguous().masked_fill_(masks, 0), masks  # 0 but for rounding
 
     def _width(self, target: Target) -> int:
         """Return the columns of a slice: whole groups, under a pattern."""
@@ -152,56 +164,62 @@ class SparseGPT:
         return max(self.slice // target.pattern.of, 1) * target.pattern.of
 
 
-def _slice_mask(scores: Tensor, target: Target, share: Tensor) -> Tensor:
-    """Return which weights of a slice `(out, columns)` are pruned."""
-    if target.comparison == "row":
-        return row_mask(scores, share)
-    if target.budget == "paper":
-        n = scores.numel()
-        ordered = scores.flatten().sort().values
-        return scores <= ordered[min(int(n * target.ratio), n - 1)]
-    return row_mask(scores.reshape(1, -1), share).reshape(scores.shape)
+def _saliencies(turned: Tensor, upper: Tensor) -> Tensor:
+    """Return W²/U_jj² `(n, out, columns)` of weights `(n, columns, out)`."""
+    return turned.mT**2 / upper.diagonal(dim1=1, dim2=2)[:, None] ** 2
 
 
-def _prune_slice(weight: Tensor, upper: Tensor, mask: Tensor, target: Target) -> Tensor:
+def _slice_masks(scores: Tensor, share: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Return which weights of a slice `(n, out, columns)` are pruned."""
+    target = targets[0]
+    if target.comparison == "row" or target.budget == "exact":
+        return second_order.choose_masks(scores, share, target)
+    ordered = scores.flatten(1).sort(dim=1).values
+    size = ordered.shape[1]
+    places = torch.tensor([[min(int(size * t.ratio), size - 1)] for t in targets])
+    return scores <= ordered.gather(1, places.to(ordered.device))[..., None]
+
+
+def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -> Tensor:
     """Prune the columns of one slice in order, in place, and return their scaled errors.
 
     A column's error moves the columns of its own strip at once; those behind the strip are moved
     by the errors of the whole strip, in one product.
 
     Args:
-        weight: `(out, columns)`.
-        upper: The slice's diagonal block of U, `(columns, columns)`.
-        mask: `(out, columns)`; under a pattern it is chosen here, a group at a time.
+        turned: The slice's weights, `(n, columns, out)`.
+        upper: The slice's diagonal block of U, `(n, columns, columns)`.
+        masks: `(n, out, columns)`; under a pattern they are chosen here, a group at a time.
         target: For its pattern.
     """
-    turned = weight.t().contiguous()  # (columns, out): a column lies in one piece
-    diagonal = upper.diagonal()
+    diagonal = upper.diagonal(dim1=1, dim2=2)
     errors = torch.empty_like(turned)
     width = STRIP if target.pattern is None else target.pattern.of
-    for start in range(0, len(turned), width):
+    for start in range(0, turned.shape[1], width):
         strip, behind = slice(start, start + width), slice(start + width, None)
+        block = upper[:, strip, strip]
         if target.pattern is not None:
-            scores = turned[strip].t() ** 2 / diagonal[strip] ** 2
-            mask[:, strip] = second_order.choose_mask(scores, target)
-        divisors = diagonal[strip, None].where(mask[:, strip].t(), torch.inf)
-        _prune_strip(turned[strip], upper[strip, strip], divisors, errors[strip])
-        turned[behind].addmm_(upper[strip, behind].t(), errors[strip], alpha=-1)
-    weight.copy_(turned.t())
-    weight.masked_fill_(mask, 0)  # what rounding left
-    return errors.t()
+            scores = _saliencies(turned[:, strip], block)
+            masks[..., strip] = second_order.choose_masks(scores, target.counts, target)
+        divisors = diagonal[:, strip, None].where(masks[..., strip].mT, torch.inf)
+        _prune_strip(turned[:, strip], block, divisors, errors[:, strip])
+        turned[:, behind].baddbmm_(upper[:, strip, behind].mT, errors[:, strip], alpha=-1)
+    return errors
 
 
 def _prune_strip(turned: Tensor, upper: Tensor, divisors: Tensor, errors: Tensor) -> None:
-    """Prune the columns of one strip in order, in place; the errors are written to `errors`.
+    """Prune the columns of one strip in order, in place; their errors are written to `errors`.
+
+    Every column moves the whole strip: U is 0 to its left, and that costs less than views do.
 
     Args:
-        turned: The strip's weights, `(columns, out)`.
-        upper: Its diagonal block of U, `(columns, columns)`.
-        divisors: U_jj where a weight is pruned, infinity where it stays, `(columns, out)`.
-        errors: `(columns, out)`.
+        turned: The strip's weights, `(n, columns, out)`.
+        upper: Its diagonal block of U, `(n, columns, columns)`.
+        divisors: U_jj where a weight is pruned, infinity where it stays, `(n, columns, out)`.
+        errors: `(n, columns, out)`.
     """
-    rows = zip(turned, divisors, errors, upper, strict=True)
-    for j, (column, divisor, error, reach) in enumerate(rows, start=1):
+    reaches = upper[..., None].unbind(1)  # (n, columns, 1) each
+    parts = (x.unsqueeze(1).unbind(2) for x in (turned, divisors, errors))  # (n, 1, out) each
+    for column, divisor, error, reach in zip(*parts, reaches, strict=True):
         torch.div(column, divisor, out=error)
-        turned[j:].addr_(reach[j:], error, alpha=-1)
+        turned.addcmul_(reach, error, value=-1)
