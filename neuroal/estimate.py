@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from neuroal.alignment import generation_runs
 from neuroal.layout import Layout
 from neuroal.pace import Pace
 from neuroal.plan import Setup, Step, first_steps
+from neuroal.pruning import TOGETHER
 from neuroal.recipe import Recipe
 from neuroal.resources import held_memory
 from neuroal.statistics import resolve
@@ -122,7 +124,7 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     largest = max(inside) * size
     around = weights - sum(inside) * size
     linears = found.linears.values()
-    work = _COPIES * 4 * max(x.weights for x in linears)
+    work = _COPIES * _pruned_together(made, found)
     tokens = max(length, min(CPU_TOKENS, recipe.samples * length))
     work += 4 * tokens * 4 * max(x.in_features for x in linears)  # what a batch holds in a block
     needed = {s for p in made.plugins for s in p.required_statistics()}
@@ -156,3 +158,15 @@ def _bytes_per_weight(recipe: Recipe, model: nn.Module) -> int:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _pruned_together(made: Setup, found: Layout) -> int:
+    """Return the bytes in float32 of the linears that one call of the pruner has."""
+    alone = 4 * max(x.weights for x in found.linears.values())
+    if not made.pruner.has("prune_linears"):
+        return alone
+    alike: Counter[object] = Counter()
+    for block in found.blocks:
+        for x in block.linears:
+            alike[block.name, x.out_features, x.in_features] += 4 * x.weights
+    return max(alone, min(TOGETHER, max(alike.values())))
