@@ -34,6 +34,7 @@ def on_ray(
 
     Raises:
         UsageError: Ray is not installed, or no node has room for a worker.
+        NeuroalError: The cluster does not answer, or loses every node with room meanwhile.
     """
     try:
         import ray
@@ -43,7 +44,11 @@ def on_ray(
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one started here would report home
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except ConnectionError as error:
+            where = "start it, or set RAY_ADDRESS to one that runs"
+            raise NeuroalError(f"no Ray cluster answers: {error}: {where}") from error
     try:
         needed = f"{gpus_per_case:g} GPU" if gpus_per_case else "1 CPU"
         most = _room(ray, gpus_per_case)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from neuroal.errors import NeuroalError
 from neuroal.study.cluster import _room, on_ray
 from neuroal.study.results import Result
 from neuroal.study.run import Prepared
@@ -184,6 +185,20 @@ def test_a_ray_started_here_does_not_report_home(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(RuntimeError, match="usage statistics: 0"), on_ray(Any, None, 0.0):
         pass
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**how: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.7:6379")
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(NeuroalError) as error, on_ray(Any, None, 0.0):
+        pass
+    assert str(error.value) == (
+        "no Ray cluster answers: Failed to connect to Ray cluster at 192.0.2.7:6379: "
+        "start it, or set RAY_ADDRESS to one that runs"
+    )
 
 
 @pytest.mark.parametrize(
