@@ -380,7 +380,7 @@ class _Run:
         if walker is not None:
             pruner = BasePruner(self.setup.pruner, None, recipe.seed)
             aligner = Aligner(walker, pruner, self.setup.alignment, self.setup.reads_deviation)
-        ids = data.ids[: recipe.search_samples] if data is not None else torch.empty(0, 0)
+        ids = data.ids[: self.setup.search_samples] if data is not None else torch.empty(0, 0)
         cut: dict[int, Inputs] = {}
         auto = recipe.search_dtype == "auto"
         dtype: torch.dtype | None = None if auto else getattr(torch, recipe.search_dtype)

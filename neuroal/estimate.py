@@ -63,7 +63,7 @@ def block_runs(made: Setup, found: Layout, recipe: Recipe, steps: Sequence[Step]
     if made.measures:
         runs += (blocks - 1) * recipe.samples  # the last block's output is not needed
         runs += recipe.samples if any(p.required_statistics() for p in made.measures) else 0
-    search = min(recipe.search_samples, recipe.samples)
+    search = min(made.search_samples, recipe.samples)
     counts = generations(made, steps)
     for count in counts:
         runs += generation_runs(
@@ -86,7 +86,7 @@ def seconds(
 ) -> dict[str, float]:
     """Return the seconds of every phase by name; reading and writing files are not in them."""
     blocks, samples = len(found.blocks), recipe.samples
-    search = min(recipe.search_samples, samples)
+    search = min(made.search_samples, samples)
     phases = {}
     if made.measures:
         phases["measure"] = samples * blocks * pace.dense + blocks * pace.measure
@@ -131,7 +131,7 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     if any(a.name == "gram" for a in resolve(needed)):
         work += 2 * 4 * sum({x.group: x.in_features**2 for x in found.blocks[0].linears}.values())
     width = max(x.in_features for x in linears if x.group == 0)
-    search = min(recipe.search_samples, recipe.samples)
+    search = min(made.search_samples, recipe.samples)
     candidates = max(generations(made, steps), default=0)
     # Embeddings, and what every candidate's (or the one pruned model's) blocks handed on.
     states = max(search * (candidates + 2), search + 3 * recipe.samples)

@@ -435,6 +435,7 @@ class TopUp:
         alignment: One name.
         refiner: One name, or None.
         options: Options per plugin name, overridden by the user's own.
+        search_samples: Calibration windows that the search uses where the user does not say.
         help: One line for `neuroal plugins list`.
     """
 
@@ -443,4 +444,5 @@ class TopUp:
     alignment: str = "neuron"
     refiner: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    search_samples: int = 8
     help: str = ""

@@ -32,6 +32,7 @@ class Setup:
         refiner: None without.
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
+        search_samples: Calibration windows that the search may use.
         notes: What a preset would have done and cannot, one line each.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     refiner: Plugin | None
     comparison: Comparison
     pattern: Pattern | None
+    search_samples: int
     notes: tuple[str, ...]
 
     @property
@@ -160,6 +162,7 @@ def setup(recipe: Recipe) -> Setup:
         refiner=_first(by_role["refiner"]),
         comparison=comparison,
         pattern=pattern,
+        search_samples=recipe.search_samples or preset.search_samples,
         notes=tuple(notes),
     )
     if made.refiner is not None and not made.pruner.has("score_weights"):

@@ -42,7 +42,8 @@ class Recipe:
         options: Plugin name to its options.
         calibration: Source of the calibration text or tokens.
         samples: Calibration windows of the final pruning.
-        search_samples: How many of them the search uses, from the first.
+        search_samples: How many of them the search uses, from the first; None is the top-up's own,
+            which is 8 unless it says otherwise.
         length: Tokens per window; None is the smaller of 2048 and the model's context.
         seed: Seed of every random draw.
         model: Folder or hub name; "demo" is the built-in model.
@@ -72,7 +73,7 @@ class Recipe:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: str | None = None
     samples: int = 128
-    search_samples: int = 8
+    search_samples: int | None = None
     length: int | None = None
     seed: int = 0
     model: str | None = None

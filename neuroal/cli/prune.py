@@ -135,9 +135,8 @@ _PLUGIN = "NAME"
 @option(
     "--search-samples",
     type=int,
-    default=_DEFAULT.search_samples,
     group="Calibration",
-    help="How many of them the search uses.",
+    help="How many of them the search uses.  [default: the top-up's own, 8 for most]",
 )
 @option(
     "--length",

@@ -214,8 +214,8 @@ def _case(
     }
     if made is not None:
         fields = ("budget", "pattern", "skip_indivisible", "wanted", "seed")
-        windows = ("samples", "search_samples", "length")
-        decides |= {key: getattr(recipe, key) for key in fields + windows}
+        decides |= {key: getattr(recipe, key) for key in (*fields, "samples", "length")}
+        decides["search_samples"] = made.search_samples
         decides["comparison"] = made.comparison
         decides["plugins"] = [p.provenance() for p in made.plugins]
         decides["calibration"] = source_identity(recipe.calibration)

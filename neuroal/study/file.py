@@ -80,7 +80,7 @@ class Calibration:
 
     source: str | None = None
     samples: int = Recipe.samples
-    search_samples: int = Recipe.search_samples
+    search_samples: int | None = Recipe.search_samples
     length: int | None = None
 
 

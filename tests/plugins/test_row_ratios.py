@@ -202,6 +202,19 @@ def test_lambdas_out_of_range(lambdas: tuple[float, ...]) -> None:
         Neuroal(lambdas=lambdas)
 
 
+def test_the_last_block_is_scored_where_asked() -> None:
+    model = layout()
+    deviation = deviations(model)
+    plugin = Neuroal(lambdas=(0.1,), last_block=True)
+    [proposal], [without] = (propose(model, deviation, plugin=p) for p in (plugin, Neuroal((0.1,))))
+    found = torch.as_tensor(proposal.ratios["2.up"])
+    assert found.tolist() == pytest.approx(slow(deviation["2.down"].tolist(), 0.1, 0.7))
+    for name in model.linears:  # what has no consumer keeps the base, and all else is as without
+        if name not in ("2.q", "2.k", "2.o", "2.up"):
+            assert torch.equal(*(torch.as_tensor(p.ratios[name]) for p in (proposal, without)))
+    assert torch.as_tensor(proposal.ratios["2.down"]).unique().tolist() == [0.7]
+
+
 def test_statistics() -> None:
     assert Neuroal().required_statistics() == {"input_norm"}
     assert not hasattr(Uniform(), "required_statistics")

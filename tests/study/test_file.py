@@ -65,7 +65,7 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     assert [x.name for x in study.pruners] == ["wanda"]
     assert [x.name for x in study.top_ups] == ["uniform", "neuroal"]
     assert (study.sparsities, study.patterns, study.seeds) == ((), ("unstructured",), (0,))
-    assert (study.calibration.samples, study.calibration.search_samples) == (128, 8)
+    assert (study.calibration.samples, study.calibration.search_samples) == (128, None)
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,8 @@ class Sensitivity:
     r_l - step tanh((m_l - mu) / 2 median |m|), mu the median weight's m: pruning one linear changes
     what the others do. Marginals of earlier rounds are remembered, moved on by exp(b * change of
     r_l). A round without progress asks for smaller steps and for more windows in its probes; d
-    follows the step once probes see all windows. With `offspring`, random changes of a few linears
-    spend what is left (a (1 + n) evolution). Where single linears are too many for the budget, the
-    linears of one part (attention, MLP) of a block are one unit, or those of a block.
+    follows the step once probes see all windows. Where single linears are too many for the budget,
+    the linears of one part (attention, MLP) of a block are one unit, or those of a block.
 
     Uniform ratios are a candidate, measured on all windows like every other: no result is worse.
     Block runs, with L blocks, n windows and w windows for probes: a candidate 2 L n (half of it
@@ -53,7 +52,6 @@ class Sensitivity:
     start: float = option(0.5, "fraction of the start's predicted change that is tried first")
     step: float = option(0.1, "largest change of a ratio in the first round")
     memory: float = option(0.3, "weight of earlier rounds' marginals, in [0, 1)")
-    offspring: int = option(0, "children of one mutation round once rounds end; 0 for none")
 
     def __post_init__(self) -> None:
         for name in ("candidates", "block_runs", "probe_windows", "probe", "steepness", "start"):
@@ -66,7 +64,7 @@ class Sensitivity:
 
     @hookimpl
     def propose_block_ratios(
-        self, layout: Layout, sparsity: float, rng: torch.Generator
+        self, layout: Layout, sparsity: float
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
         """Yield uniform, the start, and rounds until the budget ends; the best-aligned wins."""
         space = Space(layout, sparsity)
@@ -89,8 +87,7 @@ class Sensitivity:
         search = _Search(self, space, purse, units)
         if purse.fits(search.start_price, 1):
             best = yield from search.begin(best)
-            best = yield from search.rounds(best)
-            yield from search.mutate(best, rng)
+            yield from search.rounds(best)
         return None
 
 
@@ -134,7 +131,7 @@ class _Search:
         best, _ = yield from self._line(best, change, self.options.start, {"at": "start"})
         return best
 
-    def rounds(self, best: Rated) -> Generator[Generation, list[Measurement], Rated]:
+    def rounds(self, best: Rated) -> Generator[Generation, list[Measurement], None]:
         """Measure marginals around the best allocation and move against them, again and again."""
         step, number = self.options.step, 0
         while step > SMALLEST_STEP or self.windows < self.purse.windows:
@@ -156,43 +153,6 @@ class _Search:
                 self.marginals = None if self.windows < self.purse.windows else marginals
                 self.windows = min(2 * self.windows, self.purse.windows)
                 step = max(step / 3, SMALLEST_STEP)
-        return best
-
-    def mutate(
-        self, best: Rated, rng: torch.Generator
-    ) -> Generator[Generation, list[Measurement], None]:
-        """Change a few units at random: (1 + n) evolution, first on few windows, then on all."""
-        count, few = self.options.offspring, min(self.options.probe_windows, self.purse.windows)
-        price = math.ceil((count + 1) * self.purse.candidate * few / self.purse.windows)
-        size, number = self.options.step / 2, 0
-        while count and self.purse.fits(price, 2):
-            number += 1
-            children = [self._mutant(best[1], size, rng) for _ in range(count)]
-            proposals = [
-                self.space.proposal(r, {"mutation": number, "child": k}, probe=True)
-                for k, r in enumerate([best[1], *children])
-            ]
-            costs = yield from self._ask(proposals, few)
-            order = costs[1:].argsort(stable=True).tolist()[:2]
-            finalists = [
-                self.space.proposal(children[k], {"mutation": number, "child": k + 1})
-                for k in order
-                if costs[k + 1] < costs[0]
-            ]
-            better = best
-            if finalists:
-                heard = yield from self._ask(finalists, None)
-                k = int(heard.argmin())
-                better = min(best, (float(heard[k]), children[order[k]]), key=lambda x: x[0])
-            size *= 1.2 if better[0] < best[0] else 0.95
-            size = min(max(size, SMALLEST_STEP), self.options.step)
-            best = better
-
-    def _mutant(self, at: Vector, size: float, rng: torch.Generator) -> Vector:
-        units = len(self.units)
-        chosen = torch.rand(units, generator=rng, dtype=torch.float64) < 4 / units
-        change = torch.randn(units, generator=rng, dtype=torch.float64) * chosen * size
-        return self.space.project(at + change @ self.members)
 
     def _affordable(self, candidates: int) -> bool:
         return self.purse.fits(self.purse.probes(self.units, self.windows), candidates)

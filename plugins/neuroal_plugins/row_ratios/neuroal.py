@@ -29,7 +29,7 @@ class Neuroal:
     Where several query heads share a key/value head, rows and inputs differ in number, and the
     paper gives these linears the base ratio. With `grouped_heads` a query's row is scored by the
     output projection's input of its place, and a row of a key or value by the mean over the query
-    heads that share it.
+    heads that share it. With `last_block` the last block's rows are scored like the others'.
     """
 
     lambdas: tuple[float, ...] = option(
@@ -39,6 +39,8 @@ class Neuroal:
     grouped_heads: bool = option(
         False, "score queries, keys and values whose heads are shared, by the mean over the sharing"
     )
+
+    last_block: bool = option(False, "score the rows of the last block too")
 
     def __post_init__(self) -> None:
         density.check_lambdas(self.lambdas)
@@ -53,25 +55,27 @@ class Neuroal:
         self, layout: Layout, base: Mapping[str, float], deviation: Mapping[str, Tensor]
     ) -> Generator[Generation, list[Measurement], None]:
         """Propose every lam of the grid in one generation; the best-aligned wins."""
-        scores = {
-            name: self._row_scores(layout, linear, deviation)
-            for name, linear in layout.linears.items()
-        }
+        scores = self.row_scores(layout, deviation)
         yield Generation(
             [
                 Proposal(
-                    {n: _row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()},
+                    {n: row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()},
                     {"lam": lam},
                 )
                 for lam in self.lambdas
             ]
         )
 
+    def row_scores(
+        self, layout: Layout, deviation: Mapping[str, Tensor]
+    ) -> dict[str, Tensor | None]:
+        """Return the deviation at every linear's consumer, `(out,)` on the CPU; None for none."""
+        return {n: self._row_scores(layout, x, deviation) for n, x in layout.linears.items()}
+
     def _row_scores(
         self, layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]
     ) -> Tensor | None:
-        """Return the deviation at the consumer, `(out,)` on the CPU, or None for no score."""
-        if linear.block == layout.blocks[-1].index:
+        if linear.block == layout.blocks[-1].index and not self.last_block:
             return None
         scores = None
         if linear.paired is not None:
@@ -107,8 +111,8 @@ def _head_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]
     return None if bool(scores.isnan().any()) else scores
 
 
-def _row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
-    """Return the ratio of every row, float64 `(out,)`."""
+def row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
+    """Return the ratio of every row, float64 `(out,)`: `base` where there is no score."""
     if scores is None:
         return torch.full((linear.out_features,), base, dtype=torch.float64)
     return density.clip_row_ratios(density.spread(scores, lam, base))
