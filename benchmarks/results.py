@@ -5,7 +5,7 @@
 
 SHARED is the folder that holds `models/` and `data/`. A case that FOLDER holds is not run again, so
 that the command can be stopped, narrowed and repeated. Calibration: 32 windows of 256 tokens of
-`data/calibration.jsonl`, the first 8 for the search, exact budget. Perplexity: the first 100
+`data/calibration.jsonl`, the first 8 for the search (all for that of best-slow), exact budget. Perplexity: the first 100
 windows of 256 tokens of each text. Tables replace what stands between the markers of --out.
 """
 
@@ -46,7 +46,7 @@ def study(shared: Path, **axes: Sequence[Any]) -> str:
     lines = [f"models = {json.dumps(models)}"]
     lines += [f"{axis} = {json.dumps(list(values))}" for axis, values in axes.items()]
     source = json.dumps(str(shared.resolve() / "data/calibration.jsonl"))
-    lines += ["[calibration]", f"source = {source}", "samples = 32", "search_samples = 8"]
+    lines += ["[calibration]", f"source = {source}", "samples = 32"]
     lines += ["length = 256"]
     for label, file in TEXTS.items():
         data = json.dumps(str(shared.resolve() / "data" / file))
