@@ -5,8 +5,9 @@
 
 SHARED is the folder that holds `models/` and `data/`. A case that FOLDER holds is not run again, so
 that the command can be stopped, narrowed and repeated. Calibration: 32 windows of 256 tokens of
-`data/calibration.jsonl`, the first 8 for the search (all for that of best-slow), exact budget. Perplexity: the first 100
-windows of 256 tokens of each text. Tables replace what stands between the markers of --out.
+`data/calibration.jsonl`, the first 8 for the search (all for that of best-slow), exact budget.
+Perplexity: the first 100 windows of 256 tokens of each text. Tables replace what stands between the
+markers of --out.
 """
 
 from __future__ import annotations
