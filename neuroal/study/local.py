@@ -52,7 +52,12 @@ class _Process:
         return self.pid
 
     def submit(self, job: Job) -> Future[Result]:
-        return self.pool.submit(_run, job)
+        try:
+            return self.pool.submit(_run, job)
+        except BrokenProcessPool as error:  # it died between two cases
+            lost: Future[Result] = Future()
+            lost.set_exception(error)
+            return lost
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 
 from neuroal.errors import NeuroalError
 from neuroal.study import executors
+from neuroal.study.bench import Bench
 from neuroal.study.executors import TRIES, Executor, Job, run_on
+from neuroal.study.local import local
 from neuroal.study.results import Result
 from neuroal.study.run import Prepared
 
@@ -59,6 +62,18 @@ def test_processes_give_the_same_and_lose_nothing(
     for path in (desk / "out/cases").iterdir():
         path.unlink()
     assert values(together) == values(finish(prepared()))  # in this process, where nobody dies
+
+
+def test_a_process_that_dies_between_two_cases_loses_none(prepared: Change) -> None:
+    made = local(partial(Bench, (), False), 1)
+    worker = made.start()
+    pid = worker.ready().result(timeout=120)
+    os.kill(pid, signal.SIGKILL)
+    pool = worker.pool  # type: ignore[attr-defined]
+    with pytest.raises(made.lost):  # what is under way when its death is noticed
+        pool.submit(time.sleep, 60).result(timeout=60)
+    assert isinstance(worker.submit(prepared(*SMALL).jobs[0]).exception(timeout=60), made.lost)
+    worker.close()
 
 
 @dataclass
