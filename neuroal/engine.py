@@ -29,7 +29,7 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.estimate import Needs, needs
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
-from neuroal.plan import Setup, first_steps, setup
+from neuroal.plan import Setup, first_steps, search_dtype, setup
 from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
 from neuroal.resources import available_memory
@@ -382,8 +382,7 @@ class _Run:
             aligner = Aligner(walker, pruner, self.setup.alignment, self.setup.reads_deviation)
         ids = data.ids[: self.setup.search_samples] if data is not None else torch.empty(0, 0)
         cut: dict[int, Inputs] = {}
-        auto = recipe.search_dtype == "auto"
-        dtype: torch.dtype | None = None if auto else getattr(torch, recipe.search_dtype)
+        dtype = search_dtype(recipe)
 
         def inputs(windows: int) -> Inputs:
             assert walker is not None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 
 from neuroal import checkpoint, layout
 from neuroal.allocation import Allocation, targets
-from neuroal.plan import Setup
+from neuroal.plan import Setup, search_dtype
 from neuroal.pruning import BasePruner, spare_copies
 from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
-from neuroal.walk import CPU_TOKENS, DEVICE_TOKENS, Prefix, Walker
+from neuroal.walk import Prefix, Walker, batch_size
 
 _VOCABULARY = 1024
 _PER_WINDOW = {"dense", "pruned", "final_dense", "final_pruned", "logits"}
@@ -77,23 +78,28 @@ def pace(made: Setup, recipe: Recipe, length: int, trust_remote_code: bool = Fal
     final = [p for p in (made.pruner, made.refiner) if p is not None]
     needed = {s for p in final for s in p.required_statistics()}
     rng = torch.Generator().manual_seed(0)
-    tokens = CPU_TOKENS if device == "cpu" else DEVICE_TOKENS
-    windows = max(1, min(recipe.samples, tokens // length))
+    windows = min(recipe.samples, recipe.batch or batch_size(torch.device(device), length))
     vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.randint(vocabulary, (windows, length), generator=rng)
-    inputs = walker.inputs(ids)
-    prefix = Prefix.start(inputs)
+    inputs = walker.inputs(ids, batch=windows)
+    dtype = search_dtype(recipe)
     seconds = _Clock(device)
     with walker.block(block) as module, torch.no_grad():
+        cast = module if dtype is None else deepcopy(module).to(dtype)
+        same = replace(inputs, dtype=dtype)
 
         def run(*arguments: Any, **how: Any) -> Any:
-            return walker.run(block, module, inputs, prefix, *arguments, **how)
+            return walker.run(block, module, inputs, Prefix.start(inputs), *arguments, **how)
 
-        dense = seconds("dense", lambda: run(searched, output=False, keep_inputs=keeps))
+        def search_run(*arguments: Any, **how: Any) -> Any:
+            return walker.run(block, cast, same, Prefix.start(same), *arguments, **how)
+
+        dense = seconds("dense", lambda: search_run(searched, output=False, keep_inputs=keeps))
         search, last = (BasePruner(made.pruner, r, recipe.seed) for r in (None, made.refiner))
         statistics = dense.statistics if searched else {}
         weights = seconds("prune", lambda: search.prune_block(block, module, statistics, wanted))
-        seconds("pruned", lambda: run(compared, weights=weights, dense=dense))
+        laid = {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}
+        seconds("pruned", lambda: search_run(compared, weights=laid, dense=dense))
         known: Mapping[str, Any] = {}
         if needed:
             whole = resolve({*needed, "input_norm"})

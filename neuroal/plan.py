@@ -106,6 +106,14 @@ def _varies(recipe: Recipe, pattern: Pattern) -> bool:
     return recipe.sparsity is not None and abs(recipe.sparsity - own) > 1e-9
 
 
+def search_dtype(recipe: Recipe) -> torch.dtype | None:
+    """Return the dtype in which the search runs the blocks; None is the model's own."""
+    if recipe.search_dtype == "auto":
+        return None
+    dtype: torch.dtype = getattr(torch, recipe.search_dtype)
+    return dtype
+
+
 def setup(recipe: Recipe) -> Setup:
     """Load the plugins of a recipe and check that they fit together; no weight is read.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from neuroal import Recipe, checkpoint, dryrun, resources
 from neuroal.dryrun import plan
@@ -16,6 +17,7 @@ from neuroal.layout import find
 from neuroal.pace import Pace, pace
 from neuroal.plan import first_steps, setup
 from neuroal.testing import STRUCTURES, tiny_model
+from neuroal.walk import Walker
 
 PACE = Pace(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4, final_prune=1e5)
 
@@ -64,6 +66,27 @@ def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Reci
         made = pace(setup(changed), changed, 16)
         for name in each:
             assert (getattr(made, name) > 0) == (name in used), (changes, name)
+
+
+def test_the_pace_runs_as_the_search_will(
+    models: Mapping[str, Path], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, object, object]] = []
+    plain = Walker.run
+
+    def run(self: Walker, block: Any, module: Any, inputs: Any, *given: Any, **how: Any) -> Any:
+        own = next(module.parameters()).dtype
+        seen.append((len(inputs.batches[0].ids), inputs.dtype, own))
+        return plain(self, block, module, inputs, *given, **how)
+
+    monkeypatch.setattr(Walker, "run", run)
+    asked = dataclasses.replace(recipe, model=str(models["llama"]), batch=3)
+    pace(setup(asked), asked, 16)
+    assert set(seen) == {(3, None, torch.float32)}
+    seen.clear()
+    half = dataclasses.replace(asked, search_dtype="bfloat16")
+    pace(setup(half), half, 16)  # what prunes for good runs in the model's own dtype
+    assert set(seen) == {(3, torch.bfloat16, torch.bfloat16), (3, None, torch.float32)}
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
