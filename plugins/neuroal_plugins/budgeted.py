@@ -31,6 +31,23 @@ class Unit:
     block: int
 
 
+def project(ratios: Vector, share: Vector, mean: float) -> Vector:
+    """Return ratios shifted by one constant and clipped to [0, 0.99], of a weighted mean.
+
+    Args:
+        ratios: float64 `(n,)`.
+        share: float64 `(n,)`, the weights, which sum to 1.
+        mean: In [0, 1); above 0.99 it is the upper bound as well.
+    """
+    highest = max(HIGHEST, mean)
+    low, high = -float(ratios.max()), highest - float(ratios.min())
+    for _ in range(60):
+        middle = (low + high) / 2
+        reached = ((ratios + middle).clamp(0, highest) * share).sum()
+        low, high = (middle, high) if reached < mean else (low, middle)
+    return (ratios + high).clamp(0, highest)
+
+
 class Space:
     """Allocations of one sparsity: ratios in [0, 0.99] of a given weighted mean."""
 
@@ -41,16 +58,10 @@ class Space:
         sizes = [linear.weights for linear in layout.linears.values()]
         self.share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
         self.uniform = torch.full_like(self.share, sparsity)
-        self.highest = max(HIGHEST, sparsity)
 
     def project(self, ratios: Vector) -> Vector:
         """Return `ratios` shifted by one constant and clipped, of the wanted mean."""
-        low, high = -float(ratios.max()), self.highest - float(ratios.min())
-        for _ in range(60):
-            middle = (low + high) / 2
-            mean = ((ratios + middle).clamp(0, self.highest) * self.share).sum()
-            low, high = (middle, high) if mean < self.sparsity else (low, middle)
-        return (ratios + high).clamp(0, self.highest)
+        return project(ratios, self.share, self.sparsity)
 
     def proposal(self, ratios: Vector, parameters: dict[str, Any], probe: bool = False) -> Proposal:
         """Return the proposal of one ratio per linear."""

@@ -138,6 +138,20 @@ def test_it_ends_where_no_row_has_a_score() -> None:
     assert len(run.generations) == 2  # the price of a window, and the grid
 
 
+@pytest.mark.parametrize("base", [0.05, 0.3, 0.95])
+def test_rows_keep_the_linears_ratio_where_they_are_clipped(base: float) -> None:
+    model = layout()
+    plugin = RowSensitivity(lambdas=(0.0, 0.3), candidates=3)
+    steps = plugin.propose_row_ratios(model, dict.fromkeys(model.linears, base), deviation(model))
+    next(steps)
+    generation = steps.send([Measurement(1.0, False, 6)])
+    for proposal in generation.proposals:
+        for rows in proposal.ratios.values():
+            ratios = torch.as_tensor(rows)
+            assert float(ratios.mean()) == pytest.approx(base, abs=1e-9)
+            assert float(ratios.min()) >= 0 and float(ratios.max()) <= 0.99
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -7,11 +7,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
+from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
 from neuroal_plugins import density
-from neuroal_plugins.budgeted import Purse, Unit
+from neuroal_plugins.budgeted import Purse, Unit, project
 from neuroal_plugins.row_ratios.neuroal import Neuroal, row_ratios
 
 LAMBDAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -71,8 +72,7 @@ class RowSensitivity:
             lams: Mapping[str, float], parameters: dict[str, Any], probe: bool
         ) -> Proposal:
             ratios = {
-                n: row_ratios(x, scores[n], lams.get(n, 0.0), base[n])
-                for n, x in layout.linears.items()
+                n: _rows(x, scores[n], lams.get(n, 0.0), base[n]) for n, x in layout.linears.items()
             }
             return Proposal(ratios, parameters, probe)
 
@@ -127,6 +127,15 @@ class RowSensitivity:
             by = -slope / bend if bend > 0 else -math.copysign(self.cap, slope)
             step[name] = min(max(by, -self.cap), self.cap)
         return step
+
+
+def _rows(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
+    """Return NeuroAL's ratios of rows; their mean is `base` even where some are clipped."""
+    rows = row_ratios(linear, scores, lam, base)
+    if scores is None or torch.equal(rows, density.spread(scores, lam, base)):
+        return rows
+    share = torch.full_like(rows, 1 / len(rows))
+    return project(density.spread(scores, lam, base), share, base)
 
 
 def _moved(lams: Mapping[str, float], by: Mapping[str, float]) -> Lams:
