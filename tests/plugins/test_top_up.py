@@ -23,7 +23,7 @@ PRESETS = {name: value for name, value in vars(top_up).items() if isinstance(val
         ("DSNOT", "uniform", "uniform", "neuron", "dsnot"),
         ("EVOLUTION", "evolution", "uniform", "output_kl", None),
         ("BEST", "sensitivity", "uniform", "output_kl", None),
-        ("BEST_SLOW", "sensitivity", "neuroal", "output_kl", None),
+        ("BEST_SLOW", "sensitivity", "row_sensitivity", "output_kl", None),
     ],
 )
 def test_preset(
