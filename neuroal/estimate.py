@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from neuroal import checkpoint
 from neuroal.alignment import generation_runs
 from neuroal.layout import Layout
 from neuroal.pace import Pace
-from neuroal.plan import Setup, Step, first_steps
+from neuroal.plan import Setup, Step, first_steps, search_dtype
 from neuroal.pruning import TOGETHER
 from neuroal.recipe import Recipe
 from neuroal.resources import held_memory
 from neuroal.statistics import resolve
-from neuroal.walk import CPU_TOKENS
+from neuroal.walk import batch_size
 
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
@@ -125,7 +126,8 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     around = weights - sum(inside) * size
     linears = found.linears.values()
     work = _COPIES * _pruned_together(made, found)
-    tokens = max(length, min(CPU_TOKENS, recipe.samples * length))
+    device = torch.device(checkpoint.device_of(recipe.device))
+    tokens = length * min(recipe.samples, recipe.batch or batch_size(device, length))
     work += 4 * tokens * 4 * max(x.in_features for x in linears)  # what a batch holds in a block
     needed = {s for p in made.plugins for s in p.required_statistics()}
     if any(a.name == "gram" for a in resolve(needed)):
@@ -134,8 +136,12 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     search = min(made.search_samples, recipe.samples)
     candidates = max(generations(made, steps), default=0)
     # Embeddings, and what every candidate's (or the one pruned model's) blocks handed on.
-    states = max(search * (candidates + 2), search + 3 * recipe.samples)
-    activations = states * length * width * size
+    cast = search_dtype(recipe)
+    state = size if cast is None else cast.itemsize
+    states = max(search * (candidates + 2) * state, (search + 3 * recipe.samples) * size)
+    activations = states * length * width
+    if cast is not None:
+        work += max(inside) * state  # the block that the search runs
     if made.alignment.has("measure_output"):
         vocabulary = getattr(model.config, "vocab_size", 0)
         work += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them

@@ -129,6 +129,11 @@ def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.memory == weights + 4 * block + states + work
     assert made.streamed == 4 * around + 2 * 4 * block + states + work
     assert (made.disk, made.disk_streamed) == (2 * weights, weights)
+    more = dataclasses.replace(recipe, batch=2)  # 2 of the 6 windows pass a block together
+    less = needs(setup(more), find(model), more, model, 16).memory
+    assert made.memory - less == 4 * (4 * 16) * 4 * 48
+    cast = dataclasses.replace(recipe, search_dtype="bfloat16")  # the final pruning's states count
+    assert needs(setup(cast), find(model), cast, model, 16).memory == made.memory + 2 * block
     half = dataclasses.replace(recipe, dtype="bfloat16")
     assert needs(setup(half), find(model), half, model, 16).disk == 2 * weights  # it stays as it is
     assert needs(setup(half), find(model), half, model.to("meta"), 16).disk == weights
