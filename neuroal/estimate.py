@@ -127,7 +127,8 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     linears = found.linears.values()
     work = _COPIES * _pruned_together(made, found)
     device = torch.device(checkpoint.device_of(recipe.device))
-    tokens = length * min(recipe.samples, recipe.batch or batch_size(device, length))
+    batch = recipe.batch or batch_size(device, max(length, 1))  # without data there is no length
+    tokens = length * min(recipe.samples, batch)
     work += 4 * tokens * 4 * max(x.in_features for x in linears)  # what a batch holds in a block
     needed = {s for p in made.plugins for s in p.required_statistics()}
     if any(a.name == "gram" for a in resolve(needed)):
