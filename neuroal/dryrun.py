@@ -53,6 +53,11 @@ class Plan:
     seconds: Mapping[str, float] | None = None
 
     @property
+    def open_ended(self) -> bool:
+        """Return whether a strategy goes on after the candidates that are counted here."""
+        return any(step.goes_on for step in self.steps)
+
+    @property
     def operations(self) -> float:
         """Return the floating-point operations of all block runs, about."""
         tokens = self.length or 2048

@@ -10,7 +10,7 @@ import torch
 
 from neuroal.allocation import Rules
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.hookspecs import Comparison, Generation, Pattern, PrunerTraits, TopUp
+from neuroal.hookspecs import Comparison, Generation, Measurement, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
 from neuroal.pruning import generator, traits
@@ -254,11 +254,13 @@ class Step:
         role: `block_ratios` or `row_ratios`.
         plugin: Its name.
         candidates: Proposals of its first generation; None where they depend on measurements.
+        goes_on: Whether it answers that generation's costs with another.
     """
 
     role: str
     plugin: str
     candidates: int | None
+    goes_on: bool = False
 
 
 def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
@@ -283,9 +285,13 @@ def _first_step(
 ) -> Step:
     rng = generator(recipe.seed, plugin.role, plugin.name)
     proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
+    generation: Generation | None = None
+    goes_on = True
     try:
-        generation: Generation | None = next(proposals)
+        generation = next(proposals)
+        proposals.send([Measurement(1.0, False, 1)] * len(generation.proposals))
     except StopIteration:
-        generation = None
+        goes_on = False
     proposals.close()
-    return Step(plugin.role, plugin.name, len(generation.proposals) if generation else 0)
+    count = len(generation.proposals) if generation else 0
+    return Step(plugin.role, plugin.name, count, goes_on)

@@ -282,7 +282,8 @@ def _say_how_long(recipe: Recipe, trust_remote_code: bool, stream: bool | None) 
     made = plan(recipe, trust_remote_code, stream=stream)
     if made.operations > LONG:
         made = plan(recipe, trust_remote_code, stream=stream, timed=True)
-        say(f"this will take about {duration(made.seconds)}")
+        about = "" if made.open_ended else "about "
+        say(f"this will take {about}{duration(made.seconds, made.open_ended)}")
 
 
 def _run(recipe: Recipe, out: Path, **how: Any) -> Report:

@@ -10,6 +10,7 @@ from typing import Any
 from neuroal.cli.layout_tables import layout_json, layout_tables
 from neuroal.cli.tables import parameters, size, table
 from neuroal.dryrun import Plan
+from neuroal.plan import Step
 from neuroal.recipe import Recipe
 from neuroal.result import Report
 
@@ -27,7 +28,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         (p.role, p.name, f"{p.distribution} {p.version}", _options(p.provenance()["options"]))
         for p in plan.setup.plugins
     ]
-    steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s.candidates)) for s in plan.steps]
+    steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s)) for s in plan.steps]
     length = f"{plan.length} tokens" if plan.length else "the rows' or the model's length"
     source = recipe.calibration or ("demo" if recipe.model == "demo" else "a source to be given")
     exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
@@ -39,10 +40,10 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
         ("calibration", f"{plan.windows} windows of {length} from {source}"),
-        ("block runs", f"at most {plan.block_runs:,}"),
+        ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
         ("disk, estimated", size(needs.disk_streamed if plan.streams else needs.disk)),
-        ("time, estimated", duration(plan.seconds)),
+        ("time, estimated", duration(plan.seconds, plan.open_ended)),
         ("output", f"{out}{exists}"),
     ]
     parts = [
@@ -61,12 +62,13 @@ def _memory(plan: Plan) -> str:
     return f"{size(plan.needs.memory)} ({size(plan.needs.streamed)} with --stream)"
 
 
-def duration(seconds: Mapping[str, float] | None) -> str:
+def duration(seconds: Mapping[str, float] | None, open_ended: bool = False) -> str:
     """Return the estimated seconds of a run's phases as people say them."""
     if seconds is None:
         return "not known for this family"
     phases = ", ".join(f"{k} {_span(v)}" for k, v in seconds.items())
-    return f"{_span(sum(seconds.values()))} ({phases}) and reading and writing"
+    least = "more than " if open_ended else ""
+    return f"{least}{_span(sum(seconds.values()))} ({phases}) and reading and writing"
 
 
 def _span(seconds: float) -> str:
@@ -80,12 +82,16 @@ def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:
     yield from plan.setup.notes
     if any(s.candidates is None for s in plan.steps):
         yield "candidates that depend on measurements are not in the block runs"
+    if plan.open_ended:
+        yield "candidates that answer earlier ones are in neither block runs nor time"
 
 
-def _candidates(count: int | None) -> str:
-    if count is None:
+def _candidates(step: Step) -> str:
+    if step.candidates is None:
         return "depend on measurements"
-    return str(count) if count else "none to measure"
+    if step.goes_on:
+        return f"{step.candidates}, and more by their costs"
+    return str(step.candidates) if step.candidates else "none to measure"
 
 
 def _options(values: Mapping[str, Any]) -> str:

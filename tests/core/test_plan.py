@@ -369,6 +369,13 @@ def test_first_steps_of_neuroal(sparsity: float, count: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["lambda_search", "evolution", "sensitivity"])
+def test_strategies_that_answer_costs_go_on(name: str) -> None:
+    recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")
+    steps = first_steps(setup(recipe), FOUND, recipe)
+    assert [s.goes_on for s in steps] == [True, True]
+
+
 def test_first_steps_that_measure_nothing_or_cannot_be_known() -> None:
     recipe = Recipe(block_ratios=("uniform", Measures()), row_ratios="uniform")
     assert first_steps(setup(recipe), FOUND, recipe) == [
