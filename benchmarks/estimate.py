@@ -22,6 +22,9 @@ CASES: dict[str, dict[str, Any]] = {
     "wanda, owl": {"top_up": "owl"},
     "wanda, dsnot": {"top_up": "uniform", "refiner": "dsnot"},
     "wanda, neuroal, output_kl": {"alignment": "output_kl"},
+    "wanda, neuroal, batch 1": {"batch": 1},
+    "wanda, neuroal, batch 32": {"batch": 32},
+    "wanda, neuroal, bfloat16": {"search_dtype": "bfloat16"},
     "magnitude, neuroal": {"pruner": "magnitude"},
     "sparsegpt, neuroal-block": {"pruner": "sparsegpt", "top_up": "neuroal-block"},
 }

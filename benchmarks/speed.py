@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import neuroal
 from neuroal import checkpoint, layout
-from neuroal.masks import row_mask
+from neuroal.masks import prune_rows, row_mask, zeroed
 from neuroal.walk import batch_size
 from neuroal_plugins.block_ratios.linear_schedule import LAMBDAS as BLOCK
 from neuroal_plugins.row_ratios.neuroal import LAMBDAS as ROW
@@ -55,6 +55,7 @@ WHAT = {
     "floor": "block runs (c)",
     "bfloat16": "(b), --search-dtype bfloat16",
 }
+CUTS = ((768, 768), (2048, 768), (2048, 8192))
 MASKS = ((512, 192), (768, 2048), (4096, 4096))
 
 
@@ -209,6 +210,28 @@ def masks(shapes: tuple[tuple[int, int], ...], repeats: int) -> list[dict[str, A
     return rows
 
 
+def cuts(shapes: tuple[tuple[int, int], ...], repeats: int) -> list[dict[str, Any]]:
+    """Time Wanda's pruning of a weight, all of it at a time and a few rows at a time."""
+    rows = []
+    for shape in shapes:
+        rng = torch.Generator().manual_seed(0)
+        weight, norm = torch.randn(shape, generator=rng), torch.rand(shape[1], generator=rng)
+        k = int(shape[1] * SPARSITY)
+        same, own = torch.full((shape[0],), k), torch.randint(k, (shape[0],), generator=rng)
+        row = {"weight": f"{shape[0]} × {shape[1]}"}
+        for title, n in (("", same), (", a count per row", own)):
+            ways: dict[str, Callable[[], Tensor]] = {
+                "whole": lambda w=weight, x=norm, n=n: zeroed(w, row_mask(w.abs() * x, n)),
+                "few rows": lambda w=weight, x=norm, n=n: prune_rows(w, x, n)[0],
+            }
+            assert ways["whole"]().equal(ways["few rows"]()), "two ways to prune differ"
+            for name, way in ways.items():
+                nanoseconds = _fastest(way, repeats) / weight.numel() * 1e9
+                row[f"{name}{title}, ns a weight"] = f"{nanoseconds:.1f}"
+        rows.append(row)
+    return rows
+
+
 def _scattered(scores: Tensor, indices: Tensor) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, indices, True)
 
@@ -271,6 +294,8 @@ def main(models: tuple[str, ...], out: Path | None, once: str | None, **given: A
         tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g", missingval=""),
         "Masks, processor time:",
         tabulate(masks(shapes, 5), headers="keys", tablefmt="github"),
+        "Score, select and cut, processor time:",
+        tabulate(cuts(CUTS if out else CUTS[:1], 5), headers="keys", tablefmt="github"),
     ]
     text = "\n\n".join(parts) + "\n"
     click.echo(text)

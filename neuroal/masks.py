@@ -68,11 +68,18 @@ def prune_rows(
         return _prune_rows(weight.detach(), scores.detach(), counts.cpu(), prune_last)
     kernels = _kernels(weight, scores)
     if kernels is None:
-        given = weight.float().abs() * scores if scores.dim() == 1 else scores
-        return zeroed(weight, row_mask(given, counts, prune_last)), given.isfinite().all()
+        return _prune_rows_whole(weight, scores, counts, prune_last)
     everywhere = counts.to(weight.device, non_blocking=True).expand(len(weight))
     pruned, finite = kernels.prune_rows(weight, scores, everywhere, prune_last)
     return pruned, finite.all()
+
+
+def _prune_rows_whole(
+    weight: Tensor, scores: Tensor, counts: Tensor, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Prune by whole-tensor operations, where a device has no kernel."""
+    given = weight.float().abs() * scores if scores.dim() == 1 else scores
+    return zeroed(weight, row_mask(given, counts, last)), given.isfinite().all()
 
 
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ def test_ways_to_find_a_mask_agree(speed: ModuleType) -> None:
     assert {k.split(",")[0] for k in row} > {"row_mask", "torch.sort", "torch.topk"}
 
 
+def test_ways_to_prune_agree(speed: ModuleType) -> None:
+    (row,) = speed.cuts(((6, 40),), 1)
+    assert {k.split(",")[0] for k in row} == {"weight", "whole", "few rows"}
+
+
 def test_grids_are_thinned_out(speed: ModuleType) -> None:
     block, row = speed.grids(None)
     assert len(block) == 14 and len(row) == 15

@@ -797,17 +797,21 @@ from neuroal import TopUp
 GOOD = TopUp(row_ratios="neuroal", help="A preset.")
 STRING = TopUp(block_ratios="owl")
 OTHER = {"row_ratios": "neuroal"}
+NONE = TopUp(search_samples=0)
 """
 
 
 def test_top_ups(install: Install) -> None:
     points = {"good": "stranger:GOOD", "string": "stranger:STRING", "other": "stranger:OTHER"}
+    points["none"] = "stranger:NONE"
     install("their-dist", {"top_up": points}, {"stranger": TOP_UPS})
     assert load_top_up("good") == TopUp(row_ratios="neuroal", help="A preset.")
     with pytest.raises(PluginError, match=r"top_up 'string' \(their-dist 1.0\): block_ratios is a"):
         load_top_up("their-dist:string")
     with pytest.raises(PluginError, match=r"is dict: make it a neuroal.TopUp"):
         load_top_up("other")
+    with pytest.raises(PluginError, match=r"search_samples 0 is not a positive number"):
+        load_top_up("none")
     found = describe(find("good", "top_up")[0])
     assert found.doc == "A preset."
     assert ("row_ratios", "", "neuroal", "") in found.options

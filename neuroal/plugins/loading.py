@@ -132,6 +132,9 @@ def _top_up(listing: Listing) -> TopUp:
         raise PluginError(f"{listing}: is {type(top_up).__name__}: make it a neuroal.TopUp")
     if isinstance(top_up.block_ratios, str):
         raise PluginError(f"{listing}: block_ratios is a string: write ('name',)")
+    if not top_up.search_samples > 0:
+        number = top_up.search_samples
+        raise PluginError(f"{listing}: search_samples {number} is not a positive number")
     return top_up
 
 

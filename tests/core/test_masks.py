@@ -203,6 +203,8 @@ def test_rows_are_pruned_in_pieces_as_by_their_mask(
         patch.setattr(masks, "CHUNK", size)
         for given in (scores, norm):
             out, finite = masks.prune_rows(weight, given, counts, last)
+            whole, also_finite = masks._prune_rows_whole(weight, given, counts, last)
+            assert out.equal(whole) and also_finite
             assert out.dtype == dtype and out.equal(rows_pruned(weight, given, counts, last))
             assert finite and finite.dtype == torch.bool and finite.dim() == 0
     assert weight.equal(before)

@@ -59,7 +59,7 @@ class Neuroal:
         yield Generation(
             [
                 Proposal(
-                    {n: row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()},
+                    {n: _row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()},
                     {"lam": lam},
                 )
                 for lam in self.lambdas
@@ -111,7 +111,7 @@ def _head_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]
     return None if bool(scores.isnan().any()) else scores
 
 
-def row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
+def _row_ratios(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
     """Return the ratio of every row, float64 `(out,)`: `base` where there is no score."""
     if scores is None:
         return torch.full((linear.out_features,), base, dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
 from neuroal_plugins import density
 from neuroal_plugins.budgeted import Purse, Unit, project
-from neuroal_plugins.row_ratios.neuroal import Neuroal, row_ratios
+from neuroal_plugins.row_ratios.neuroal import Neuroal
 
 LAMBDAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 Lams = dict[str, float]  # by linear; negative where the rows of higher score are to be sparser
@@ -131,11 +131,13 @@ class RowSensitivity:
 
 def _rows(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
     """Return NeuroAL's ratios of rows; their mean is `base` even where some are clipped."""
-    rows = row_ratios(linear, scores, lam, base)
-    if scores is None or torch.equal(rows, density.spread(scores, lam, base)):
+    if scores is None:
+        return torch.full((linear.out_features,), base, dtype=torch.float64)
+    rows = density.spread(scores, lam, base)
+    clipped = density.clip_row_ratios(rows)
+    if torch.equal(rows, clipped):
         return rows
-    share = torch.full_like(rows, 1 / len(rows))
-    return project(density.spread(scores, lam, base), share, base)
+    return project(rows, torch.full_like(rows, 1 / len(rows)), base)
 
 
 def _moved(lams: Mapping[str, float], by: Mapping[str, float]) -> Lams:
