@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuroal.activations import Held
 from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Accumulator, Measurement, Target
 from neuroal.layout import Block, Layout, Linear
@@ -101,7 +102,7 @@ class Aligner:
     pruner: BasePruner
     metric: Plugin
     deviation: bool
-    _dense_output: dict[int, list[Carried]] = field(default_factory=dict)
+    _dense_output: dict[int, Held[Carried]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         norm = frozenset({"input_norm"} if self.deviation else ())
@@ -163,26 +164,27 @@ class Aligner:
         block), and those that also prune the block alike share everything.
         """
         shared = Shared()
-        # Prefixes are compared by identity; `states` may let go of one, so they are kept alive.
-        alive = [s.prefix for s in states]
         waiting = Counter(id(s.prefix) for s in states if not s.dropped)
         dense: dict[int, Pass] = {}
         known: dict[tuple[Any, ...], _Step] = {}
-        for s, prefix in zip(states, alive, strict=True):
+        for s in states:
             tick()
             if s.dropped:
                 continue
             before = self.walker.block_runs
-            key = (id(prefix), *_key(block, s.trial.targets))
+            # A prefix before the block is told by its address, which is its own as long as any
+            # candidate waits at it; none behind the block is ever looked up.
+            prefix = id(s.prefix)
+            key = (prefix, *_key(block, s.trial.targets))
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
-                shared.keeps = not self.walker.streams and (waiting[id(prefix)] > 1 or not reads)
+                shared.keeps = not self.walker.streams and (waiting[prefix] > 1 or not reads)
                 known[key] = self._step(block, module, runs, inputs, s, dense, shared)
             step = known[key]
-            waiting[id(prefix)] -= 1
-            if not waiting[id(prefix)]:
-                dense.pop(id(prefix), None)  # Gram matrices and kept inputs are large
+            waiting[prefix] -= 1
+            if not waiting[prefix]:
+                dense.pop(prefix, None)  # Gram matrices and kept inputs are large
             s.prefix = step.prefix
             s.total = s.total + step.misalignment
             s.deviation |= step.deviation
@@ -261,15 +263,15 @@ class Aligner:
     def _measure_output(self, inputs: Inputs, states: list[_State]) -> None:
         """Average the output metric over windows; the reference is the dense walk's output."""
         reference = self._dense_output_of(inputs)
-        for i, batch in enumerate(inputs.batches):
-            dense = self.walker.logits(batch, reference[i])
-            share = batch.ids.shape[0] / inputs.windows
+        for i, ids in enumerate(inputs.batches):
+            dense = self.walker.logits(ids, reference[i])
+            share = ids.shape[0] / inputs.windows
             for s in states:
-                pruned = self.walker.logits(batch, s.prefix.carried[i], s.prefix.weights)
+                pruned = self.walker.logits(ids, s.prefix.carried[i], s.prefix.weights)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 s.total = s.total + self._number(value, "measure_output") * share
 
-    def _dense_output_of(self, inputs: Inputs) -> list[Carried]:
+    def _dense_output_of(self, inputs: Inputs) -> Held[Carried]:
         if inputs.windows not in self._dense_output:
             prefix = Prefix.start(inputs)
             for block in self.layout.blocks:

@@ -10,8 +10,9 @@ from typing import Any
 
 from neuroal import checkpoint, layout
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.estimate import Needs, block_runs, needs, seconds
+from neuroal.estimate import block_runs, needs, seconds
 from neuroal.layout import Layout
+from neuroal.ondisk import Needs, OnDisk
 from neuroal.pace import pace
 from neuroal.plan import Setup, Step, first_steps, setup
 from neuroal.recipe import Recipe
@@ -36,7 +37,7 @@ class Plan:
         block_runs: Of dense walk, search (first generations) and final pruning.
         needs: Estimated bytes of memory and disk.
         weights: Prunable weights.
-        streams: Whether the model does not fit into what memory is free.
+        on_disk: What of the run is on the disk: what was asked for, or does not fit into memory.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
     """
@@ -49,7 +50,7 @@ class Plan:
     block_runs: int
     needs: Needs
     weights: int
-    streams: bool
+    on_disk: OnDisk
     seconds: Mapping[str, float] | None = None
 
     @property
@@ -74,9 +75,10 @@ class Plan:
             "windows": self.windows,
             "length": self.length,
             "block_runs": self.block_runs,
-            "memory_bytes": self.needs.streamed if self.streams else self.needs.memory,
-            "disk_bytes": self.needs.disk_streamed if self.streams else self.needs.disk,
-            "streams": self.streams,
+            "memory_bytes": self.needs.memory(self.on_disk),
+            "disk_bytes": self.needs.disk(self.on_disk),
+            "streams": self.on_disk.blocks,
+            "spills": self.on_disk.activations,
             "seconds": None if self.seconds is None else dict(self.seconds),
             "notes": list(self.setup.notes),
         }
@@ -88,6 +90,7 @@ def plan(
     *,
     timed: bool = False,
     stream: bool | None = None,
+    spill: bool | None = None,
 ) -> Plan:
     """Return what `prune` would do with a recipe; loads no weights and no text.
 
@@ -96,6 +99,7 @@ def plan(
         trust_remote_code: Let the model's own code run.
         timed: Time one block of random weights, to say how long the run will take.
         stream: As in `prune`.
+        spill: As in `prune`.
 
     Raises:
         NeuroalError: The recipe makes no sense, or the model's structure is unknown.
@@ -115,8 +119,6 @@ def plan(
     prunable = sum(x.weights for x in found.linears.values() if x.name not in rules.dense)
     needed = needs(made, found, recipe, model, length)
     free = available_memory(checkpoint.device_of(recipe.device))
-    if stream is None:
-        stream = needed.lack(False, free) is not None
     return Plan(
         layout=found,
         setup=made,
@@ -126,7 +128,7 @@ def plan(
         block_runs=block_runs(made, found, recipe, steps),
         needs=needed,
         weights=prunable,
-        streams=stream,
+        on_disk=needed.choose(stream, spill, free),
         seconds=_seconds(made, found, recipe, steps, length, trust_remote_code) if timed else None,
     )
 

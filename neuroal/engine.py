@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from neuroal import activations, calibration, checkpoint, layout, output
 from neuroal import allocation as allocations
-from neuroal import calibration, checkpoint, layout, output
+from neuroal.activations import Hold
 from neuroal.alignment import Aligner, Tick
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.blocks import Blocks, InMemory
@@ -26,9 +29,10 @@ from neuroal.calibration import Windows
 from neuroal.card import model_card
 from neuroal.commit import commit
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.estimate import Needs, needs
+from neuroal.estimate import needs
 from neuroal.hookspecs import Target
 from neuroal.layout import Layout
+from neuroal.ondisk import Needs, OnDisk, decide
 from neuroal.plan import Setup, first_steps, search_dtype, setup
 from neuroal.pruning import BasePruner
 from neuroal.recipe import Recipe
@@ -54,6 +58,7 @@ def prune(
     overwrite: bool = False,
     resume: bool = False,
     stream: bool | None = None,
+    spill: bool | None = None,
     trust_remote_code: bool = False,
     progress: bool = False,
     shared: Shared | None = None,
@@ -70,6 +75,8 @@ def prune(
         resume: Go on with an unfinished run in `out`.
         stream: Read the blocks of a model folder one at a time, for models larger than memory;
             None does so where the model would not fit. The result is the same.
+        spill: Hold activations between blocks on the disk of `out` (of the folder for temporary
+            files without `out`); None does so where they would not fit. The result is the same.
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
         shared: What this run has in common with others on the same dense model.
@@ -94,10 +101,12 @@ def prune(
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
     common, team = shared or Shared(), Team.join()
-    run = _Run(recipe, setup(recipe), stream, progress, trust_remote_code, common, team)
+    place = None if out is None else Path(out)
+    choices = (stream, spill, progress, trust_remote_code)
+    run = _Run(recipe, setup(recipe), place, *choices, common, team)
     if resume and team.size > 1 and isinstance(model, nn.Module):
         raise UsageError("several processes cannot resume a model in memory: give its path")
-    target = Path(out) if out is not None and team.leads else None
+    target = place if team.leads else None
 
     def earlier() -> Report | None:
         if target is not None:
@@ -150,7 +159,9 @@ class _Run:
         self,
         recipe: Recipe,
         made: Setup,
+        place: Path | None,
         stream: bool | None,
+        spill: bool | None,
         progress: bool,
         trust: bool,
         shared: Shared,
@@ -158,7 +169,9 @@ class _Run:
     ) -> None:
         self.recipe = recipe
         self.setup = made
+        self.place = place  # of the output, which the first process writes
         self.stream = stream
+        self.spill = spill
         self.progress = progress and team.leads
         self.trust = trust
         self.team = team
@@ -222,13 +235,14 @@ class _Run:
         needed = needs(self.setup, found, recipe, shape, length)
         with self._phase("load"):
             if isinstance(model, nn.Module):
+                on_disk = self._on_disk(None, str(next(model.parameters()).device), needed)
                 blocks: Blocks = InMemory(model, found)
                 fingerprint = None if out is None else checkpoint.state_sha256(model)
-                if out is not None:
-                    checkpoint.check_disk(out, needed.disk)
             else:
                 fingerprint = checkpoint.fingerprint(str(model))
-                blocks = self._open(str(model), found, needed, out)
+                device = self.team.device(checkpoint.device_of(recipe.device))
+                on_disk = self._on_disk(str(model), device, needed)
+                blocks = self._open(str(model), found, device, on_disk.blocks)
                 fingerprint = fingerprint or checkpoint.state_sha256(blocks.model)
             blocks.check_finite()
         model = blocks.model
@@ -247,19 +261,21 @@ class _Run:
             notes=self.notes,
         )
         try:
-            walker = None
-            if data is not None:
-                walker = Walker(model, found, blocks.open, recipe.batch, recipe.all_experts)
-            candidates: list[Candidate] = []
-            allocation = earlier
-            if allocation is None:
-                allocation, candidates = self._allocate(walker, found, rules, data, journal)
-            wanted = targets(allocation, found, rules)
-            with self._phase("prune"):
-                base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
-                tick = self._tick("prune", len(found.blocks))
-                ids = data.ids if data is not None else None
-                norms = commit(blocks, base, wanted, walker, ids, journal, tick, self.team)
+            with self._hold(on_disk) as hold:
+                walker = None
+                if data is not None:
+                    given_to = (blocks.open, recipe.batch, recipe.all_experts, hold)
+                    walker = Walker(model, found, *given_to)
+                candidates: list[Candidate] = []
+                allocation = earlier
+                if allocation is None:
+                    allocation, candidates = self._allocate(walker, found, rules, data, journal)
+                wanted = targets(allocation, found, rules)
+                with self._phase("prune"):
+                    base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
+                    tick = self._tick("prune", len(found.blocks))
+                    ids = data.ids if data is not None else None
+                    norms = commit(blocks, base, wanted, walker, ids, journal, tick, self.team)
             report.candidates = [dataclasses.asdict(c) for c in candidates]
             runs = json.dumps(walker.block_runs if walker else 0).encode()
             report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
@@ -274,28 +290,38 @@ class _Run:
             raise
         return report
 
-    def _open(self, name: str, found: Layout, needed: Needs, out: Path | None) -> Blocks:
-        """Return a model by path, in memory or streamed.
+    def _on_disk(self, path: str | None, device: str, needed: Needs) -> OnDisk:
+        """Return what of the run is on the disk, where there has to be room for it.
 
         Raises:
             NeuroalError: Memory or disk are too small.
         """
-        recipe, stream = self.recipe, self.stream
-        device = self.team.device(checkpoint.device_of(recipe.device))
-        free = available_memory(device)
-        if stream is None:
-            lack = needed.lack(False, free)
-            stream = lack is not None and Path(checkpoint.locate(name)).is_dir()
-            if stream:
-                self.notes.append(f"{lack}: blocks are read from the disk one at a time")
-                log.warning("%s", self.notes[-1])
-        lack = needed.lack(stream, free)
-        if lack is not None:
-            cure = "fewer --samples or a shorter --length need less"
-            raise NeuroalError(f"{lack}: {cure if stream else '--stream needs less'}")
-        if out is not None:
-            checkpoint.check_disk(out, needed.disk_streamed if stream else needed.disk)
-        if stream:
+        chosen, note = decide(needed, path, self.stream, self.spill, available_memory(device))
+        if note is not None:
+            self.notes.append(note)
+            log.warning("%s", note)
+        if self.place is not None and self.team.leads:
+            checkpoint.check_disk(self.place, needed.disk(chosen))
+        elif chosen.activations:
+            checkpoint.check_disk(self._disk, needed.activations)
+        return chosen
+
+    @property
+    def _disk(self) -> Path:
+        """Return the folder on whose disk activations lie: that of the output, if any."""
+        parents = () if self.place is None else self.place.absolute().parents
+        temporary = Path(tempfile.gettempdir())
+        return next((p for p in parents if os.access(p, os.W_OK)), temporary)
+
+    def _hold(self, on_disk: OnDisk) -> AbstractContextManager[Hold]:
+        """Return what makes the sequences of activations, for as long as these are there."""
+        kept: Hold = list
+        return activations.on_disk(self._disk) if on_disk.activations else nullcontext(kept)
+
+    def _open(self, name: str, found: Layout, device: str, streams: bool) -> Blocks:
+        """Return a model by path, in memory or streamed."""
+        recipe = self.recipe
+        if streams:
             return Streamed(name, found, device, recipe.dtype, self.trust)
         model, _ = checkpoint.load(name, device, recipe.dtype, self.trust)
         return InMemory(model, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from neuroal import checkpoint
 from neuroal.alignment import generation_runs
 from neuroal.layout import Layout
+from neuroal.ondisk import Needs
 from neuroal.pace import Pace
 from neuroal.plan import Setup, Step, first_steps, search_dtype
 from neuroal.pruning import TOGETHER
@@ -21,32 +21,6 @@ from neuroal.statistics import resolve
 from neuroal.walk import batch_size
 
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a run needs.
-
-    Attributes:
-        memory: At its peak, the process itself included, with the model in memory.
-        streamed: The same with one block at a time in memory.
-        activations: Those of `streamed` that are hidden states between blocks.
-        disk: While it runs, with the model in memory.
-        disk_streamed: The same with one block at a time in memory.
-    """
-
-    memory: int
-    streamed: int
-    activations: int
-    disk: int
-    disk_streamed: int
-
-    def lack(self, streams: bool, free: int | None) -> str | None:
-        """Return what to say where less memory is free than is needed; None where it is enough."""
-        more = (self.streamed if streams else self.memory) - held_memory()
-        if free is None or more <= free:
-            return None
-        return f"the run needs about {_size(more)} of memory, {_size(free)} are available"
 
 
 def generations(made: Setup, steps: Sequence[Step]) -> list[int]:
@@ -124,35 +98,54 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     ]
     largest = max(inside) * size
     around = weights - sum(inside) * size
+    loads = next(model.parameters()).is_meta
     linears = found.linears.values()
     work = _COPIES * _pruned_together(made, found)
-    device = torch.device(checkpoint.device_of(recipe.device))
+    device = _device(recipe, model)
     batch = recipe.batch or batch_size(device, max(length, 1))  # without data there is no length
     tokens = length * min(recipe.samples, batch)
     work += 4 * tokens * 4 * max(x.in_features for x in linears)  # what a batch holds in a block
     needed = {s for p in made.plugins for s in p.required_statistics()}
     if any(a.name == "gram" for a in resolve(needed)):
         work += 2 * 4 * sum({x.group: x.in_features**2 for x in found.blocks[0].linears}.values())
-    width = max(x.in_features for x in linears if x.group == 0)
-    search = min(made.search_samples, recipe.samples)
-    candidates = max(generations(made, steps), default=0)
-    # Embeddings, and what every candidate's (or the one pruned model's) blocks handed on.
     cast = search_dtype(recipe)
     state = size if cast is None else cast.itemsize
-    states = max(search * (candidates + 2) * state, (search + 3 * recipe.samples) * size)
-    activations = states * length * width
     if cast is not None:
         work += max(inside) * state  # the block that the search runs
-    if made.alignment.has("measure_output"):
+    at_output = made.alignment.has("measure_output")
+    if at_output:
         vocabulary = getattr(model.config, "vocab_size", 0)
         work += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
-    rest = held_memory() + largest + work + activations  # a block's pruned weights beside it
+    search = min(made.search_samples, recipe.samples)
+    candidates = max(generations(made, steps), default=0)
+    width = max(x.in_features for x in linears if x.group == 0)
+    compared = _compared(found) if any(a.compares for a in resolve(needed)) else 0
+    # Embeddings, what every candidate's (or the one pruned model's) blocks handed on, the dense
+    # model's behind its last block, and inputs that are compared.
+    searched = search * ((candidates + 2 + at_output) * width + compared) * state
+    activations = length * max(searched, (search + 3 * recipe.samples) * width * size)
+    # Read, handed on, what came before, and what else the block is given.
+    at_hand = tokens * (4 * width + compared) * size
     return Needs(
-        memory=rest + weights,
-        streamed=rest + around + largest,
+        work=held_memory() + largest + work,
+        weights=weights if loads else 0,
+        streamed=around + largest if loads else 0,
         activations=activations,
-        disk=2 * weights,
-        disk_streamed=weights,
+        batch=min(at_hand, activations),
+        checkpoint=weights,
+    )
+
+
+def _device(recipe: Recipe, model: nn.Module) -> torch.device:
+    own = next(model.parameters()).device
+    return torch.device(checkpoint.device_of(recipe.device)) if own.type == "meta" else own
+
+
+def _compared(found: Layout) -> int:
+    """Return the inputs of all groups of a block: what a token has to be compared by."""
+    return max(
+        sum({x.group: x.in_features for x in b.linears if x.expert is None}.values())
+        for b in found.blocks
     )
 
 
@@ -161,10 +154,6 @@ def _bytes_per_weight(recipe: Recipe, model: nn.Module) -> int:
     asked = recipe.dtype if first.is_meta else "auto"  # a model in memory stays as it is
     dtype: torch.dtype = first.dtype if asked == "auto" else getattr(torch, asked)
     return dtype.itemsize
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _pruned_together(made: Setup, found: Layout) -> int:

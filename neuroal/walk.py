@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from neuroal import weights as matrices
+from neuroal.activations import Held, Hold
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.handover import Handover
 from neuroal.hookspecs import Accumulator
@@ -34,16 +35,9 @@ from neuroal.weights import Place, Products
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
 
 LinearStatistics = dict[str, Statistics]
+_Inputs = dict[int, list[Tensor]]  # of groups, one for every time the group ran
 OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
 Tree = TypeVar("Tree")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some windows, and the arguments that the model passes to every block for them."""
-
-    ids: Tensor
-    calls: tuple[Call, ...]
 
 
 @dataclass
@@ -55,7 +49,7 @@ class Prefix:
         weights: Its pruned parameters that later blocks share, or whose block runs again, by name.
     """
 
-    carried: list[Carried]
+    carried: Held[Carried]
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -68,14 +62,16 @@ class Inputs:
     """Calibration windows, ready to walk.
 
     Attributes:
-        batches: In window order.
+        batches: Token ids `(windows, length)`, in window order.
+        calls: By block the arguments that the model passes to it, per batch.
         windows: Number of windows.
         last_use: The last block that reads what is carried; the number of blocks for the model.
         team: The processes that have a part of the windows each; statistics are of all.
         dtype: Of the blocks that run, and of what they are given; None is the model's own.
     """
 
-    batches: tuple[Batch, ...]
+    batches: tuple[Tensor, ...]
+    calls: tuple[Held[Call], ...]
     windows: int
     last_use: Mapping[Key, int]
     team: Team = ALONE
@@ -95,7 +91,7 @@ class Pass:
 
     statistics: LinearStatistics
     prefix: Prefix | None
-    inputs: list[dict[int, list[Tensor]]] = field(default_factory=list)
+    inputs: Held[_Inputs] = field(default_factory=list)
 
 
 class _Stop(Exception):
@@ -131,6 +127,7 @@ class Walker:
         block_runs: Blocks times windows run so far.
         streams: Whether a block is in memory only while it is open.
         all_experts: Statistics of experts are of all tokens, not of those routed to them.
+        hold: Makes the sequences in which activations are held between blocks.
     """
 
     def __init__(
@@ -140,10 +137,12 @@ class Walker:
         open_block: OpenBlock | None = None,
         batch: int | None = None,
         all_experts: bool = False,
+        hold: Hold = list,
     ) -> None:
         self.model = model
         self.batch = batch
         self.all_experts = all_experts
+        self.hold = hold
         self.layout = layout
         self.block_runs = 0
         self._open = open_block or (lambda b: nullcontext(model.get_submodule(b.name)))
@@ -192,26 +191,28 @@ class Walker:
             raise UsageError(f"{team.size} processes share {len(ids)} windows: start fewer")
         ids = team.part(ids)
         batch = batch or self.batch or batch_size(self.device, ids.shape[1])
-        batches = [self._batch(part) for part in torch.split(ids, batch)]
-        last_use = self._handover.last_use(batches[0].calls)
-        return Inputs(tuple(batches), len(ids), last_use, team, dtype)
+        batches = torch.split(ids.to(self.device), batch)
+        calls = tuple(self.hold() for _ in self.layout.blocks)
+        last_use: dict[Key, int] = {}
+        for part in batches:
+            captured = self._handover.capture(part)
+            last_use = last_use or self._handover.last_use(captured)
+            for held, call in zip(calls, captured, strict=True):
+                held.append(call)
+        return Inputs(batches, calls, len(ids), last_use, team, dtype)
 
     def logits(
-        self, batch: Batch, carried: Carried, weights: Mapping[str, Tensor] | None = None
+        self, ids: Tensor, carried: Carried, weights: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Return logits `(windows, tokens, vocabulary)` from what the blocks handed on.
 
         Args:
-            batch: The windows.
+            ids: The windows of a batch.
             carried: Of a prefix behind the last block.
             weights: Of the same prefix.
         """
         carried = _cast(carried, self.dtype)
-        return self._handover.logits(batch.ids, carried, self._overlays(weights or {}))
-
-    def _batch(self, ids: Tensor) -> Batch:
-        ids = ids.to(self.device)
-        return Batch(ids, self._handover.capture(ids))
+        return self._handover.logits(ids, carried, self._overlays(weights or {}))
 
     # -- one block ---------------------------------------------------------------------------
 
@@ -269,16 +270,16 @@ class Walker:
         parameters = {
             x.place.parameter: _parameter(x, block, module, overlay) for x in block.linears
         }
-        kept: list[dict[int, list[Tensor]]] = [{} for _ in inputs.batches]
-        behind: list[Carried] = []
+        kept, behind = self.hold(), self.hold()
 
         experts = bool(collectors) and any(x.expert is not None for x in block.linears)
         shows = self.all_experts and experts
         showing: Callable[[], bool] | None = None
 
         def observe(
-            i: int, size: int, runs: Counter[int], place: Place, _: tuple[int, int], x: Tensor
-        ) -> None:
+            seen: _Inputs, others: _Inputs, size: int, runs: Counter[int],
+            place: Place, _: tuple[int, int], x: Tensor,
+        ) -> None:  # fmt: skip
             linear = first.get(place)
             if linear is None:
                 return
@@ -291,19 +292,22 @@ class Walker:
                 return
             x = x.reshape(size, -1, x.shape[-1])  # some blocks flatten windows and tokens
             if keep_inputs:
-                kept[i].setdefault(group, []).append(x)
+                seen.setdefault(group, []).append(x)
             if collector is not None:
-                other = dense.inputs[i][group][runs[group]] if dense and compares else None
-                collector.update(x, other)
+                collector.update(x, others[group][runs[group]] if others else None)
             runs[group] += 1
             if not output and group == last_group:
                 raise _Stop
 
-        for i, (batch, carried) in enumerate(zip(inputs.batches, prefix.carried, strict=True)):
-            size = batch.ids.shape[0]
+        given_to = inputs.calls[block.index]
+        batches = zip(inputs.batches, given_to, prefix.carried, strict=True)
+        for i, (ids, call, carried) in enumerate(batches):
+            size = ids.shape[0]
             runs: Counter[int] = Counter()
+            seen: _Inputs = {}
+            others = dense.inputs[i] if dense is not None and compares else {}
             observing = (
-                Products(parameters, partial(observe, i, size, runs))
+                Products(parameters, partial(observe, seen, others, size, runs))
                 if collectors or keep_inputs or not output
                 else nullcontext()
             )
@@ -311,9 +315,8 @@ class Walker:
                 # The model computes in its own dtype what it gives its blocks.
                 given = carried if inputs.dtype is None else _cast(carried, self.dtype)
                 args, kwargs = self._handover.arguments(
-                    block.index, batch.calls[block.index], batch.ids, given,
-                    self._overlays(prefix.weights),
-                )  # fmt: skip
+                    block.index, call, ids, given, self._overlays(prefix.weights)
+                )
                 if inputs.dtype is not None:
                     args, kwargs = _cast((args, kwargs), inputs.dtype)
                 routing = every_expert(block, module) if shows else nullcontext()
@@ -330,8 +333,10 @@ class Walker:
                 pass
             for x in first.values():  # experts that no token of this batch was routed to
                 if x.expert is not None and x.group in collectors and not runs[x.group]:
-                    nothing = torch.zeros((0, x.in_features), device=batch.ids.device)
+                    nothing = torch.zeros((0, x.in_features), device=ids.device)
                     _update_routed(collectors[x.group], nothing, size)
+            if keep_inputs:
+                kept.append(seen)
             self.block_runs += size
         results = {
             group: collector.statistics(inputs.team) for group, collector in collectors.items()
@@ -343,7 +348,7 @@ class Walker:
             else:
                 statistics[x.name] = results[x.group]
         after = Prefix(behind, behind_weights) if output else None
-        return Pass(statistics, after, kept if keep_inputs else [])
+        return Pass(statistics, after, kept)
 
     def _kept(self, block: Block, overlay: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return which of a block's pruned parameters are needed behind it."""

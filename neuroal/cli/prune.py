@@ -42,6 +42,7 @@ _PLUGIN = "NAME"
         "neuroal prune demo --pruner magnitude --top-up uniform -o magnitude.comparison=matrix",
         "neuroal prune demo --pruner ./mine.py:Mine --top-up neuroal-block",
         "neuroal prune demo --pattern 2:4 --dry-run",
+        "neuroal prune path/to/llama --calibration texts.jsonl --stream --spill --out pruned",
         "neuroal prune --recipe pruned/neuroal.json --seed 1 --out again",
     ],
 )
@@ -200,6 +201,15 @@ _PLUGIN = "NAME"
     "model would not fit into memory]",
 )
 @option(
+    "--spill/--no-spill",
+    "spill",
+    default=None,
+    show_default=False,
+    group="Run",
+    help="Hold activations between blocks on the disk of --out; the result is the same.  [default: "
+    "where they would not fit into memory]",
+)
+@option(
     "--dry-run", is_flag=True, group="Run", help="Show the plan; load no weights, write nothing."
 )
 @json_option("the report (or the plan)")
@@ -218,6 +228,7 @@ def prune(
     overwrite: bool,
     resume: bool,
     stream: bool | None,
+    spill: bool | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -240,14 +251,14 @@ def prune(
         from neuroal.dryrun import plan
 
         with clean_stdout(as_json):
-            made = plan(recipe, trust_remote_code, timed=True, stream=stream)
+            made = plan(recipe, trust_remote_code, timed=True, stream=stream, spill=spill)
         if as_json:
             print_json(plan_json(made, recipe))
         else:
             click.echo(plan_text(made, recipe, target))
         return
     if not quiet and leads():
-        _say_how_long(recipe, trust_remote_code, stream)
+        _say_how_long(recipe, trust_remote_code, stream, spill)
     with clean_stdout(as_json):
         report = _run(
             recipe,
@@ -255,6 +266,7 @@ def prune(
             overwrite=overwrite,
             resume=resume,
             stream=stream,
+            spill=spill,
             trust_remote_code=trust_remote_code,
             progress=shows_progress(progress, quiet),
         )
@@ -274,14 +286,14 @@ def prune(
         say(f"Warning: {change}")
 
 
-def _say_how_long(recipe: Recipe, trust_remote_code: bool, stream: bool | None) -> None:
+def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> None:
     """Say before a long run how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
     from neuroal.dryrun import LONG, plan
 
-    made = plan(recipe, trust_remote_code, stream=stream)
+    made = plan(recipe, trust, stream=stream, spill=spill)
     if made.operations > LONG:
-        made = plan(recipe, trust_remote_code, stream=stream, timed=True)
+        made = plan(recipe, trust, stream=stream, spill=spill, timed=True)
         about = "" if made.open_ended else "about "
         say(f"this will take {about}{duration(made.seconds, made.open_ended)}")
 

@@ -10,6 +10,7 @@ from typing import Any
 from neuroal.cli.layout_tables import layout_json, layout_tables
 from neuroal.cli.tables import parameters, size, table
 from neuroal.dryrun import Plan
+from neuroal.ondisk import OnDisk
 from neuroal.plan import Step
 from neuroal.recipe import Recipe
 from neuroal.result import Report
@@ -42,7 +43,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("calibration", f"{plan.windows} windows of {length} from {source}"),
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
-        ("disk, estimated", size(needs.disk_streamed if plan.streams else needs.disk)),
+        ("disk, estimated", size(needs.disk(plan.on_disk))),
         ("time, estimated", duration(plan.seconds, plan.open_ended)),
         ("output", f"{out}{exists}"),
     ]
@@ -57,9 +58,13 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    if plan.streams:
-        return f"{size(plan.needs.streamed)}, blocks read one at a time"
-    return f"{size(plan.needs.memory)} ({size(plan.needs.streamed)} with --stream)"
+    chosen = plan.on_disk
+    said = ["blocks read one at a time"] if chosen.blocks else []
+    said += ["activations on the disk"] if chosen.activations else []
+    if said:
+        return f"{size(plan.needs.memory(chosen))}, {', '.join(said)}"
+    streamed, both = (size(plan.needs.memory(OnDisk(True, spills))) for spills in (False, True))
+    return f"{size(plan.needs.memory(chosen))} ({streamed} with --stream, {both} with --spill too)"
 
 
 def duration(seconds: Mapping[str, float] | None, open_ended: bool = False) -> str:

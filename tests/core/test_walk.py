@@ -152,7 +152,7 @@ def test_masks_are_the_models_own(structure: str) -> None:
 def test_batches_have_a_number_of_tokens(length: int, expected: list[int]) -> None:
     walk = walker(tiny_model("llama", blocks=1))
     inputs = walk.inputs(windows(100, length))
-    assert [b.ids.shape[0] for b in inputs.batches] == expected
+    assert [ids.shape[0] for ids in inputs.batches] == expected
     assert inputs.windows == 100
 
 

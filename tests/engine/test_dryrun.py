@@ -11,6 +11,7 @@ import pytest
 import neuroal
 from neuroal import Recipe, UsageError, checkpoint
 from neuroal.dryrun import plan
+from neuroal.ondisk import OnDisk
 from neuroal.testing import tiny_model
 
 CASES: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def test_block_runs_by_hand(models: Mapping[str, Path], from_file: Recipe) -> No
     ]
     assert made.weights == 3 * (4 * 32 * 32 + 3 * 32 * 48)
     assert made.windows == 6
-    assert made.needs.memory > 4 * made.weights
+    assert made.needs.memory(OnDisk()) > 4 * made.weights
     data = json.loads(json.dumps(made.to_json()))
     assert (data["blocks"], data["linears"], data["block_runs"]) == (3, 21, 74)
 
@@ -95,8 +96,8 @@ def test_plan_of_a_large_model_is_quick(from_file: Recipe, tmp_path: Path) -> No
     assert made.weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     search = 8 * (14 + 15) * (2 * 32 - 1) + 2 * 8
     assert made.block_runs == search + 128 * (2 * 32 - 1)
-    assert 13 << 30 < made.needs.memory < 26 << 30
-    assert made.needs.streamed < made.needs.memory - (10 << 30)
+    assert 13 << 30 < made.needs.memory(OnDisk()) < 26 << 30
+    assert made.needs.memory(OnDisk(True)) < made.needs.memory(OnDisk()) - (10 << 30)
 
 
 @pytest.mark.parametrize(

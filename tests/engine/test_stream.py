@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import NeuroalError, Recipe, UsageError, checkpoint, estimate
+from neuroal import NeuroalError, Recipe, UsageError, checkpoint
 from neuroal.alignment import Aligner
 from neuroal.layout import find
+from neuroal.ondisk import Needs
 from neuroal.shards import INDEX, ONE, Shards
 from neuroal.streaming import Streamed
 from neuroal.testing import tiny_model
@@ -271,17 +272,15 @@ def test_model_larger_than_the_limit(
 def test_chosen_where_the_model_does_not_fit(
     models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate.Needs, "lack", lambda _, streams, free: streams_only[streams])
-    streams_only = {False: "too large", True: None}
+    lacks = {(False, False): "too large", (True, False): None}
+    monkeypatch.setattr(Needs, "lack", lambda _, way, free: lacks[way.blocks, way.activations])
     report = neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == 4
-    assert "blocks are read from the disk" in report.notes[0]
-    with pytest.raises(NeuroalError, match=r"^too large: --stream needs less$") as error:
+    assert report.notes == ["too large: blocks are read from the disk one at a time"]
+    lacks[False, True] = "too large even so"
+    with pytest.raises(NeuroalError, match=r"^too large even so: --stream needs less$") as error:
         neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "no", stream=False)
     assert "\n" not in str(error.value)
-    streams_only[True] = "too large even so"
-    with pytest.raises(NeuroalError, match=r"^too large even so: fewer --samples"):
-        neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "no")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 

@@ -27,6 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no statistics": {"pruner": "magnitude", "top_up": "neuroal"},
     "output metric": {"alignment": "output_kl"},
     "streamed": {},
+    "spilled": {"alignment": "relative_l2"},
     "too few windows": {"samples": 1, "search_samples": 1},
 }
 
@@ -49,7 +50,12 @@ def together(
     """The folder of the outputs of two processes, and what each of them returned."""
     folder = tmp_path_factory.mktemp("together")
     runs = {
-        name: {"recipe": r.to_json(), "stream": name == "streamed"} for name, r in recipes.items()
+        name: {
+            "recipe": r.to_json(),
+            "stream": name == "streamed",
+            "spill": name == "spilled",
+        }
+        for name, r in recipes.items()
     }
     (folder / "taken").mkdir()
     runs["taken"] = runs["neuroal"]

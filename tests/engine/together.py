@@ -1,7 +1,8 @@
 """One of the processes that prune together: `torchrun ... together.py < given.json`.
 
-given.json (a file's path as the only argument): `runs`, each a recipe, `stream` and the name of its
-output, `folder` for outputs, and `memory`: whether to prune a tiny model in memory as well.
+given.json (a file's path as the only argument): `runs`, each a recipe, `stream`, `spill` and the
+name of its output, `folder` for outputs, and `in memory`: the recipe of a
+tiny model in memory.
 """
 
 import json
@@ -22,7 +23,7 @@ def main() -> None:
         try:
             report = engine.prune(
                 recipe.model, recipe=recipe, out=folder / name, stream=run["stream"],
-                resume=run.get("resume", False),
+                spill=run["spill"], resume=run.get("resume", False),
             )  # fmt: skip
             reports[name] = report.to_json()
         except NeuroalError as error:
