@@ -1,10 +1,12 @@
-"""A model under a hard limit of memory smaller than its weights: the numbers of docs/streaming.md.
+"""A run under a hard limit of memory, smaller than it takes: the numbers of docs/streaming.md.
 
     python benchmarks/streaming.py --folder FOLDER
+    python benchmarks/streaming.py --folder FOLDER --shape long --samples 128 --length 2048
 
-makes a random Llama-structure model of 1.1 billion weights (4.4 GB in float32), prunes it in memory
-without a limit, and streamed in processes that may map so many GiB and no more (RLIMIT_AS), shows
-that the same run in memory is refused there, and compares every tensor.
+makes a random Llama-structure model (of 1.1 billion weights, 4.4 GB in float32; or a small one,
+whose activations are larger than it), prunes it in memory without a limit, and in processes that
+may map so many GiB and no more (RLIMIT_AS), as neuroal chooses and with blocks and activations on
+the disk; shows that the same run in memory is refused there, and compares every tensor.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from safetensors.torch import save_file
 
 SHAPES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22},
+    "long": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4},
 }
 VOCABULARY = 32000
@@ -85,8 +88,9 @@ def child(given: dict[str, Any]) -> None:
     recipe, start = Recipe.from_json(given["recipe"]), time.perf_counter()
     try:
         report = engine.prune(
-            given["model"], recipe=recipe, out=given["out"], stream=given["stream"], overwrite=True
-        )
+            given["model"], recipe=recipe, out=given["out"], overwrite=True,
+            stream=given["stream"], spill=given["spill"],
+        )  # fmt: skip
         said: dict[str, Any] = {"notes": report.notes, "timings": report.timings}
     except NeuroalError as error:
         said = {"error": str(error)}
@@ -125,7 +129,7 @@ def same(a: Path, b: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where models and outputs go (15 GB)")
+    parser.add_argument("--folder", type=Path, help="where models and outputs go (20 GB)")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--limit", type=float, default=2.5, help="GiB that a process may map")
     parser.add_argument("--samples", type=int, default=4)
@@ -148,15 +152,18 @@ def main() -> None:
         **{"calibration": str(windows), "samples": given.samples, "search_samples": 2},
     }
     limit = int(given.limit * 2**30)
-    runs: dict[str, dict[str, Any]] = {
-        "in memory, limited": {"stream": False, "limit": limit, "out": str(folder / "refused")},
-        "streamed, limited": {"stream": None, "limit": limit, "out": str(folder / "streamed")},
-        "in memory, no limit": {"stream": False, "limit": 0, "out": str(folder / "memory")},
+    runs: dict[str, tuple[bool | None, int]] = {  # what is on the disk, and the limit
+        "in memory, limited": (False, limit),
+        "as chosen, limited": (None, limit),
+        "both on the disk, limited": (True, limit),
+        "in memory, no limit": (False, 0),
     }
     size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(f"weights {size / 2**30:.2f} GiB; limit {limit / 2**30:.2f} GiB (RLIMIT_AS)")
     print("| run | seconds | peak resident | peak mapped | |\n|---|---|---|---|---|")
-    for name, how in runs.items():
+    outs = {name: folder / name.replace(", ", "-").replace(" ", "-") for name in runs}
+    for name, (on_disk, allowed) in runs.items():
+        how = {"stream": on_disk, "spill": on_disk, "limit": allowed, "out": str(outs[name])}
         asked = json.dumps({"model": str(model), "recipe": recipe} | how)
         command = [sys.executable, __file__, "--child", asked]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -164,7 +171,10 @@ def main() -> None:
         what = said.get("error") or "; ".join(said["notes"])
         peaks = f"{said['resident'] / 2**30:.2f} GiB | {said['mapped'] / 2**30:.2f} GiB"
         print(f"| {name} | {said['seconds']:.1f} | {peaks} | {what} |", flush=True)
-    print("same bits:", same(folder / "memory", folder / "streamed"))
+    whole = outs.pop("in memory, no limit")
+    for name, out in outs.items():
+        if out.exists():
+            print(f"{name}: same bits: {same(whole, out)}")
 
 
 if __name__ == "__main__":

@@ -97,12 +97,11 @@ def decide(
     chosen = needs.choose(stream, spill, free)
     lack = needs.lack(chosen, free)
     if lack is not None:
-        cure = "a smaller --batch or a shorter --length needs less"
-        if not chosen.activations:
-            cure = "--spill needs less"
-        if not chosen.blocks and path is not None:
-            cure = "--stream needs less"
-        raise NeuroalError(f"{lack}: {cure}")
+        best = needs.choose(False if path is None else None, None, free)
+        flags = ["--stream"] if best.blocks and not chosen.blocks else []
+        flags += ["--spill"] if best.activations and not chosen.activations else []
+        cure = " ".join(flags) or "a smaller --batch or a shorter --length"
+        raise NeuroalError(f"{lack}: {cure} needs less")
     said = []
     if chosen.blocks and stream is None:
         said.append("blocks are read from the disk one at a time")

@@ -122,19 +122,29 @@ def test_a_model_in_memory_is_not_streamed(nothing_held: None) -> None:
     [
         ("here", None, None, "a smaller --batch or a shorter --length needs less"),
         ("here", False, None, "--stream needs less"),
-        ("here", False, False, "--stream needs less"),
+        ("here", False, False, "--stream --spill needs less"),
         ("here", None, False, "--spill needs less"),
         (None, None, False, "--spill needs less"),
         (None, None, None, "a smaller --batch or a shorter --length needs less"),
     ],
 )
-def test_what_would_help(
+def test_what_would_help(  # nothing fits
     path: str | None, stream: bool | None, spill: bool | None, cure: str,
     nothing_held: None, tmp_path: Path,
 ) -> None:  # fmt: skip
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NeuroalError, match=f"are available: {cure}$"):
         decide(NEEDS, str(tmp_path) if path else None, stream, spill, 1 << 20)
+
+
+def test_what_would_fit_is_named(nothing_held: None) -> None:
+    asked = ("somewhere", False, False)
+    for free, cure in {14: "--stream", 8: "--stream --spill"}.items():
+        with pytest.raises(NeuroalError, match=f"are available: {cure} needs less$"):
+            decide(NEEDS, *asked, free << 30)
+    many = dataclasses.replace(NEEDS, activations=90 << 30)
+    with pytest.raises(NeuroalError, match=r"are available: --spill needs less$"):
+        decide(many, *asked, 12 << 30)
 
 
 # -- the same bits ---------------------------------------------------------------------------
@@ -212,7 +222,7 @@ def test_chosen_where_activations_do_not_fit(
         assert report.notes == ["too large: activations are held on the disk"]
     assert folders == [tmp_path, temporary]
     assert by_path.candidates == in_memory.candidates
-    with pytest.raises(NeuroalError, match=r"^too large: --stream needs less$"):
+    with pytest.raises(NeuroalError, match=r"^too large: --spill needs less$"):
         given = {"stream": False, "spill": False}
         neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "no", **given)
     with pytest.raises(NeuroalError, match=r"^too large: --spill needs less$"):
