@@ -117,12 +117,12 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
         vocabulary = getattr(model.config, "vocab_size", 0)
         work += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
     search = min(made.search_samples, recipe.samples)
-    candidates = max(generations(made, steps), default=0)
+    together = _together(made, steps, search)
     width = max(x.in_features for x in linears if x.group == 0)
     compared = _compared(found) if any(a.compares for a in resolve(needed)) else 0
-    # Embeddings, what every candidate's (or the one pruned model's) blocks handed on, the dense
-    # model's behind its last block, and inputs that are compared.
-    searched = search * ((candidates + 2 + at_output) * width + compared) * state
+    # Embeddings, what every candidate's (or the one pruned model's) blocks handed on and the block
+    # at work hands on, the dense model's behind its last block, and inputs that are compared.
+    searched = ((together + search * (2 + at_output)) * width + search * compared) * state
     activations = length * max(searched, (search + 3 * recipe.samples) * width * size)
     # Read, handed on, what came before, and what else the block is given.
     at_hand = tokens * (4 * width + compared) * size
@@ -139,6 +139,15 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
 def _device(recipe: Recipe, model: nn.Module) -> torch.device:
     own = next(model.parameters()).device
     return torch.device(checkpoint.device_of(recipe.device)) if own.type == "meta" else own
+
+
+def _together(made: Setup, steps: Sequence[Step], search: int) -> int:
+    """Return the windows of all candidates that pass the blocks side by side."""
+    # Block strategies advance side by side, and the row step after them.
+    blocks = sum(s.widest for s in steps if s.role == "block_ratios")
+    rows = sum(s.widest for s in steps if s.role == "row_ratios")
+    alone = search if generations(made, steps) else 0  # a winner that is measured by itself
+    return max(blocks, rows, alone)
 
 
 def _compared(found: Layout) -> int:

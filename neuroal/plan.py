@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from neuroal.alignment import generation_runs
 from neuroal.allocation import Rules
-from neuroal.errors import NeuroalError, UsageError
-from neuroal.hookspecs import Comparison, Generation, Measurement, Pattern, PrunerTraits, TopUp
+from neuroal.errors import NeuroalError, PluginError, UsageError
+from neuroal.hookspecs import Comparison, Measurement, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
 from neuroal.pruning import generator, traits
@@ -18,6 +19,7 @@ from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
 
 UNIFORM = "uniform"
+_AHEAD = 8  # generations of a strategy that are looked at before it runs
 
 
 @dataclass(frozen=True)
@@ -255,12 +257,15 @@ class Step:
         plugin: Its name.
         candidates: Proposals of its first generation; None where they depend on measurements.
         goes_on: Whether it answers that generation's costs with another.
+        widest: Windows of all candidates of its largest generation, whose states are held together;
+            of the first few generations, as they are where all candidates cost the same.
     """
 
     role: str
     plugin: str
     candidates: int | None
     goes_on: bool = False
+    widest: int = 0
 
 
 def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
@@ -270,28 +275,42 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
         if plugin.has("measure_block"):
             steps.append(Step(plugin.role, plugin.name, None))
             continue
-        arguments = {"sparsity": recipe.wanted, "measurements": ()}
-        steps.append(_first_step(plugin, "propose_block_ratios", layout, recipe, arguments))
+        given = {"sparsity": recipe.wanted, "measurements": ()}
+        steps.append(_first_step(made, plugin, "propose_block_ratios", layout, recipe, **given))
     if made.row_ratios is not None:
         zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         base = dict.fromkeys(layout.linears, recipe.wanted)
-        arguments = {"base": base, "deviation": zeros}
-        steps.append(_first_step(made.row_ratios, "propose_row_ratios", layout, recipe, arguments))
+        given = {"base": base, "deviation": zeros}
+        rows = made.row_ratios
+        steps.append(_first_step(made, rows, "propose_row_ratios", layout, recipe, **given))
     return steps
 
 
 def _first_step(
-    plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, arguments: dict[str, Any]
+    made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
 ) -> Step:
     rng = generator(recipe.seed, plugin.role, plugin.name)
     proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
-    generation: Generation | None = None
-    goes_on = True
+    search = min(made.search_samples, recipe.samples)
+    measures = (made.alignment, made.pruner, made.reads_deviation)
+    counts: list[int] = []
+    widest = 0
+    answer: list[Measurement] | None = None
+    ended = False
     try:
-        generation = next(proposals)
-        proposals.send([Measurement(1.0, False, 1)] * len(generation.proposals))
+        while len(counts) < _AHEAD:
+            generation = next(proposals) if answer is None else proposals.send(answer)
+            windows = min(generation.windows or search, search)
+            counts.append(len(generation.proposals))
+            widest = max(widest, counts[-1] * windows)
+            runs = generation_runs(*measures, len(layout.blocks), 1, windows)
+            answer = [Measurement(1.0, False, runs)] * counts[-1]
     except StopIteration:
-        goes_on = False
+        ended = True
+    except PluginError:
+        if len(counts) < 2:
+            raise
+        # Equal costs again and again are no run's: what a strategy makes of them is its own affair.
     proposals.close()
-    count = len(generation.proposals) if generation else 0
-    return Step(plugin.role, plugin.name, count, goes_on)
+    goes_on = len(counts) > 1 or not ended
+    return Step(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)

@@ -1,6 +1,7 @@
 """Which plugins of a recipe fit together: what is refused, what a preset leaves out and says so."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 
 from neuroal import (
+    Generation,
     Layout,
+    Measurement,
     NeuroalError,
     Pattern,
     PluginError,
+    Proposal,
     PrunedLinear,
     PrunerTraits,
     Recipe,
@@ -364,8 +368,8 @@ def test_an_unknown_statistic_is_blamed_on_its_plugin() -> None:
 def test_first_steps_of_neuroal(sparsity: float, count: int) -> None:
     recipe = Recipe(sparsity=sparsity)
     assert first_steps(setup(recipe), FOUND, recipe) == [
-        Step("block_ratios", "linear_schedule", count),
-        Step("row_ratios", "neuroal", 15),
+        Step("block_ratios", "linear_schedule", count, widest=count * 8),
+        Step("row_ratios", "neuroal", 15, widest=15 * 8),
     ]
 
 
@@ -374,6 +378,29 @@ def test_strategies_that_answer_costs_go_on(name: str) -> None:
     recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")
     steps = first_steps(setup(recipe), FOUND, recipe)
     assert [s.goes_on for s in steps] == [True, True]
+
+
+def test_the_widest_generation_by_hand() -> None:
+    """1 · 8, 2 · 4, 3 · 2, then 4 on all 8 windows; its answer the plugin divides by its spread."""
+
+    @dataclass(frozen=True, eq=False)
+    class Widens:
+        @hookimpl
+        def propose_block_ratios(
+            self, layout: Layout, sparsity: float
+        ) -> Generator[Generation, list[Measurement], None]:
+            flat = dict.fromkeys(layout.linears, sparsity)
+            costs = [1.0]
+            for count, windows in ((1, None), (2, 4), (3, 2), (4, 100)):
+                made = [Proposal(flat, {"n": n}) for n in range(count)]
+                costs = [m.misalignment for m in (yield Generation(made, windows=windows))]
+            _ = 1 / (max(costs) - min(costs))
+
+    recipe = Recipe(block_ratios=Widens(), row_ratios="uniform")
+    step = first_steps(setup(recipe), FOUND, recipe)[0]
+    assert step == Step("block_ratios", "widens", 1, goes_on=True, widest=4 * 8)
+    few = dataclasses.replace(recipe, samples=3)
+    assert first_steps(setup(few), FOUND, few)[0].widest == 4 * 3
 
 
 def test_first_steps_that_measure_nothing_or_cannot_be_known() -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import neuroal
 from neuroal import Recipe, checkpoint, dryrun, resources
+from neuroal.alignment import Aligner
 from neuroal.dryrun import plan
 from neuroal.errors import NeuroalError
 from neuroal.estimate import needs, seconds
@@ -18,7 +21,7 @@ from neuroal.ondisk import Needs, OnDisk
 from neuroal.pace import Pace, pace
 from neuroal.plan import first_steps, setup
 from neuroal.testing import STRUCTURES, tiny_model
-from neuroal.walk import Walker
+from neuroal.walk import Inputs, Walker
 
 PACE = Pace(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4, final_prune=1e5)
 
@@ -165,6 +168,28 @@ def test_bytes_follow_what_is_asked(recipe: Recipe) -> None:
     assert compared == 2 * 16 * (4 * 32 + 32 + 32 + 32 + 48) * 4
     output = bytes_of(samples=2, alignment="output_kl").activations  # the dense model's output
     assert output == max(2 * (2 + 3), 2 + 3 * 2) * 16 * 32 * 4
+
+
+@pytest.mark.parametrize("top_up", ["best", "best-slow", "evolution", "neuroal"])
+def test_candidates_that_are_side_by_side_are_counted(
+    top_up: str, recipe: Recipe, windows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    plain = Aligner.measure
+
+    def measure(self: Aligner, trials: Any, inputs: Inputs, *rest: Any) -> Any:
+        seen.append(len(trials) * inputs.windows)
+        return plain(self, trials, inputs, *rest)
+
+    monkeypatch.setattr(Aligner, "measure", measure)
+    few = {"evolution": {"evolution": {"generations": 3, "offspring": 9}}}
+    asked = dataclasses.replace(recipe, top_up=top_up, options=few.get(top_up, {}))
+    model = tiny_model("llama")
+    made, found = setup(asked), find(model)
+    steps = first_steps(made, found, asked)
+    neuroal.prune(model, None, asked, windows=windows)
+    # How many candidates a strategy thinks worth it may follow their costs, which are not known.
+    assert max(seen) == pytest.approx(max(s.widest for s in steps), rel=0.1)
 
 
 def test_a_model_in_memory_is_held_already(recipe: Recipe) -> None:
