@@ -4,7 +4,8 @@ A script and no test module, since a limit lasts as long as its process. The lim
 the process holds after a first, small run, when every library is loaded.
 
 given.json: `recipe`, `folder` for the outputs, `small` and `model` to prune, `limit` in bytes, and
-`runs`: by the name of its output what `stream` is. said.json: by run its notes, or its error.
+`runs`: by the name of its output what `stream` and `spill` are. said.json: by run its notes, or
+its error.
 """
 
 import json
@@ -28,9 +29,9 @@ def main() -> None:
     limit = held() + given["limit"]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     said = {}
-    for name, stream in given["runs"].items():
+    for name, how in given["runs"].items():
         try:
-            report = engine.prune(given["model"], recipe=recipe, out=folder / name, stream=stream)
+            report = engine.prune(given["model"], recipe=recipe, out=folder / name, **how)
             said[name] = " ".join(report.notes)
         except NeuroalError as error:
             said[name] = str(error)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from neuroal import NeuroalError, Recipe, activations, checkpoint, engine
 from neuroal.dryrun import plan
 from neuroal.ondisk import Needs, OnDisk, decide
 from neuroal.testing import tiny_model
+from neuroal.testing import windows as random_windows
 from neuroal.walk import Walker
 
 Tensors = dict[str, Tensor]
@@ -228,6 +231,45 @@ def test_chosen_where_activations_do_not_fit(
     with pytest.raises(NeuroalError, match=r"^too large: --spill needs less$"):
         neuroal.prune(tiny_model("llama"), None, recipe, windows=windows, spill=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "temporary"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is mapped on Linux")
+def test_activations_larger_than_the_limit(
+    models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, read: Read, same: Same
+) -> None:
+    """144 MiB of states under 112 MiB: refused in memory, the same bits on the disk, by itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 384, "intermediate_size": 512}
+    more = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes, **more)).save_pretrained(tmp_path / "model")
+    source = tmp_path / "windows.jsonl"
+    rows = (json.dumps({"input_ids": w.tolist()}) + "\n" for w in random_windows(512, 64))
+    source.write_text("".join(rows))
+    changes = {"top_up": "uniform", "options": {}, "samples": 512, "calibration": str(source)}
+    uniform = dataclasses.replace(from_file, **changes)
+    given = {
+        "limit": 112 << 20,
+        "recipe": uniform.to_json(),
+        "small": str(models["llama"]),
+        "model": str(tmp_path / "model"),
+        "runs": {"in memory": {"stream": False, "spill": False}, "chosen": {"stream": False}},
+        "folder": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("limited.py"))],
+        input=json.dumps(given),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["in memory"].endswith("MiB are available: --spill needs less")
+    assert said["chosen"].endswith("MiB are available: activations are held on the disk")
+    neuroal.prune(tmp_path / "model", recipe=uniform, out=tmp_path / "whole", spill=False)
+    assert same(read(tmp_path / "whole"), read(tmp_path / "chosen"))
 
 
 def test_a_disk_that_cannot_hold_activations(

@@ -249,7 +249,7 @@ def test_model_larger_than_the_limit(
         "recipe": uniform.to_json(),
         "small": str(models["llama"]),
         "model": str(tmp_path / "model"),
-        "runs": {"in memory": False, "chosen": None},
+        "runs": {"in memory": {"stream": False}, "chosen": {}},
         "folder": str(tmp_path),
     }
     done = subprocess.run(
