@@ -300,8 +300,21 @@ def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
     """Return what tells two candidates' targets for a block apart."""
     own = [(x.name, targets[x.name]) for x in block.linears if x.name in targets]
     return tuple(
-        (name, t.ratio, str(t.pattern), t.prune_last, t.counts.numpy().tobytes()) for name, t in own
+        (
+            name,
+            t.ratio,
+            str(t.pattern),
+            t.comparison,
+            t.prune_last,
+            _bits(t.counts),
+            _bits(t.row_importance),
+        )
+        for name, t in own
     )
+
+
+def _bits(values: Tensor | None) -> bytes:
+    return b"" if values is None else values.numpy().tobytes()
 
 
 def measure_blocks(

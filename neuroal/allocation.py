@@ -17,6 +17,7 @@ from neuroal.hookspecs import Budget, Comparison, Pattern, Target
 from neuroal.layout import Layout, Linear
 
 FILE = "allocation.safetensors"
+IMPORTANCE = ":importance"
 HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity itself is higher
 _EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
 
@@ -28,18 +29,26 @@ class Allocation:
     Attributes:
         ratios: Wanted ratio of every linear, in [0, 1].
         rows: float64 `(out,)` per linear; empty without a row step.
+        row_importance: float64 `(out,)` of the linears whose rows compete for its ratio; empty
+            without a row step that weighs rows.
     """
 
     ratios: Mapping[str, float]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    row_importance: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ratios: Mapping[str, float | Tensor], layout: Layout) -> Allocation:
+    def of(
+        cls,
+        ratios: Mapping[str, float | Tensor],
+        layout: Layout,
+        row_importance: Mapping[str, Tensor] | None = None,
+    ) -> Allocation:
         """Return the allocation of a proposal's ratios, checked against the layout.
 
         Raises:
-            NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], or a row
-                tensor has the wrong shape.
+            NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], a row tensor
+                has the wrong shape, or importance is not positive and finite.
         """
         linears = layout.linears
         wrong = linears.keys() ^ ratios.keys()
@@ -61,7 +70,26 @@ class Allocation:
             means[name] = float(values.mean())
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
-        return cls(means, rows)
+        importance = {
+            name: _importance(name, given, layout) for name, given in (row_importance or {}).items()
+        }
+        if by_row and importance:
+            raise NeuroalError("an allocation has ratios of rows or importance of rows, not both")
+        return cls(means, rows, importance)
+
+
+def _importance(name: str, given: Tensor, layout: Layout) -> Tensor:
+    """Return the importance of a linear's rows, checked, float64 on the CPU."""
+    if name not in layout.linears:
+        raise NeuroalError(f"allocation and model differ in linear '{name}'")
+    values = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
+    rows = layout.linears[name].out_features
+    if values.shape != (rows,):
+        raise NeuroalError(f"importance of '{name}' has shape {tuple(values.shape)}, not ({rows},)")
+    single = values.float()  # what scores are multiplied by
+    if not bool((single.isfinite() & (single > 0)).all()):
+        raise NeuroalError(f"importance of '{name}' is not positive and finite")
+    return values
 
 
 @dataclass(frozen=True)
@@ -163,7 +191,7 @@ def targets(
         ratios = project(ratios, weights, total / float(weights.sum()))
     counts = largest_remainder(ratios * weights, total)
     return {
-        x.name: _exact_target(allocation.rows.get(x.name), x, float(r), int(c), rules)
+        x.name: _exact_target(allocation, x, float(r), int(c), rules)
         for x, r, c in zip(linears, ratios, counts, strict=True)
     }
 
@@ -173,10 +201,11 @@ def _round(value: float) -> int:
 
 
 def _exact_target(
-    rows: Tensor | None, linear: Linear, ratio: float, count: int, rules: Rules
+    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
 ) -> Target:
-    if rules.comparison == "matrix":
-        return Target(torch.tensor([count]), ratio, None, "matrix", "exact")
+    rows = allocation.rows.get(linear.name)
+    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+        return _matrix_target(allocation, linear, ratio, count, rules)
     n, d = linear.out_features, linear.in_features
     if rows is None:
         shares = torch.full((n,), count / n, dtype=torch.float64)
@@ -186,12 +215,25 @@ def _exact_target(
     return Target(largest_remainder(shares, count), ratio, None, "row", "exact")
 
 
+def _matrix_target(
+    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
+) -> Target:
+    importance = allocation.row_importance.get(linear.name)
+    return Target(
+        torch.tensor([count]),
+        ratio,
+        comparison="matrix",
+        budget=rules.budget,
+        row_importance=None if importance is None else importance.float(),
+    )
+
+
 def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Target:
     """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
     ratio, d = allocation.ratios[linear.name], linear.in_features
     rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix":
-        return Target(torch.tensor([int(linear.weights * ratio)]), ratio, None, "matrix", "paper")
+    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+        return _matrix_target(allocation, linear, ratio, int(linear.weights * ratio), rules)
     if rows is None:
         counts = torch.full((linear.out_features,), int(d * ratio))
         return Target(counts, ratio, None, "row", "paper")
@@ -261,13 +303,17 @@ def _pruned_per_group(
 
 
 def to_bytes(allocation: Allocation, found: Layout) -> bytes:
-    """Return `allocation.safetensors`: float64 `(out,)` or `(1,)` ratios by linear."""
+    """Return `allocation.safetensors`: float64 `(out,)` or `(1,)` ratios by linear.
+
+    The importance of rows, where there is any, follows under the linear's name and `:importance`.
+    """
     tensors = {
         name: allocation.rows[name]
         if name in allocation.rows
         else torch.tensor([allocation.ratios[name]], dtype=torch.float64)
         for name in found.linears
     }
+    tensors |= {f"{name}{IMPORTANCE}": x for name, x in allocation.row_importance.items()}
     return to_safetensors(tensors, metadata={"format": "neuroal allocation 1"})
 
 
@@ -278,8 +324,13 @@ def read(path: Path, found: Layout) -> Allocation:
         NeuroalError: It is none, or of another model.
     """
     tensors = load_tensors(path / FILE if path.is_dir() else path)
+    importance = {
+        name.removesuffix(IMPORTANCE): tensors.pop(name)
+        for name in list(tensors)
+        if name.endswith(IMPORTANCE)
+    }
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
-        return Allocation.of(ratios, found)
+        return Allocation.of(ratios, found, importance)
     except NeuroalError as error:
         raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

@@ -437,7 +437,7 @@ class _Run:
         rows = self.setup.row_ratios
         assert rows is not None
         with self._phase("row_search"):
-            choice = search.choose_rows(rows, choice)
+            choice = search.choose_rows(rows, choice, measurements.get(rows, ()))
         return choice.allocation, [*candidates, *choice.candidates]
 
     def _save(

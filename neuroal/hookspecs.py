@@ -77,6 +77,9 @@ class Target:
         budget: "exact" (`counts` is met to the weight) or "paper" (published roundings).
         prune_last: Which of equal scores goes: the one of higher index (the published rule under
             row ratios) or of lower index (everywhere else).
+        row_importance: float32 `(out,)`, by which the scores of each row are multiplied before the
+            matrix competes; None for rows that count alike. A pruner never sees it: one that moves
+            weights is given rows that are multiplied by it.
     """
 
     counts: Tensor
@@ -85,6 +88,7 @@ class Target:
     comparison: Comparison = "row"
     budget: Budget = "exact"
     prune_last: bool = False
+    row_importance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,15 @@ class Proposal:
             row allocation; its other linears then have tensors too.
         parameters: JSON values that identify the proposal; NeuroAL's λ is `parameters["lam"]`.
         probe: Measured as given (no projection on the budget) and cannot win.
+        row_importance: For some linears, by full name, how much an error in the output of each row
+            counts: float64 `(out,)`, positive and finite. The scores of a row are multiplied by it,
+            and the rows of such a linear compete for its ratio, which is then one number.
     """
 
     ratios: Mapping[str, float | Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     probe: bool = False
+    row_importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,23 @@ class PrunerSpec:
         """
 
 
+class _MeasuringRole:
+    @hookspec(firstresult=True)
+    def measure_block(  # type: ignore[empty-body]
+        self, block: Block, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]
+    ) -> Mapping[str, Tensor]:
+        """Measure one dense block, in a dense walk over all calibration windows. Optional.
+
+        Args:
+            block: The block and its linears.
+            weights: float32 `(out, in)` by linear name; read-only.
+            statistics: The required statistics by linear name.
+
+        Returns:
+            Named tensors, handed to the plugin's `propose_*` hook.
+        """
+
+
 class BlockRatiosSpec:
     """Block-ratio proposals: how much of each linear to prune."""
 
@@ -284,24 +309,13 @@ class BlockRatiosSpec:
             the non-probes measured on the most windows, the first in order on ties.
         """
 
-    @hookspec(firstresult=True)
-    def measure_block(  # type: ignore[empty-body]
-        self, block: Block, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]
-    ) -> Mapping[str, Tensor]:
-        """Measure one dense block, in a dense walk over all calibration windows. Optional.
-
-        Args:
-            block: The block and its linears.
-            weights: float32 `(out, in)` by linear name; read-only.
-            statistics: The required statistics by linear name.
-
-        Returns:
-            Named tensors, handed to `propose_block_ratios`.
-        """
-
 
 class RowRatiosSpec:
-    """Row-ratio proposals: how to spread each linear's ratio over its rows."""
+    """Row-ratio proposals: how to spread each linear's ratio over its rows.
+
+    A plugin has one of two hooks. Ratios of rows need a pruner whose masks are per row; importance
+    of rows goes with every pruner, SparseGPT and its like too.
+    """
 
     @hookspec(firstresult=True)
     def propose_row_ratios(  # type: ignore[empty-body]
@@ -309,6 +323,7 @@ class RowRatiosSpec:
         layout: Layout,
         base: Mapping[str, float],
         deviation: Mapping[str, Tensor],
+        measurements: Sequence[Mapping[str, Tensor]],
         rng: torch.Generator,
     ) -> Proposals:
         """Yield generations of row allocations on a base allocation.
@@ -319,11 +334,35 @@ class RowRatiosSpec:
             deviation: Dense minus pruned input norm of every linear, float32 `(in,)`, from the
                 winning candidate's own evaluation; empty unless `required_statistics` names
                 `input_norm`.
+            measurements: What `measure_block` returned, in block order; empty without it.
             rng: CPU generator seeded from seed, role and plugin name.
 
         Returns:
             A generator, as for `propose_block_ratios`. Returning `Proposal(base)` at once leaves
             the block step's allocation as it is.
+        """
+
+    @hookspec(firstresult=True)
+    def propose_row_importance(  # type: ignore[empty-body]
+        self,
+        layout: Layout,
+        base: Mapping[str, float],
+        deviation: Mapping[str, Tensor],
+        measurements: Sequence[Mapping[str, Tensor]],
+        rng: torch.Generator,
+    ) -> Proposals:
+        """Yield generations that weigh the rows of linears, in place of `propose_row_ratios`.
+
+        Args:
+            layout: Blocks and linears, in order.
+            base: The block step's ratio of every linear.
+            deviation: As for `propose_row_ratios`.
+            measurements: What `measure_block` returned, in block order; empty without it.
+            rng: CPU generator seeded from seed, role and plugin name.
+
+        Returns:
+            A generator of proposals whose ratios are `base` and whose `row_importance` says how
+            the rows of a linear share its ratio.
         """
 
 
@@ -397,17 +436,21 @@ class Role:
         spec: Class of the hook specifications.
         required: A plugin has at least one of these hooks.
         exclusive: A plugin has exactly one of `required`.
+        measures: A plugin may have `measure_block`.
     """
 
     name: str
     spec: type
     required: tuple[str, ...]
     exclusive: bool = False
+    measures: bool = False
 
     @property
     def hooks(self) -> dict[str, Any]:
         """Return every hook specification of the role by name."""
         own = {k: v for k, v in vars(self.spec).items() if hasattr(v, "neuroal_spec")}
+        if self.measures:
+            own["measure_block"] = _MeasuringRole.measure_block
         return own | {"required_statistics": _AnyRole.required_statistics}
 
 
@@ -415,14 +458,20 @@ ROLES: dict[str, Role] = {
     role.name: role
     for role in (
         Role("pruner", PrunerSpec, ("score_weights", "prune_linear", "prune_linears")),
-        Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",)),
-        Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",)),
+        Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",), measures=True),
+        Role(
+            "row_ratios",
+            RowRatiosSpec,
+            ("propose_row_ratios", "propose_row_importance"),
+            exclusive=True,
+            measures=True,
+        ),
         Role("alignment", AlignmentSpec, ("measure_linear", "measure_output"), exclusive=True),
         Role("refiner", RefinerSpec, ("refine_mask",)),
     )
 }
 
-SPECS: tuple[type, ...] = (_AnyRole, *(role.spec for role in ROLES.values()))
+SPECS: tuple[type, ...] = (_AnyRole, _MeasuringRole, *(role.spec for role in ROLES.values()))
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,8 @@ def mask_for(scores: Tensor, target: Target) -> Tensor:
     if target.pattern is not None:
         return pattern_mask(scores, target.pattern)
     if target.comparison == "matrix":
+        if target.row_importance is not None:
+            scores = scores * target.row_importance.to(scores.device)[:, None]
         flat = scores.reshape(1, -1)
         return row_mask(flat, target.counts, target.prune_last).view_as(scores)
     return row_mask(scores, target.counts, target.prune_last)

@@ -57,8 +57,9 @@ class Setup:
 
     @property
     def measures(self) -> tuple[Plugin, ...]:
-        """Return the block-ratio plugins that want the dense walk."""
-        return tuple(p for p in self.block_ratios if p.has("measure_block"))
+        """Return the strategies that want the dense walk."""
+        rows = (self.row_ratios,) if self.row_ratios else ()
+        return tuple(p for p in (*self.block_ratios, *rows) if p.has("measure_block"))
 
     def reads_data(self, steps: Sequence[Step]) -> bool:
         """Return whether anything reads activations, given the search's first steps."""
@@ -130,15 +131,21 @@ def setup(recipe: Recipe) -> Setup:
     if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
         raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
 
-    # What the pruner can do decides which steps make sense, so it is loaded once before the rest.
-    pruner = load(choices["pruner"], _options(recipe, preset, choices["pruner"], strict=False))[0]
+    # What pruner and row step can do decides which steps make sense: they are loaded first.
+    pruner, rows = (
+        load(choices[role], _options(recipe, preset, choices[role], strict=False))[0]
+        for role in ("pruner", "row_ratios")
+    )
     can = traits(pruner)
     comparison: Comparison = recipe.comparison or can.comparison
     if pattern is not None and not can.patterns:
         raise UsageError(f"pruner '{pruner.name}' has no N:M patterns")
     notes: list[str] = []
     searches = recipe.allocation is None
-    why = _no_rows(pruner.name, can, pattern, comparison)
+    if rows.has("propose_row_importance"):
+        why = _no_importance(pattern, recipe.comparison)
+    else:
+        why = _no_rows(pruner.name, can, pattern, comparison)
     if why and searches and choices["row_ratios"] != [("row_ratios", UNIFORM)]:
         if recipe.row_ratios is not None:
             raise UsageError(f"row ratios make no sense here: {why}")
@@ -248,6 +255,15 @@ def _no_rows(
     return None
 
 
+def _no_importance(pattern: Pattern | None, asked: Comparison | None) -> str | None:
+    """Return why rows cannot compete by their importance, or None if they can."""
+    if pattern is not None:
+        return f"pattern {pattern} fixes the ratio of every row"
+    if asked == "row":
+        return "rows compete by their importance, and --comparison row keeps them from it"
+    return None
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the search, as far as it is known before it runs.
@@ -278,11 +294,14 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
         given = {"sparsity": recipe.wanted, "measurements": ()}
         steps.append(_first_step(made, plugin, "propose_block_ratios", layout, recipe, **given))
     if made.row_ratios is not None:
+        rows = made.row_ratios
         zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         base = dict.fromkeys(layout.linears, recipe.wanted)
-        given = {"base": base, "deviation": zeros}
-        rows = made.row_ratios
-        steps.append(_first_step(made, rows, "propose_row_ratios", layout, recipe, **given))
+        given = {"base": base, "deviation": zeros, "measurements": ()}
+        if rows.has("measure_block"):
+            steps.append(Step(rows.role, rows.name, None))
+        else:
+            steps.append(_first_step(made, rows, rows.proposes, layout, recipe, **given))
     return steps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -222,13 +222,19 @@ class BasePruner:
         statistics: Sequence[Statistics],
         targets: Sequence[Target],
     ) -> list[PrunedLinear]:
-        """Return what the pruner makes of spare weights `(n, out, in)`, checked and refined."""
+        """Return what the pruner makes of spare weights `(n, out, in)`, checked and refined.
+
+        Rows of importance c are pruned as rows that are c times as large, and then as small again:
+        the pruner's error counts c times as much in them.
+        """
+        weighed = [_times_importance(*each) for each in zip(weights, targets, strict=True)]
+        unweighed = [replace(target, row_importance=None) for target in targets]
         rngs = [generator(self.seed, "pruner", self.pruner.name, x.name) for x in linears]
         if self._mover == "prune_linears":
             given = self.pruner.call(
                 "prune_linears",
-                weights=weights,
-                targets=targets,
+                weights=torch.stack(weighed),
+                targets=unweighed,
                 statistics=statistics,
                 linears=linears,
                 rngs=rngs,
@@ -252,7 +258,7 @@ class BasePruner:
                     rng=rng,
                 )
                 for weight, target, known, linear, rng in zip(
-                    weights, targets, statistics, linears, rngs, strict=True
+                    weighed, unweighed, statistics, linears, rngs, strict=True
                 )
             ]
         return [
@@ -276,6 +282,8 @@ class BasePruner:
         if not bool(answers.finite(answer.weight)):
             raise answers.wrong(self.pruner, hook, linear, answers.NOT_FINITE)
         mask, moved = answer.mask, answer.weight.float()
+        if target.row_importance is not None:
+            moved = moved / target.row_importance.to(moved.device)[:, None]
         answers.check_mask(self.pruner, hook, linear, mask, target)
         if self.refiner is not None:
             scores = self._scores(linear, weight, statistics)
@@ -312,6 +320,13 @@ class BasePruner:
         )
         answers.check_mask(self.refiner, "refine_mask", linear, refined, target)
         return refined
+
+
+def _times_importance(weight: Tensor, target: Target) -> Tensor:
+    """Return a weight `(out, in)` with every row multiplied by its importance."""
+    if target.row_importance is None:
+        return weight
+    return weight * target.row_importance.to(weight.device)[:, None]
 
 
 def unseen(linear: Linear, statistics: Statistics) -> bool:

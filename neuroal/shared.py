@@ -66,7 +66,7 @@ class Shared:
         Args:
             walker: Runs the model; its block runs count those of earlier walks too.
             data: All calibration windows.
-            plugins: Block-ratio plugins that have `measure_block`.
+            plugins: Strategies that have `measure_block`.
             open_tick: Opens a progress bar, where there is something to wait for.
             team: The processes that share the windows.
         """

@@ -151,15 +151,24 @@ class TopUpSearch:
         ]
         return self._choose("block_ratios", strategies, needs_deviation)
 
-    def choose_rows(self, plugin: Plugin, block: Choice) -> Choice:
-        """Run the row step on the block step's allocation."""
+    def choose_rows(
+        self, plugin: Plugin, block: Choice, measurements: Sequence[Mapping[str, Tensor]] = ()
+    ) -> Choice:
+        """Run the row step on the block step's allocation.
+
+        Args:
+            plugin: Of role `row_ratios`.
+            block: What the block step decided.
+            measurements: Answers of its `measure_block`, if it has one.
+        """
         strategy = _Strategy(
             plugin,
             plugin.proposals(
-                "propose_row_ratios",
+                plugin.proposes,
                 layout=self.layout,
                 base=dict(block.allocation.ratios),
                 deviation=block.deviation if "input_norm" in plugin.statistic_names() else {},
+                measurements=measurements,
                 rng=generator(self.seed, plugin.role, plugin.name),
             ),
         )
@@ -205,10 +214,10 @@ class TopUpSearch:
 
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
-            allocation = Allocation.of(proposal.ratios, self.layout)
+            allocation = Allocation.of(proposal.ratios, self.layout, proposal.row_importance)
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
-            raise plugin.error(f"propose_{plugin.role}", f"proposed: {error}") from error
+            raise plugin.error(plugin.proposes, f"proposed: {error}") from error
         return _Tried(proposal, allocation, None, windows, plugin)
 
     def _measure(
@@ -238,7 +247,7 @@ class TopUpSearch:
 
     def _finalist(self, s: _Strategy) -> _Tried:
         """Return the strategy's winner: what it returned, else the least misaligned."""
-        hook = f"propose_{s.plugin.role}"
+        hook = s.plugin.proposes
         able = [t for t in s.tried if _can_win(t)]
         if s.returned is not None:
             if s.returned.probe:
@@ -285,4 +294,7 @@ def _digest(proposal: Proposal) -> bytes:
     for name in sorted(proposal.ratios):
         ratio = torch.as_tensor(proposal.ratios[name], dtype=torch.float64).cpu().contiguous()
         digest.update(name.encode() + ratio.numpy().tobytes())
+    for name in sorted(proposal.row_importance):
+        given = torch.as_tensor(proposal.row_importance[name], dtype=torch.float64)
+        digest.update(name.encode() + given.cpu().contiguous().numpy().tobytes())
     return digest.digest()

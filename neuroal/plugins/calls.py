@@ -60,6 +60,11 @@ class Plugin:
         """Return whether the plugin implements a hook."""
         return hook in self._callers
 
+    @property
+    def proposes(self) -> str:
+        """Return the `propose_*` hook of a strategy."""
+        return next(hook for hook in ROLES[self.role].required if self.has(hook))
+
     def call(self, hook: str, /, **arguments: Any) -> Any:
         """Return the answer of one hook.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
 from neuroal_plugins import density
+from neuroal_plugins.heads import Heads
 
 LAMBDAS = (
     *(0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1),
@@ -89,18 +90,11 @@ class Neuroal:
 
 def _head_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]) -> Tensor | None:
     """Return the deviation at the attention's output projection per row of q, k and v."""
-    beside = [x for x in layout.blocks[linear.block].linears if x.group == linear.group]
-    found = [x for x in beside if x.fed is not None and any(r.name == "v" for r in x.rows)]
-    if len(found) != 1 or found[0].fed is None:
+    heads = Heads.of(layout, linear)
+    if heads is None:
         return None
-    at_output = deviation[found[0].fed.linear].cpu()
-    # The inputs that a row of the values feeds, one for each query head that shares its head.
-    sums, number = (torch.zeros(found[0].out_features) for _ in range(2))
-    for row, column, length in found[0].fed.runs:
-        sums[row : row + length] += at_output[column : column + length]
-        number[row : row + length] += 1
-    values = [i for rows in found[0].rows if rows.name == "v" for i in rows.indices()]
-    shared = sums[values] / number[values]
+    at_output = deviation[heads.output].cpu()
+    shared = heads.summed(at_output) / heads.summed(torch.ones_like(at_output))
     scores = torch.full((linear.out_features,), torch.nan)
     for rows in linear.rows:
         own = rows.indices()

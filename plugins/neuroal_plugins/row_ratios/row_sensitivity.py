@@ -1,144 +1,280 @@
-"""Row ratios from measured sensitivities: NeuroAL's scores, with a lam of its own per linear."""
+"""Row importance from measured sensitivities: what reads a row, its own energy, what it lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
-from neuroal_plugins import density
-from neuroal_plugins.budgeted import Purse, Unit, project
+from neuroal import (
+    Block,
+    Generation,
+    Layout,
+    Linear,
+    Measurement,
+    Proposal,
+    Statistics,
+    hookimpl,
+    option,
+)
+from neuroal_plugins.budgeted import Purse, Unit
+from neuroal_plugins.heads import Heads
 from neuroal_plugins.row_ratios.neuroal import Neuroal
 
-LAMBDAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
-Lams = dict[str, float]  # by linear; negative where the rows of higher score are to be sparser
+Score = Literal["reads", "own", "lost"]
+Move = tuple[str, Score]  # a linear, and the score that its rows' importance moves along
+Logs = Mapping[str, Tensor]  # log importance, float64 `(out,)` by linear
+TOGETHER = 64  # probes of one generation, whose states are held together
+FAINT = 1e-4  # of the largest energy: what is smaller counts as this much
 
 
 @dataclass(frozen=True, eq=False)
 class RowSensitivity:
-    """NeuroAL's row step, then Newton steps on a lam per linear.
+    """Row importance c_i, log c a sum of scores, moved along each as measured damages say.
 
-    Rows are scored as NeuroAL scores them, those of grouped heads and of the last block too. First
-    all linears have one lam, the best of a short grid. Around it every linear's lam is moved up and
-    down by `probe`, alone; D+ and D- are the damages, D that of no move. lam falls by scale g / c,
-    g = (D+ - D-) / (2 probe), c = (D+ + D- - 2D) / probe², or by `cap` against the sign of g where
-    c is not positive, and never by more than `cap`. Each of `scales` is measured on all windows;
+    Three scores of a row. "reads": log energy with which what follows reads it, ||W'_:i|| ||x_i||
+    of the linear W' that its output x_i feeds; for a query the energy of the key that it meets, and
+    the other way round. "own": log energy of its weights, sqrt(sum_j W_ij² ||X_j||²). "lost":
+    NeuroAL's deviation (Cunegatti et al. 2025) at its consumer. Energies are those of Wanda scores
+    (Sun et al. 2023), on the dense model.
+
+    First log c = a reads + b own in all linears, a of `reads` and b of `own`, the best on few
+    windows. Then every linear's log c is moved up and down by `probe` along each score, alone,
+    scores made orthogonal in this order and scaled to a mean square of 1 over rows; D+ and D- are
+    the damages, D that of no move. It falls by scale g / (max(h, 0) + m), g = (D+ - D-) /
+    (2 probe), h = (D+ + D- - 2D) / probe², m the median of all |h|: a Newton step, shortened
+    because the moves of all linears come together. Each of `scales` is measured on all windows;
     the best goes on to the next round, until none is better or the budget ends.
 
-    The damage is whatever the alignment metric measures. lam = 0 is in the grid: no result is worse
-    than rows of equal ratio. Probes see fewer windows where the budget asks for it, and are left
-    out where it has not even one window for them.
+    The damage is whatever the alignment metric measures. Rows that count as the pruner has it are
+    a candidate: no result is worse. Probes see fewer windows where the budget asks for it, and are
+    left out where it has not even one window for them.
     """
 
     candidates: float = option(
-        32, "budget as a number of candidates on all windows, the grid's among them"
+        48, "budget as a number of candidates on all windows, the grid's among them"
     )
-    lambdas: tuple[float, ...] = option(LAMBDAS, "the grid of the lam that all linears share first")
-    probe_windows: int = option(8, "search windows that probes are measured on")
-    probe: float = option(0.1, "change of one linear's lam in a probe")
-    scales: tuple[float, ...] = option((1.0, 0.5), "fractions of the Newton step that are measured")
-    cap: float = option(0.15, "largest change of a lam")
+    scores: tuple[Score, ...] = option(
+        ("reads", "own", "lost"), "scores along which each linear's importance is moved"
+    )
+    reads: tuple[float, ...] = option((0.0, 0.25, 0.5), "first exponents of the energy that reads")
+    own: tuple[float, ...] = option((0.0, -0.4), "first exponents of a row's own energy")
+    probe_windows: int = option(8, "search windows that first exponents and probes are measured on")
+    probe: float = option(0.1, "length of a probe, in units of log importance")
+    scales: tuple[float, ...] = option(
+        (0.7, 0.5, 0.3), "fractions of the Newton step that are measured"
+    )
+    cap: float = option(0.2, "largest move along one score in a round")
 
     def __post_init__(self) -> None:
-        density.check_lambdas(self.lambdas)
-        for name in ("candidates", "probe_windows"):
+        for name in ("candidates", "probe_windows", "probe", "cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
-        for name in ("probe", "cap"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside (0, 1)")
         for scale in self.scales:
             if not scale > 0:
                 raise ValueError(f"scales: {scale} is not a positive number")
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:
-        """Return the input norms, whose difference is the deviation."""
+        """Return the input norms: of the energies, and of the deviation."""
         return frozenset({"input_norm"})
 
     @hookimpl
-    def propose_row_ratios(
-        self, layout: Layout, base: Mapping[str, float], deviation: Mapping[str, Tensor]
+    def measure_block(
+        self, block: Block, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]
+    ) -> dict[str, Tensor]:
+        """Return squared energies of every linear's rows `(out,)` and columns `(in,)`, float64."""
+        energies = {}
+        for x in block.linears:
+            squares = weights[x.name].square() * statistics[x.name]["input_norm"].square()
+            energies[f"rows {x.name}"] = squares.sum(dim=1, dtype=torch.float64).cpu()
+            energies[f"columns {x.name}"] = squares.sum(dim=0, dtype=torch.float64).cpu()
+        return energies
+
+    @hookimpl
+    def propose_row_importance(
+        self,
+        layout: Layout,
+        base: Mapping[str, float],
+        deviation: Mapping[str, Tensor],
+        measurements: Sequence[Mapping[str, Tensor]],
     ) -> Generator[Generation, list[Measurement], None]:
         """Yield the grid, and rounds of probes and moves; the best-aligned wins."""
-        scores = Neuroal(grouped_heads=True, last_block=True).row_scores(layout, deviation)
+        known = row_scores(layout, deviation, measurements)
+        along = {name: _orthogonal(scores) for name, scores in known.items()}
 
-        def proposal(
-            lams: Mapping[str, float], parameters: dict[str, Any], probe: bool
-        ) -> Proposal:
-            ratios = {
-                n: _rows(x, scores[n], lams.get(n, 0.0), base[n]) for n, x in layout.linears.items()
-            }
-            return Proposal(ratios, parameters, probe)
+        def proposal(logs: Logs, parameters: dict[str, Any], probe: bool = False) -> Proposal:
+            return Proposal(dict(base), parameters, probe, {n: x.exp() for n, x in logs.items()})
 
-        scored = [n for n, x in scores.items() if x is not None]
-        (one,) = yield Generation([proposal({}, {"lam": 0.0}, True)], windows=1)
-        grid = [dict.fromkeys(scored, lam) for lam in self.lambdas]
-        heard = yield Generation(
-            [proposal(g, {"lam": lam}, False) for g, lam in zip(grid, self.lambdas, strict=True)]
+        (one,) = yield Generation([proposal({}, {"rows": "alike"}, True)], windows=1)
+        (all_,) = yield Generation([proposal({}, {"rows": "alike"})])
+        windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
+        purse = Purse(
+            int(self.candidates * all_.block_runs), len(layout.blocks), windows, all_.block_runs
         )
-        costs = [math.inf if m.dropped else m.misalignment for m in heard]
-        best = costs.index(min(costs))
-        at, full = grid[best], heard[best].block_runs
-        windows = max(round(full / max(one.block_runs, 1)), 1)
-        purse = Purse(int(self.candidates * full), len(layout.blocks), windows, full)
-        purse.pay([one, *heard], windows)
-        cost = costs[best]
-        units = [Unit(n, (), layout.linears[n].block) for n in scored]
+        purse.pay([one], 1)
+        purse.pay([all_], windows)
         few = min(self.probe_windows, windows)
-        while few > 1 and not purse.fits(2 * purse.probes(units, few), len(self.scales)):
+        grid = [(reads, own) for reads in self.reads for own in self.own]
+        if not known or not purse.fits(0, 1 + math.ceil(len(grid) * few / windows)):
+            return
+
+        def ask(
+            tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
+        ) -> Generator[Generation, list[Measurement], list[float]]:
+            made = [proposal(x, p, seen is not None) for x, p in zip(tried, told, strict=True)]
+            heard = yield Generation(made, len(made), seen)
+            purse.pay(heard, seen or windows)
+            return [m.misalignment for m in heard]
+
+        shared = [{n: _shared(x, *exponents) for n, x in known.items()} for exponents in grid]
+        told = [{"reads": reads, "own": own} for reads, own in grid]
+        found = yield from ask(shared, told, few if few < windows else None)
+        best = found.index(min(found))
+        at: Logs = shared[best]
+        cost = found[best]
+        if few < windows:
+            (cost,) = yield from ask([at], [told[best]])
+
+        moves = [(name, score) for name in along for score in along[name] if score in self.scores]
+        units = [Unit(f"{n} {score}", (), layout.linears[n].block) for n, score in moves]
+
+        def affordable(few: int) -> bool:
+            begins = (2 * len(units) // TOGETHER + 1) * purse.probes((), few)
+            return purse.fits(2 * purse.probes(units, few) + begins, len(self.scales))
+
+        while few > 1 and not affordable(few):
             few -= 1
-        moves = [(n, sign * self.probe) for n in scored for sign in (1, -1)]
         number = 0
-        while scored and purse.fits(2 * purse.probes(units, few), len(self.scales)):
+        while moves and affordable(few):
             number += 1
-            probes = [proposal(at, {"round": number, "at": "best"}, True)]
-            probes += [
-                proposal(_moved(at, {n: by}), {"round": number, "only": n, "by": by}, True)
-                for n, by in moves
+            probes, told_probes = [at], [{"round": number, "at": "best"}]
+            for (name, score), sign in ((move, sign) for move in moves for sign in (1, -1)):
+                by = sign * self.probe
+                probes.append(_moved(at, along, {(name, score): by}))
+                told_probes.append({"round": number, "only": name, "score": score, "by": by})
+            damages: list[float] = []
+            for k in range(0, len(probes), TOGETHER):
+                some = slice(k, k + TOGETHER)
+                damages += yield from ask(probes[some], told_probes[some], few)
+            step = self._newton(moves, damages)
+            tried = [
+                _moved(at, along, {m: scale * by for m, by in step.items()})
+                for scale in self.scales
             ]
-            heard = yield Generation(probes, len(probes), few)
-            purse.pay(heard, few)
-            step = self._newton(scored, [m.misalignment for m in heard])
-            tried = [_moved(at, {n: s * by for n, by in step.items()}) for s in self.scales]
-            labels = [{"round": number, "newton": s} for s in self.scales]
-            heard = yield Generation(
-                [proposal(lams, told, False) for lams, told in zip(tried, labels, strict=True)],
-                len(tried),
-            )
-            purse.pay(heard, windows)
-            found = [m.misalignment for m in heard]
+            found = yield from ask(tried, [{"round": number, "newton": s} for s in self.scales])
             if min(found) >= cost:
                 break
             cost, at = min(found), tried[found.index(min(found))]
 
-    def _newton(self, scored: Sequence[str], damages: Sequence[float]) -> Lams:
-        """Return the step of every linear's lam; damages of no move, then up and down in turn."""
-        here, up, down = damages[0], damages[1::2], damages[2::2]
-        step = {}
-        for name, higher, lower in zip(scored, up, down, strict=True):
-            slope = (higher - lower) / (2 * self.probe)
-            bend = (higher + lower - 2 * here) / self.probe**2
-            by = -slope / bend if bend > 0 else -math.copysign(self.cap, slope)
-            step[name] = min(max(by, -self.cap), self.cap)
-        return step
+    def _newton(self, moves: Sequence[Move], damages: Sequence[float]) -> dict[Move, float]:
+        """Return the step of every move; damages of no move, then up and down in turn."""
+        here, up, down = damages[0], torch.tensor(damages[1::2]), torch.tensor(damages[2::2])
+        slopes = (up - down) / (2 * self.probe)
+        bends = (up + down - 2 * here) / self.probe**2
+        steps = -slopes / (bends.clamp(min=0) + bends.abs().median()).clamp(min=1e-12)
+        return dict(zip(moves, steps.clamp(-self.cap, self.cap).tolist(), strict=True))
 
 
-def _rows(linear: Linear, scores: Tensor | None, lam: float, base: float) -> Tensor:
-    """Return NeuroAL's ratios of rows; their mean is `base` even where some are clipped."""
-    if scores is None:
-        return torch.full((linear.out_features,), base, dtype=torch.float64)
-    rows = density.spread(scores, lam, base)
-    clipped = density.clip_row_ratios(rows)
-    if torch.equal(rows, clipped):
-        return rows
-    return project(rows, torch.full_like(rows, 1 / len(rows)), base)
+def row_scores(
+    layout: Layout,
+    deviation: Mapping[str, Tensor],
+    measurements: Sequence[Mapping[str, Tensor]],
+) -> dict[str, dict[Score, Tensor]]:
+    """Return the scores of every linear that has any, float64 `(out,)` of mean 0.
+
+    Args:
+        layout: Blocks and linears.
+        deviation: Of every linear's input norms, `(in,)`.
+        measurements: What `measure_block` returned, in block order.
+    """
+    energies = {key: value for found in measurements for key, value in found.items()}
+    lost = Neuroal(grouped_heads=True, last_block=True).row_scores(layout, deviation)
+    scores: dict[str, dict[Score, Tensor]] = {}
+    for name, x in layout.linears.items():
+        own: dict[Score, Tensor] = {}
+        of_rows: dict[Score, Tensor | None] = {
+            "reads": _reads(layout, x, energies),
+            "own": energies[f"rows {name}"],
+        }
+        for score, energy in of_rows.items():
+            if energy is not None and bool(energy.max() > energy.min()):
+                own[score] = energy.clamp(min=float(energy.max()) * FAINT**2).log() / 2
+        deviated = lost[name]
+        if deviated is not None:
+            own["lost"] = deviated.double()
+        if own:
+            scores[name] = {score: values - values.mean() for score, values in own.items()}
+    return scores
 
 
-def _moved(lams: Mapping[str, float], by: Mapping[str, float]) -> Lams:
-    return {n: lam + by.get(n, 0.0) for n, lam in lams.items()}
+def _reads(layout: Layout, linear: Linear, energies: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the squared energy with which every row is read, `(out,)`; None where one is not."""
+    read = torch.full((linear.out_features,), torch.nan, dtype=torch.float64)
+    if linear.fed is not None:
+        columns = energies[f"columns {linear.fed.linear}"]
+        for row, column, length in linear.fed.runs:
+            fed = slice(row, row + length)
+            read[fed] = read[fed].nan_to_num(0) + columns[column : column + length]
+    for rows, energy in _met(layout, linear, energies):
+        read[rows] = energy
+    return None if bool(read.isnan().any()) else read
+
+
+def _met(
+    layout: Layout, linear: Linear, energies: Mapping[str, Tensor]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the queries and the keys among a linear's rows, with the energy of what they meet."""
+    heads = Heads.of(layout, linear)
+    named = {rows.name: rows.indices() for rows in linear.rows if rows.name in ("q", "k")}
+    if heads is None or not named:
+        return
+    beside = [x for x in layout.blocks[linear.block].linears if x.group == linear.group]
+    found = {
+        rows.name: energies[f"rows {x.name}"][rows.indices()] for x in beside for rows in x.rows
+    }
+    if "q" not in found or "k" not in found:
+        return
+    if len(found["q"]) != len(heads.shared) or len(found["k"]) != heads.values:
+        return
+    if "q" in named:
+        yield named["q"], found["k"][heads.shared]
+    if "k" in named:
+        yield named["k"], heads.summed(found["q"])
+
+
+def _shared(scores: Mapping[Score, Tensor], reads: float, own: float) -> Tensor:
+    """Return the log importance of a linear's rows from exponents that all linears share."""
+    rows = next(iter(scores.values()))
+    exponents: dict[Score, float] = {"reads": reads, "own": own}
+    logs = (x * scores[score] for score, x in exponents.items() if score in scores)
+    return sum(logs, torch.zeros_like(rows))
+
+
+def _orthogonal(scores: Mapping[Score, Tensor]) -> dict[Score, Tensor]:
+    """Return scores made orthogonal in their order, of mean square 1; without what is left of none.
+
+    Moves along them hardly depend on each other.
+    """
+    found: dict[Score, Tensor] = {}
+    for score, values in scores.items():
+        left = values
+        for other in found.values():
+            left = left - (left * other).mean() * other
+        size = left.square().mean().sqrt()
+        if float(size) > 1e-6 * float(values.square().mean().sqrt()):
+            found[score] = left / size
+    return found
+
+
+def _moved(
+    logs: Logs, along: Mapping[str, Mapping[Score, Tensor]], by: Mapping[Move, float]
+) -> Logs:
+    moved = dict(logs)
+    for (name, score), length in by.items():
+        moved[name] = moved[name] + length * along[name][score]
+    return moved
