@@ -28,7 +28,9 @@ from neuroal_plugins.row_ratios.neuroal import Neuroal
 Score = Literal["reads", "own", "lost"]
 Move = tuple[str, Score]  # a linear, and the score that its rows' importance moves along
 Logs = Mapping[str, Tensor]  # log importance, float64 `(out,)` by linear
+Rated = tuple[float, Logs]  # misalignment on all search windows
 TOGETHER = 64  # probes of one generation, whose states are held together
+RATIO, SMALLEST = 5 / 3, 0.1  # between shares of a step; no smaller one is followed further
 FAINT = 1e-4  # of the largest energy: what is smaller counts as this much
 
 
@@ -47,8 +49,9 @@ class RowSensitivity:
     scores made orthogonal in this order and scaled to a mean square of 1 over rows; D+ and D- are
     the damages, D that of no move. It falls by scale g / (max(h, 0) + m), g = (D+ - D-) /
     (2 probe), h = (D+ + D- - 2D) / probe², m the median of all |h|: a Newton step, shortened
-    because the moves of all linears come together. Each of `scales` is measured on all windows;
-    the best goes on to the next round, until none is better or the budget ends.
+    because the moves of all linears come together. Two shares of the step are measured on all
+    windows, and further ones while the longest or the shortest is the best; the best goes on to
+    the next round, until none is better or the budget ends.
 
     The damage is whatever the alignment metric measures. Rows that count as the pruner has it are
     a candidate: no result is worse. Probes see fewer windows where the budget asks for it, and are
@@ -58,25 +61,20 @@ class RowSensitivity:
     candidates: float = option(
         48, "budget as a number of candidates on all windows, the grid's among them"
     )
-    scores: tuple[Score, ...] = option(
-        ("reads", "own", "lost"), "scores along which each linear's importance is moved"
-    )
     reads: tuple[float, ...] = option((0.0, 0.25, 0.5), "first exponents of the energy that reads")
     own: tuple[float, ...] = option((0.0, -0.4), "first exponents of a row's own energy")
     probe_windows: int = option(8, "search windows that first exponents and probes are measured on")
     probe: float = option(0.1, "length of a probe, in units of log importance")
-    scales: tuple[float, ...] = option(
-        (0.7, 0.5, 0.3), "fractions of the Newton step that are measured"
-    )
+    share: float = option(0.5, "share of the step that is tried first, with a smaller one")
     cap: float = option(0.2, "largest move along one score in a round")
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "probe_windows", "probe", "cap"):
+        for name in ("candidates", "probe_windows", "probe", "share", "cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
-        for scale in self.scales:
-            if not scale > 0:
-                raise ValueError(f"scales: {scale} is not a positive number")
+        for name in ("reads", "own"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give at least one")
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:
@@ -104,80 +102,135 @@ class RowSensitivity:
         measurements: Sequence[Mapping[str, Tensor]],
     ) -> Generator[Generation, list[Measurement], None]:
         """Yield the grid, and rounds of probes and moves; the best-aligned wins."""
-        known = row_scores(layout, deviation, measurements)
-        along = {name: _orthogonal(scores) for name, scores in known.items()}
-
-        def proposal(logs: Logs, parameters: dict[str, Any], probe: bool = False) -> Proposal:
-            return Proposal(dict(base), parameters, probe, {n: x.exp() for n, x in logs.items()})
-
-        (one,) = yield Generation([proposal({}, {"rows": "alike"}, True)], windows=1)
-        (all_,) = yield Generation([proposal({}, {"rows": "alike"})])
+        alike = {"rows": "alike"}
+        (one,) = yield Generation([Proposal(dict(base), alike, probe=True)], windows=1)
+        (all_,) = yield Generation([Proposal(dict(base), alike)])
         windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
         purse = Purse(
             int(self.candidates * all_.block_runs), len(layout.blocks), windows, all_.block_runs
         )
         purse.pay([one], 1)
         purse.pay([all_], windows)
-        few = min(self.probe_windows, windows)
-        grid = [(reads, own) for reads in self.reads for own in self.own]
-        if not known or not purse.fits(0, 1 + math.ceil(len(grid) * few / windows)):
+        known = row_scores(layout, deviation, measurements)
+        if known:
+            yield from _Search(self, layout, base, known, purse).run()
+
+
+class _Search:
+    """The state that grid and rounds share."""
+
+    def __init__(
+        self,
+        options: RowSensitivity,
+        layout: Layout,
+        base: Mapping[str, float],
+        known: Mapping[str, Mapping[Score, Tensor]],
+        purse: Purse,
+    ) -> None:
+        self.options = options
+        self.base = dict(base)
+        self.known = known
+        self.purse = purse
+        self.along = {name: _orthogonal(scores) for name, scores in known.items()}
+        self.moves = [(n, s) for n, scores in self.along.items() for s in scores]
+        self.units = [Unit(f"{n} {s}", (), layout.linears[n].block) for n, s in self.moves]
+        self.few = min(options.probe_windows, purse.windows)
+
+    def run(self) -> Generator[Generation, list[Measurement], None]:
+        """Search from the grid's best, until a round finds nothing better or the budget ends."""
+        grid = [(reads, own) for reads in self.options.reads for own in self.options.own]
+        if not self.purse.fits(0, 1 + math.ceil(len(grid) * self.few / self.purse.windows)):
             return
-
-        def ask(
-            tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
-        ) -> Generator[Generation, list[Measurement], list[float]]:
-            made = [proposal(x, p, seen is not None) for x, p in zip(tried, told, strict=True)]
-            heard = yield Generation(made, len(made), seen)
-            purse.pay(heard, seen or windows)
-            return [m.misalignment for m in heard]
-
-        shared = [{n: _shared(x, *exponents) for n, x in known.items()} for exponents in grid]
-        told = [{"reads": reads, "own": own} for reads, own in grid]
-        found = yield from ask(shared, told, few if few < windows else None)
-        best = found.index(min(found))
-        at: Logs = shared[best]
-        cost = found[best]
-        if few < windows:
-            (cost,) = yield from ask([at], [told[best]])
-
-        moves = [(name, score) for name in along for score in along[name] if score in self.scores]
-        units = [Unit(f"{n} {score}", (), layout.linears[n].block) for n, score in moves]
-
-        def affordable(few: int) -> bool:
-            begins = (2 * len(units) // TOGETHER + 1) * purse.probes((), few)
-            return purse.fits(2 * purse.probes(units, few) + begins, len(self.scales))
-
-        while few > 1 and not affordable(few):
-            few -= 1
+        best = yield from self._first(grid)
+        while self.few > 1 and not self._affordable():
+            self.few -= 1
         number = 0
-        while moves and affordable(few):
+        while self.moves and self._affordable():
             number += 1
-            probes, told_probes = [at], [{"round": number, "at": "best"}]
-            for (name, score), sign in ((move, sign) for move in moves for sign in (1, -1)):
-                by = sign * self.probe
-                probes.append(_moved(at, along, {(name, score): by}))
-                told_probes.append({"round": number, "only": name, "score": score, "by": by})
-            damages: list[float] = []
-            for k in range(0, len(probes), TOGETHER):
-                some = slice(k, k + TOGETHER)
-                damages += yield from ask(probes[some], told_probes[some], few)
-            step = self._newton(moves, damages)
-            tried = [
-                _moved(at, along, {m: scale * by for m, by in step.items()})
-                for scale in self.scales
-            ]
-            found = yield from ask(tried, [{"round": number, "newton": s} for s in self.scales])
-            if min(found) >= cost:
+            step = self._newton((yield from self._probe(best[1], number)))
+            better = yield from self._line(best, step, number)
+            if better is best:
                 break
-            cost, at = min(found), tried[found.index(min(found))]
+            best = better
 
-    def _newton(self, moves: Sequence[Move], damages: Sequence[float]) -> dict[Move, float]:
-        """Return the step of every move; damages of no move, then up and down in turn."""
+    def _first(
+        self, grid: Sequence[tuple[float, float]]
+    ) -> Generator[Generation, list[Measurement], Rated]:
+        """Return the best of exponents that all linears share, measured on all windows."""
+        tried = [{n: _shared(x, *exponents) for n, x in self.known.items()} for exponents in grid]
+        told = [{"reads": reads, "own": own} for reads, own in grid]
+        subset = self.few < self.purse.windows
+        costs = yield from self._ask(tried, told, self.few if subset else None)
+        k = costs.index(min(costs))
+        if subset:
+            (cost,) = yield from self._ask([tried[k]], [told[k]])
+            return cost, tried[k]
+        return costs[k], tried[k]
+
+    def _affordable(self) -> bool:
+        """Return whether probes both ways along every move, and two steps, can be paid."""
+        begins = (2 * len(self.units) // TOGETHER + 1) * self.purse.probes((), self.few)
+        return self.purse.fits(2 * self.purse.probes(self.units, self.few) + begins, 2)
+
+    def _probe(
+        self, at: Logs, number: int
+    ) -> Generator[Generation, list[Measurement], list[float]]:
+        """Return the damages of no move, then of every move up and down in turn."""
+        probes, told = [at], [{"round": number, "at": "best"}]
+        for (name, score), sign in ((move, sign) for move in self.moves for sign in (1, -1)):
+            by = sign * self.options.probe
+            probes.append(self._moved(at, {(name, score): by}))
+            told.append({"round": number, "only": name, "score": score, "by": by})
+        damages: list[float] = []
+        for k in range(0, len(probes), TOGETHER):
+            some = slice(k, k + TOGETHER)
+            damages += yield from self._ask(probes[some], told[some], self.few)
+        return damages
+
+    def _newton(self, damages: Sequence[float]) -> dict[Move, float]:
+        """Return the step of every move, from what `_probe` returns."""
         here, up, down = damages[0], torch.tensor(damages[1::2]), torch.tensor(damages[2::2])
-        slopes = (up - down) / (2 * self.probe)
-        bends = (up + down - 2 * here) / self.probe**2
+        slopes = (up - down) / (2 * self.options.probe)
+        bends = (up + down - 2 * here) / self.options.probe**2
         steps = -slopes / (bends.clamp(min=0) + bends.abs().median()).clamp(min=1e-12)
-        return dict(zip(moves, steps.clamp(-self.cap, self.cap).tolist(), strict=True))
+        steps = steps.clamp(-self.options.cap, self.options.cap)
+        return dict(zip(self.moves, steps.tolist(), strict=True))
+
+    def _line(
+        self, best: Rated, step: Mapping[Move, float], number: int
+    ) -> Generator[Generation, list[Measurement], Rated]:
+        """Return the best share of a step: of two, and further ones while an end is the best."""
+        at, costs = best[1], dict[float, float]()
+        wanted = [self.options.share, self.options.share / RATIO]
+        while wanted and self.purse.fits(0, len(wanted)):
+            tried = [self._moved(at, {m: x * by for m, by in step.items()}) for x in wanted]
+            told = [{"round": number, "share": round(x, 6)} for x in wanted]
+            found = yield from self._ask(tried, told)
+            best = min(best, *zip(found, tried, strict=True), key=lambda rated: rated[0])
+            costs |= dict(zip(wanted, found, strict=True))
+            least = min(costs, key=costs.__getitem__)
+            wanted = [least * RATIO] if least == max(costs) else []
+            if least == min(costs) and least > SMALLEST:
+                wanted = [least / RATIO]
+        return best
+
+    def _ask(
+        self, tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
+    ) -> Generator[Generation, list[Measurement], list[float]]:
+        """Return the damages, on all windows or, as probes, on the first few."""
+        made = [
+            Proposal(self.base, p, seen is not None, {n: x.exp() for n, x in logs.items()})
+            for logs, p in zip(tried, told, strict=True)
+        ]
+        heard = yield Generation(made, len(made), seen)
+        self.purse.pay(heard, seen or self.purse.windows)
+        return [m.misalignment for m in heard]
+
+    def _moved(self, logs: Logs, by: Mapping[Move, float]) -> Logs:
+        moved = dict(logs)
+        for (name, score), length in by.items():
+            moved[name] = moved[name] + length * self.along[name][score]
+        return moved
 
 
 def row_scores(
@@ -269,12 +322,3 @@ def _orthogonal(scores: Mapping[Score, Tensor]) -> dict[Score, Tensor]:
         if float(size) > 1e-6 * float(values.square().mean().sqrt()):
             found[score] = left / size
     return found
-
-
-def _moved(
-    logs: Logs, along: Mapping[str, Mapping[Score, Tensor]], by: Mapping[Move, float]
-) -> Logs:
-    moved = dict(logs)
-    for (name, score), length in by.items():
-        moved[name] = moved[name] + length * along[name][score]
-    return moved
