@@ -317,18 +317,25 @@ def to_bytes(allocation: Allocation, found: Layout) -> bytes:
     return to_safetensors(tensors, metadata={"format": "neuroal allocation 1"})
 
 
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the ratios in a file of an allocation, and the importance of rows, by linear.
+
+    Raises:
+        NeuroalError: It cannot be read.
+    """
+    tensors = load_tensors(path)
+    weighed = [name for name in tensors if name.endswith(IMPORTANCE)]
+    importance = {name.removesuffix(IMPORTANCE): tensors.pop(name) for name in weighed}
+    return tensors, importance
+
+
 def read(path: Path, found: Layout) -> Allocation:
     """Return the allocation of an earlier run's file or output folder.
 
     Raises:
         NeuroalError: It is none, or of another model.
     """
-    tensors = load_tensors(path / FILE if path.is_dir() else path)
-    importance = {
-        name.removesuffix(IMPORTANCE): tensors.pop(name)
-        for name in list(tensors)
-        if name.endswith(IMPORTANCE)
-    }
+    tensors, importance = load(path / FILE if path.is_dir() else path)
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
         return Allocation.of(ratios, found, importance)

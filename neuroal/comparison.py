@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from neuroal import weights as matrices
-from neuroal.allocation import FILE
-from neuroal.checkpoint import MARKER, load_tensors, read_report
+from neuroal.allocation import FILE, load
+from neuroal.checkpoint import MARKER, read_report
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Block, Layout
 
@@ -131,7 +131,7 @@ def read_side(text: str) -> Side:
 
 
 def _allocation(file: Path) -> dict[str, float]:
-    tensors = load_tensors(file)
+    tensors, _ = load(file)
     for name, ratios in tensors.items():
         valid = ratios.dim() == 1 and ratios.is_floating_point()
         if not valid or not bool(((ratios >= 0) & (ratios <= 1)).all()):

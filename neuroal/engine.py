@@ -366,7 +366,14 @@ class _Run:
     def _earlier(self, found: Layout) -> Allocation | None:
         """Return the allocation of an earlier run if the recipe names one."""
         path = self.recipe.allocation
-        return None if path is None else allocations.read(Path(path), found)
+        if path is None:
+            return None
+        earlier = allocations.read(Path(path), found)
+        if earlier.row_importance and self.recipe.comparison == "row":
+            raise UsageError(
+                f"rows compete by the importance in allocation '{path}': drop --comparison row"
+            )
+        return earlier
 
     def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
         recipe = self.recipe

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neuroal.alignment import Aligner, Outcome, Tick, Trial
 from neuroal.allocation import Allocation, Rules, targets
+from neuroal.errors import NeuroalError
 from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals
 from neuroal.layout import Layout
 from neuroal.packing import pack, unpack
@@ -215,6 +216,7 @@ class TopUpSearch:
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
             allocation = Allocation.of(proposal.ratios, self.layout, proposal.row_importance)
+            _check_rows(proposal, allocation, plugin)
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
@@ -260,6 +262,15 @@ class TopUpSearch:
             raise s.plugin.error(hook, "ended without a proposal that can win")
         most = max(t.windows for t in able)
         return min((t for t in able if t.windows == most), key=lambda t: t.cost)
+
+
+def _check_rows(proposal: Proposal, allocation: Allocation, plugin: Plugin) -> None:
+    """Refuse importance from a plugin that was not asked for it, and ratios from one that was."""
+    weighs = plugin.has("propose_row_importance")
+    if proposal.row_importance and not weighs:
+        raise NeuroalError("row_importance is for propose_row_importance")
+    if allocation.rows and weighs:
+        raise NeuroalError("ratios of rows are for propose_row_ratios")
 
 
 def _deviation(tried: _Tried) -> Mapping[str, Tensor]:

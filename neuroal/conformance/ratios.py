@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,14 +72,14 @@ class RatiosConformance(Conformance):
                 expect(close, told)
 
     def test_parameters_identify(self, plugin: Any) -> None:
-        """Parameters are JSON values, and differ where the ratios of a generation do."""
+        """Parameters are JSON values, and differ where the proposals of a generation do."""
         for s, trace in self._searches(plugin):
             for generation in trace.generations:
                 known: dict[str, list[Any]] = {}
                 for proposal in generation.proposals:
                     key = _json(proposal)
-                    ratios = list(content(proposal.ratios))
-                    same = known.setdefault(key, ratios) == ratios
+                    own = list(content((proposal.ratios, proposal.row_importance)))
+                    same = known.setdefault(key, own) == own
                     expect(same, f"two proposals differ, their parameters do not ({s.name})")
 
     def test_something_can_win(self, plugin: Any) -> None:
@@ -105,48 +105,14 @@ class RatiosConformance(Conformance):
         p = self.load(plugin)
         for s in self.situations(p):
             with situation(s.name):
-                expect_repeatable(partial(self._said, p, s), _hook(p))
+                expect_repeatable(partial(self._said, p, s), p.proposes)
 
     def test_search_leaves_inputs_alone(self, plugin: Any) -> None:
         """What the search is given is not written to."""
         p = self.load(plugin)
         for s in self.situations(p):
             with situation(s.name):
-                expect_unchanged(s.arguments, partial(self._said, p, s), _hook(p))
-
-    def situations(self, p: Plugin) -> Iterator[Situation]:
-        """Yield what the strategy is asked, the ordinary first."""
-        raise NotImplementedError
-
-    def _searches(self, plugin: Any) -> list[tuple[Situation, Trace]]:
-        """Return the begin of a search in every situation; checks on one instance share them."""
-        known: dict[Any, list[tuple[Situation, Trace]]] = self.__dict__.setdefault("_known", {})
-        if plugin not in known:
-            p, found = self.load(plugin), []
-            for s in self.situations(p):
-                with situation(s.name):
-                    found.append((s, self._search(p, s)))
-            known[plugin] = found
-        return known[plugin]
-
-    def _search(
-        self,
-        p: Plugin,
-        s: Situation,
-        cost: Callable[[int], float] = COSTS["scattered"],
-        most: int = FEW,
-    ) -> Trace:
-        rng = generator(0, p.role, p.name)
-        return drive(p.proposals(_hook(p), **s.arguments, rng=rng), cost, most)
-
-    def _said(self, p: Plugin, s: Situation) -> tuple[object, ...]:
-        return self._search(p, s).said
-
-
-class BlockRatiosConformance(RatiosConformance):
-    """The checks of block ratios; a subclass has the fixture `plugin`, returning an instance."""
-
-    role = "block_ratios"
+                expect_unchanged(s.arguments, partial(self._said, p, s), p.proposes)
 
     def test_block_measurements(self, plugin: Any) -> None:
         """`measure_block` returns tensors by name, and the same ones every time."""
@@ -181,13 +147,50 @@ class BlockRatiosConformance(RatiosConformance):
                     self._search(p, s)
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+        """Yield what the strategy is asked, the ordinary first."""
+        raise NotImplementedError
+
+    def _measuring(self, plugin: Any) -> Plugin:
+        p = self.load(plugin)
+        if not p.has("measure_block"):
+            raise skip("the plugin has no measure_block")
+        return p
+
+    def _searches(self, plugin: Any) -> list[tuple[Situation, Trace]]:
+        """Return the begin of a search in every situation; checks on one instance share them."""
+        known: dict[Any, list[tuple[Situation, Trace]]] = self.__dict__.setdefault("_known", {})
+        if plugin not in known:
+            p, found = self.load(plugin), []
+            for s in self.situations(p):
+                with situation(s.name):
+                    found.append((s, self._search(p, s)))
+            known[plugin] = found
+        return known[plugin]
+
+    def _search(
+        self,
+        p: Plugin,
+        s: Situation,
+        cost: Callable[[int], float] = COSTS["scattered"],
+        most: int = FEW,
+    ) -> Trace:
+        rng = generator(0, p.role, p.name)
+        return drive(p.proposals(p.proposes, **s.arguments, rng=rng), cost, most)
+
+    def _said(self, p: Plugin, s: Situation) -> tuple[object, ...]:
+        return self._search(p, s).said
+
+
+class BlockRatiosConformance(RatiosConformance):
+    """The checks of block ratios; a subclass has the fixture `plugin`, returning an instance."""
+
+    role = "block_ratios"
+
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
         """Yield every sparsity, every layout, and blocks that are equal or dead."""
-        measures = p.has("measure_block")
         for i, (name, layout) in enumerate(cases.layouts()):
             for sparsity in SPARSITIES if i == 0 else (0.5,):
-                for kind in cases.BLOCKS if measures and sparsity == 0.5 else ("typical",):
-                    known = _measure(p, layout, kind, device) if measures else ()
-                    blocks = f", {kind} blocks" if kind != "typical" else ""
+                for blocks, known in _known(p, layout, device, every=sparsity == 0.5):
                     yield Situation(
                         f"{name}, sparsity {sparsity}{blocks}",
                         layout,
@@ -196,17 +199,20 @@ class BlockRatiosConformance(RatiosConformance):
                         i == 0 and sparsity in ORDINARY,
                     )
 
-    def _measuring(self, plugin: Any) -> Plugin:
-        p = self.load(plugin)
-        if not p.has("measure_block"):
-            raise skip("the plugin has no measure_block")
-        return p
-
 
 class RowRatiosConformance(RatiosConformance):
     """The checks of row ratios; a subclass has the fixture `plugin`, which returns an instance."""
 
     role = "row_ratios"
+
+    def test_importance(self, plugin: Any) -> None:
+        """Importance is positive, finite and one number per row, of linears that there are."""
+        for s, trace in self._searches(plugin):
+            for proposal in trace.proposals:
+                for name, given in proposal.row_importance.items():
+                    with situation(f"linear '{name}', {s.name}"):
+                        expect(name in s.layout.linears, "importance of what is no linear")
+                        _expect_importance(given, s.layout.linears[name].out_features)
 
     def test_deviation_on_other_devices(self, plugin: Any) -> None:
         """A search works on deviations that are on a GPU."""
@@ -219,26 +225,33 @@ class RowRatiosConformance(RatiosConformance):
                     self._search(p, s)
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
-        """Yield every sparsity, every layout, and deviations that are equal or zero."""
+        """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""
         reads = "input_norm" in p.statistic_names()
         for i, (name, layout) in enumerate(cases.layouts()):
-            for mean in SPARSITIES if i == 0 else (0.5,):
+            for wanted in SPARSITIES if i == 0 else (0.5,):
                 base = {
-                    n: min(mean * (0.9 + 0.2 * (x.block % 2)), 0.99)
+                    n: min(wanted * (0.9 + 0.2 * (x.block % 2)), 0.99)
                     for n, x in layout.linears.items()
                 }
                 mean = sum(base[n] * x.weights for n, x in layout.linears.items()) / layout.weights
                 for kind in ("scattered", "equal", "zero") if reads else ("scattered",):
-                    given = {n: _deviation(kind, x.in_features, k).to(device)
-                             for k, (n, x) in enumerate(layout.linears.items())}  # fmt: skip
-                    deviations = f", {kind} deviations" if kind != "scattered" else ""
-                    yield Situation(
-                        f"{name}, mean ratio {mean:g}{deviations}",
-                        layout,
-                        mean,
-                        {"layout": layout, "base": base, "deviation": given if reads else {}},
-                        i == 0 and 0.2 < mean < 0.8,
-                    )
+                    deviation = {n: _deviation(kind, x.in_features, k).to(device)
+                                 for k, (n, x) in enumerate(layout.linears.items())}  # fmt: skip
+                    given = {
+                        "layout": layout,
+                        "base": base,
+                        "deviation": deviation if reads else {},
+                    }
+                    told = f", {kind} deviations" if kind != "scattered" else ""
+                    every = kind == "scattered" and wanted == 0.5
+                    for blocks, known in _known(p, layout, device, every=every):
+                        yield Situation(
+                            f"{name}, mean ratio {mean:g}{told}{blocks}",
+                            layout,
+                            mean,
+                            given | {"measurements": known},
+                            i == 0 and 0.2 < mean < 0.8,
+                        )
 
 
 def _expect_winner(trace: Trace) -> None:
@@ -248,8 +261,14 @@ def _expect_winner(trace: Trace) -> None:
         expect(trace.can_win, "ends without a proposal that can win")
 
 
-def _hook(p: Plugin) -> str:
-    return f"propose_{p.role}"
+def _known(
+    p: Plugin, layout: Layout, device: str, every: bool
+) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield what the plugin measured of ordinary blocks, and of equal and dead ones if wanted."""
+    measures = p.has("measure_block")
+    for kind in cases.BLOCKS if measures and every else ("typical",):
+        told = f", {kind} blocks" if kind != "typical" else ""
+        yield told, _measure(p, layout, kind, device) if measures else ()
 
 
 def _measure(p: Plugin, layout: Layout, kind: str, device: str = "cpu") -> list[Any]:
@@ -279,6 +298,16 @@ def _expect_ratio(ratio: object, rows: int) -> None:
         expect(number, f"a ratio is {type(ratio).__name__}, neither float nor tensor")
         low = high = float(ratio)  # type: ignore[arg-type]
     expect(low >= 0 and high <= 1, f"a ratio is {low if not low >= 0 else high}, not in [0, 1]")
+
+
+def _expect_importance(given: object, rows: int) -> None:
+    expect(isinstance(given, Tensor), f"importance is {type(given).__name__}, not a tensor")
+    assert isinstance(given, Tensor)
+    shape = tuple(given.shape)
+    expect(shape == (rows,), f"importance has shape {shape}, not ({rows},)")
+    expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
+    positive = bool((given.float().isfinite() & (given.float() > 0)).all())
+    expect(positive, "importance is not positive and finite")
 
 
 def _mean(proposal: Proposal, layout: Layout) -> float:

@@ -190,10 +190,12 @@ def row_ratios(run: Run) -> Figure:
         "has the same height."
     )
     if all(x.numel() == 1 for x in run.ratios.values()):
+        own = "Every row of a linear has the linear's own ratio"
+        if run.weighed:
+            own = "The rows of a linear compete for its ratio, weighed by their importance"
         caption = (
-            "Every row of a linear has the linear's own ratio: what is spread here are the ratios "
-            f"of {len(run.ratios)} linears over the blocks, from {percent(lowest)} to "
-            f"{percent(highest)}."
+            f"{own}: what is spread here are the ratios of {len(run.ratios)} linears over the "
+            f"blocks, from {percent(lowest)} to {percent(highest)}."
         )
     headers = ("linear", "rows", "lowest", "5%", "median", "95%", "highest")
     table = [

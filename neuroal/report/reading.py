@@ -31,12 +31,14 @@ class Run:
         report: The content of its `neuroal.json`.
         ratios: The ratio of every row, float64 `(1,)` or `(out,)`, by linear; None where only the
             report is at hand.
+        weighed: Rows compete for their linear's ratio, weighed by their importance.
     """
 
     name: str
     path: Path
     report: Mapping[str, Any]
     ratios: Mapping[str, Tensor] | None
+    weighed: bool = False
 
 
 def read_run(path: Path) -> Run:
@@ -59,8 +61,8 @@ def read_run(path: Path) -> Run:
     if missing:
         raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")
     file = folder / allocation.FILE
-    ratios = checkpoint.load_tensors(file) if file.is_file() else None
-    return Run(folder.resolve().name, path, report, ratios)
+    ratios, importance = allocation.load(file) if file.is_file() else (None, {})
+    return Run(folder.resolve().name, path, report, ratios, bool(importance))
 
 
 def is_wide(run: Run) -> bool:

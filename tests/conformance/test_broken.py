@@ -451,6 +451,45 @@ class Rows:
         return None
 
 
+@plugin
+class Weighs:
+    """A good importance of rows, and one that is broken in a way of its own."""
+
+    how: str = "good"
+
+    @hookimpl
+    def measure_block(self, block: Any, weights: Any) -> Any:
+        norms = {n: w.norm(dim=1) for n, w in weights.items()}
+        return {n: float(x[0]) for n, x in norms.items()} if self.how == "numbers" else norms
+
+    @hookimpl
+    def propose_row_importance(self, layout: Any, base: Any, measurements: Any) -> Any:
+        given = {n: x for found in measurements for n, x in found.items()}
+        norms = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in given.items()}
+        if self.how == "numbers":
+            norms = {n: torch.ones(x.out_features) for n, x in layout.linears.items()}
+
+        def proposal(power: float) -> Proposal:
+            importance = {n: (1 + x) ** power for n, x in norms.items()}
+            match self.how:
+                case "raw norms":  # zero in dead blocks
+                    importance = dict(norms)
+                case "overflows":  # in float32, which scores are multiplied in
+                    importance = {n: x * 1e39 for n, x in importance.items()}
+                case "one for all":
+                    importance = {n: x[:1].repeat(len(x) + 1) for n, x in importance.items()}
+                case "a list":
+                    importance = {n: x.tolist() for n, x in importance.items()}
+                case "whole numbers":
+                    importance = {n: x.ceil().long() for n, x in importance.items()}
+                case "of the head":
+                    importance["lm_head"] = torch.ones(4)
+            told = 0.0 if self.how == "one name" else power
+            return Proposal(base, {"power": told}, row_importance=importance)
+
+        yield Generation([proposal(power) for power in (0.0, 0.5, 1.0)])
+
+
 BLOCK_RATIOS: list[Broken] = [
     ("forgets one", Search("forgets one"), {"test_proposals_cover_every_linear"}),
     ("adds one", Search("adds one"), {"test_proposals_cover_every_linear"}),
@@ -480,6 +519,14 @@ ROW_RATIOS: list[Broken] = [
     ("per column", Rows("per column"), {"test_ratios_are_ratios"}),
     ("divides", Rows("divides"), {"test_ratios_are_ratios"}),
     ("writes", Rows("writes"), {"test_search_leaves_inputs_alone"}),
+    ("raw norms", Weighs("raw norms"), {"test_importance"}),
+    ("overflows", Weighs("overflows"), {"test_importance"}),
+    ("one for all", Weighs("one for all"), {"test_importance"}),
+    ("a list", Weighs("a list"), {"test_importance"}),
+    ("whole numbers", Weighs("whole numbers"), {"test_importance"}),
+    ("of the head", Weighs("of the head"), {"test_importance"}),
+    ("one name", Weighs("one name"), {"test_parameters_identify"}),
+    ("numbers", Weighs("numbers"), {"test_block_measurements"}),
 ]
 BROKEN = {
     "pruner": PRUNERS,
@@ -499,6 +546,7 @@ GOOD = [
     ("refiner", Refiner()),
     ("block_ratios", Search()),
     ("row_ratios", Rows()),
+    ("row_ratios", Weighs()),
 ]
 
 
@@ -538,6 +586,8 @@ def test_every_law_is_broken_by_some_plugin(role: str) -> None:
         ("alignment", Metric("a number"), "test_is_a_number", "returned float, not a tensor"),
         ("alignment", Metric("whole numbers"), "test_is_a_number", "not floating"),
         ("block_ratios", Search("a string"), "test_ratios_are_ratios", "is str, neither"),
+        ("row_ratios", Weighs("raw norms"), "test_importance", "not positive and finite"),
+        ("row_ratios", Weighs("a list"), "test_importance", "is list, not a tensor"),
     ],
     ids=lambda x: getattr(x, "how", None),
 )

@@ -250,6 +250,21 @@ def test_same_counts_with_ties_the_other_way_round_are_not_shared() -> None:
     assert together[0] != together[1]
 
 
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_candidates_that_differ_in_the_importance_of_rows_alone_are_told_apart(pruner: str) -> None:
+    made = aligner(tiny_model("llama"), pruner=pruner)
+    layout = made.layout
+    ratios = dict.fromkeys(layout.linears, 0.5)
+    up = layout.blocks[1].linears[-2]
+    rising = torch.linspace(1, 4, up.out_features)
+    weighed = [{}, {up.name: torch.ones(up.out_features)}, {up.name: rising}, {up.name: 1 / rising}]
+    allocations = [Allocation.of(ratios, layout, importance) for importance in weighed]
+    trials = [Trial(targets(x, layout, Rules(SPARSITY))) for x in allocations]
+    together = totals(measure(made, trials))
+    assert together == [totals(measure(made, [t]))[0] for t in trials]
+    assert len(set(together)) == 4
+
+
 @dataclass(frozen=True, eq=False)
 class Flat:
     """Every weight is worth the same."""

@@ -423,6 +423,87 @@ def test_wrong_ratios_are_refused_by_name(
         Allocation.of(given, found)
 
 
+# -- importance of rows ------------------------------------------------------------------------
+
+
+@st.composite
+def weighed(draw: st.DrawFn) -> tuple[Layout, Allocation]:
+    """An allocation of numbers, of which some linears have importance of rows."""
+    found, allocation = draw(allocations())
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    names = draw(st.lists(st.sampled_from(list(found.linears)), unique=True))
+    importance = {
+        n: torch.rand(found.linears[n].out_features, generator=rng, dtype=torch.float64) + 0.1
+        for n in names
+    }
+    return found, Allocation.of(allocation.ratios, found, importance)
+
+
+@given(weighed(), below_one, st.sampled_from(["row", "matrix"]))
+def test_importance_keeps_the_exact_budget(
+    case: tuple[Layout, Allocation], sparsity: float, comparison: str
+) -> None:
+    """Every linear loses as many weights as without; the rows that have importance compete."""
+    found, allocation = case
+    rules = Rules(sparsity, comparison=comparison)  # type: ignore[arg-type]
+    made = targets(allocation, found, rules)
+    plain = targets(Allocation(allocation.ratios), found, rules)
+    assert total(made) == math.floor(sparsity * found.weights + 0.5)
+    for name, target in made.items():
+        assert int(target.counts.sum()) == int(plain[name].counts.sum())
+        importance = allocation.row_importance.get(name)
+        if importance is None:
+            assert target.row_importance is None and target.comparison == comparison
+        else:
+            assert target.comparison == "matrix" and target.budget == "exact"
+            assert target.counts.shape == (1,) and target.row_importance is not None
+            assert target.row_importance.equal(importance.float())
+
+
+def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
+    found = layout(1, {"a": (3, 7), "b": (2, 3)})
+    importance = {"blocks.0.a": torch.tensor([1.0, 2.0, 0.5])}
+    allocation = Allocation.of({"blocks.0.a": 0.6, "blocks.0.b": 0.6}, found, importance)
+    made = targets(allocation, found, Rules(0.6, "paper"))
+    a, b = made["blocks.0.a"], made["blocks.0.b"]
+    assert (a.counts.tolist(), a.comparison, a.budget) == ([int(21 * 0.6)], "matrix", "paper")
+    assert a.row_importance is not None and a.row_importance.tolist() == [1.0, 2.0, 0.5]
+    assert (b.counts.tolist(), b.comparison, b.row_importance) == ([1, 1], "row", None)
+
+
+@pytest.mark.parametrize(
+    ("importance", "problem"),
+    [
+        ({"blocks.0.extra": torch.ones(6)}, "differ in linear 'blocks.0.extra'"),
+        ({"blocks.0.up": torch.ones(4)}, r"'blocks.0.up' has shape \(4,\), not \(6,\)"),
+        ({"blocks.0.up": torch.ones(6, 1)}, r"'blocks.0.up' has shape \(6, 1\), not \(6,\)"),
+        ({"blocks.0.up": 2.0}, r"'blocks.0.up' has shape \(\), not \(6,\)"),
+        *(
+            ({"blocks.0.up": torch.tensor([1, 1, 1, 1, 1, wrong])}, "'blocks.0.up' is not positive")
+            for wrong in (0.0, -1.0, math.inf, math.nan)
+        ),
+        # Scores are multiplied in float32.
+        (
+            {"blocks.0.up": torch.full((6,), 1e39, dtype=torch.float64)},
+            "'blocks.0.up' is not positive",
+        ),
+        ({"blocks.0.up": torch.full((6,), 1e-60, dtype=torch.float64)}, "is not positive"),
+    ],
+)
+def test_wrong_importance_is_refused_by_name(importance: dict[str, Tensor], problem: str) -> None:
+    found = layout(1)
+    with pytest.raises(NeuroalError, match=problem):
+        Allocation.of(dict.fromkeys(found.linears, 0.5), found, importance)
+
+
+def test_ratios_and_importance_of_rows_exclude_each_other() -> None:
+    found = layout(1)
+    ratios: dict[str, float | Tensor] = dict.fromkeys(found.linears, 0.5)
+    ratios["blocks.0.q"] = torch.tensor([0.4, 0.5, 0.5, 0.6])
+    with pytest.raises(NeuroalError, match="ratios of rows or importance of rows, not both"):
+        Allocation.of(ratios, found, {"blocks.0.up": torch.ones(6)})
+
+
 # -- files -----------------------------------------------------------------------------------
 
 
@@ -438,6 +519,17 @@ def test_a_file_holds_every_bit(case: tuple[Layout, Allocation]) -> None:
                 continue  # a row's ratio is its linear's
             assert again.rows.keys() == allocation.rows.keys()
             assert all(again.rows[n].equal(r) for n, r in allocation.rows.items())
+
+
+@given(weighed())
+def test_a_file_holds_every_bit_of_importance(case: tuple[Layout, Allocation]) -> None:
+    found, allocation = case
+    with TemporaryDirectory() as folder:
+        (Path(folder) / FILE).write_bytes(to_bytes(allocation, found))
+        again = read(Path(folder), found)
+    assert again.ratios == allocation.ratios and again.rows == {}
+    assert again.row_importance.keys() == allocation.row_importance.keys()
+    assert all(again.row_importance[n].equal(x) for n, x in allocation.row_importance.items())
 
 
 def test_a_file_is_byte_for_byte_the_same() -> None:

@@ -226,3 +226,65 @@ def test_scores_that_are_not_finite_are_told(bad: float) -> None:
     assert not masks.prune_rows(torch.rand(3, 5), scores, torch.tensor([2]))[1]
     norm = torch.tensor([1.0, bad, 1.0])
     assert not masks.prune_rows(torch.ones(2, 3), norm, torch.tensor([1]))[1]
+
+
+# -- importance of rows ------------------------------------------------------------------------
+
+IMPORTANCE = st.lists(st.integers(-20, 20), min_size=5, max_size=5)
+
+
+def by_matrix(count: int, importance: Tensor | None = None) -> Target:
+    return Target(torch.tensor([count]), 0.5, comparison="matrix", row_importance=importance)
+
+
+def powers(exponents: list[int], rows: int) -> Tensor:
+    """Importance that changes no bit of a score but its exponent."""
+    return torch.tensor([2.0**k for k in exponents[:rows]])
+
+
+@given(problems(), IMPORTANCE)
+def test_rows_compete_by_their_importance(problem: tuple[Tensor, Tensor], drawn: list[int]) -> None:
+    scores, count = problem[0].abs().double(), int(problem[1].sum())
+    importance = powers(drawn, len(scores))
+    weighed = [
+        [c * x for x in row] for c, row in zip(importance.tolist(), scores.tolist(), strict=True)
+    ]
+    flat = slow_row([x for row in weighed for x in row], count)
+    mask = mask_for(scores, by_matrix(count, importance))
+    assert mask.flatten().tolist() == flat
+    assert int(mask.sum()) == count
+
+
+@given(problems())
+def test_importance_of_ones_is_the_plain_matrix(problem: tuple[Tensor, Tensor]) -> None:
+    scores, count = problem[0], int(problem[1].sum())
+    ones = by_matrix(count, torch.ones(len(scores)))
+    assert mask_for(scores, ones).equal(mask_for(scores, by_matrix(count)))
+
+
+@given(problems(), IMPORTANCE, st.integers(-30, 30))
+def test_one_factor_for_all_importance_changes_nothing(
+    problem: tuple[Tensor, Tensor], drawn: list[int], factor: int
+) -> None:
+    scores, count = problem[0].float(), int(problem[1].sum())
+    importance = powers(drawn, len(scores))
+    found = mask_for(scores, by_matrix(count, importance * 2.0**factor))
+    assert found.equal(mask_for(scores, by_matrix(count, importance)))
+
+
+@given(st.permutations(range(5)), st.integers(0, 35), st.integers(0, 100))
+def test_rows_that_change_places_take_their_masks_along(
+    order: list[int], count: int, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores, importance = torch.rand(5, 7, generator=rng), torch.rand(5, generator=rng) + 0.1
+    mask = mask_for(scores, by_matrix(count, importance))
+    assert mask_for(scores[order], by_matrix(count, importance[order])).equal(mask[order])
+
+
+def test_importance_by_hand() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 10.0])))
+    assert mask.int().tolist() == [[1, 1, 1], [0, 0, 0]]
+    mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 1.6])))
+    assert mask.int().tolist() == [[1, 1, 0], [1, 0, 0]]

@@ -194,6 +194,64 @@ def test_a_pruner_for_matrices_can_be_told_to_compare_rows() -> None:
     assert steps(made) == ["linear_schedule", "neuroal"]
 
 
+@dataclass(frozen=True, eq=False)
+class Weighs:
+    """A row step that weighs rows."""
+
+    @hookimpl
+    def propose_row_importance(self, base: Mapping[str, float]) -> Any:
+        yield Generation([Proposal(dict(base), {"n": n}) for n in range(3)])
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"comparison": "matrix"},
+        {"pruner": Mover()},
+        *({"pruner": name} for name in ("magnitude", "ria", "sparsegpt", "admm", "alps")),
+    ],
+)
+def test_importance_of_rows_goes_with_every_pruner(choice: dict[str, Any]) -> None:
+    recipe = Recipe(**choice, block_ratios="uniform", row_ratios=Weighs())
+    made = setup(recipe)
+    assert steps(made) == ["uniform", "weighs"] and made.notes == ()
+    assert first_steps(made, FOUND, recipe)[1] == Step("row_ratios", "weighs", 3, widest=3 * 8)
+
+
+NO_IMPORTANCE: list[tuple[dict[str, Any], str]] = [
+    ({"pattern": "2:4"}, "pattern 2:4 fixes the ratio of every row"),
+    ({"comparison": "row"}, "rows compete by their importance, and --comparison row keeps them"),
+]
+
+
+@pytest.mark.parametrize(("choice", "why"), NO_IMPORTANCE)
+def test_importance_that_cannot_be_is_refused_or_left_out(choice: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=f"row ratios make no sense here: {why}"):
+        setup(Recipe(**choice, row_ratios="row_sensitivity"))
+    made = setup(Recipe(**choice, top_up="best-slow", sparsity=0.5))
+    assert steps(made)[1] == "uniform"
+    assert any(n.startswith("row step of top-up 'best-slow' left out: ") for n in made.notes)
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "ria", "sparsegpt", "admm", "alps"])
+def test_the_slow_preset_has_its_row_step_under_every_pruner(pruner: str) -> None:
+    made = setup(Recipe(pruner=pruner, top_up="best-slow"))
+    assert steps(made) == ["sensitivity", "row_sensitivity"] and made.notes == ()
+    assert [p.name for p in made.measures] == ["row_sensitivity"]
+
+
+def test_a_row_step_has_one_of_two_hooks() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Both(Weighs):
+        @hookimpl
+        def propose_row_ratios(self, base: Mapping[str, float]) -> Any:
+            yield Generation([Proposal(dict(base))])
+
+    with pytest.raises(PluginError, match=r"propose_row_ratios.*propose_row_importance"):
+        setup(Recipe(row_ratios=Both()))
+
+
 # -- patterns --------------------------------------------------------------------------------
 
 
@@ -377,7 +435,8 @@ def test_first_steps_of_neuroal(sparsity: float, count: int) -> None:
 def test_strategies_that_answer_costs_go_on(name: str) -> None:
     recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")
     steps = first_steps(setup(recipe), FOUND, recipe)
-    assert [s.goes_on for s in steps] == [True, True]
+    assert steps[0].goes_on
+    assert steps[1] == Step("row_ratios", "row_sensitivity", None)
 
 
 def test_the_widest_generation_by_hand() -> None:

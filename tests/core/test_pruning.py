@@ -305,3 +305,55 @@ def test_a_wrong_answer_among_many_is_blamed_by_name(kind: str, problem: str) ->
 def test_a_pruner_of_many_linears_takes_one_alone() -> None:
     assert traits(one("pruner", MovesMany())) == PrunerTraits(second_order=True)
     assert prune(MovesMany()).mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+# -- importance of rows ------------------------------------------------------------------------
+
+WEIGHED = Target(
+    torch.tensor([3]), 3 / 8, comparison="matrix", row_importance=torch.tensor([1.0, 8.0])
+)
+
+
+def test_rows_of_a_pruner_that_scores_compete_and_survivors_keep_their_bits() -> None:
+    made = prune(Says(), WEIGHED)  # 8 times as much: 4, 2, 64 and 6
+    assert made.mask.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
+    assert made.weight.tolist() == [[0, 0, 3, -4], [0.5, 0, -8, 0.75]]
+    odd = Target(MATRIX.counts, 3 / 8, comparison="matrix", row_importance=torch.tensor([0.3, 0.7]))
+    again = prune(Says(), odd)
+    assert again.weight[~again.mask].equal(WEIGHT[~again.mask])
+
+
+@dataclass(frozen=True, eq=False)
+class Sees:
+    """Prunes the smallest weights of the matrix, doubles the others, and is sure of its target."""
+
+    @hookimpl
+    def prune_linear(self, weight: Tensor, target: Target) -> PrunedLinear:
+        assert target.row_importance is None and target.comparison == "matrix"
+        assert weight[0].equal(WEIGHT[0]) and weight[1].equal(8 * WEIGHT[1])
+        mask = mask_for(weight.abs(), target)
+        return PrunedLinear(2 * weight * ~mask, mask)
+
+
+@dataclass(frozen=True, eq=False)
+class SeesMany(Sees):
+    """The same of many linears."""
+
+    @hookimpl
+    def prune_linears(self, weights: Tensor, targets: list[Target]) -> list[PrunedLinear]:
+        pairs = zip(weights, targets, strict=True)
+        return [Sees.prune_linear(self, weight, target) for weight, target in pairs]
+
+
+@pytest.mark.parametrize("pruner", [Sees(), SeesMany()])
+def test_a_pruner_that_moves_weights_sees_larger_rows_and_no_importance(pruner: Any) -> None:
+    made = prune(pruner, WEIGHED)
+    assert made.mask.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
+    assert made.weight.tolist() == [[0, 0, 6, -8], [1, 0, -16, 1.5]]
+
+
+def test_a_refiner_of_weighed_rows_keeps_their_number() -> None:
+    refined = prune(Says(), WEIGHED, Refines(("1100", "0001")))
+    assert refined.weight.tolist() == [[0, 0, 3, -4], [0.5, 0.25, -8, 0]]
+    with pytest.raises(PluginError, match="refine_mask"):
+        prune(Says(), WEIGHED, Refines(("1100", "0011")))

@@ -637,6 +637,102 @@ def test_rows_are_given_the_block_steps_ratios_and_the_deviation_that_they_name(
     assert choice.allocation.rows["blocks.0.a"].tolist() == [0.5] * 10
 
 
+@dataclass(frozen=True, eq=False)
+class Weighs:
+    """Weighs the first row of the first block by what was measured, or breaks a rule."""
+
+    how: str = "right"
+
+    @hookimpl
+    def measure_block(self) -> Mapping[str, Tensor]:
+        return {}
+
+    @hookimpl
+    def propose_row_importance(
+        self, base: Mapping[str, float], measurements: Sequence[Mapping[str, Tensor]]
+    ) -> Any:
+        def proposal(c: float, name: str = "blocks.0.a") -> Proposal:
+            importance = torch.ones(10, dtype=torch.float64)
+            importance[0] = c
+            return Proposal(base, {}, row_importance={name: importance})
+
+        match self.how:
+            case "ratios of rows":
+                rows = {n: torch.full((10,), r) for n, r in base.items()}
+                yield Generation([Proposal(rows)])
+            case "zero":
+                yield Generation([proposal(0.0)])
+            case "unknown":
+                yield Generation([proposal(1.0, "lm_head")])
+        yield Generation([proposal(float(c)) for c in measurements[0]["c"]])
+
+
+@dataclass
+class Weight(Distance):
+    """The misalignment is how far the first row's importance is from 3."""
+
+    def measure(self, trials: Sequence[Trial], inputs: int, tick: Callable[[], object]) -> Any:
+        made = []
+        for trial in trials:
+            target = trial.targets["blocks.0.a"]
+            assert target.row_importance is not None and target.comparison == "matrix"
+            self.calls.append((inputs, [float(target.row_importance[0])], []))
+            cost = abs(float(target.row_importance[0]) - 3)
+            made.append(Outcome(Measurement(cost, False, 1), {}))
+        return made
+
+
+def weigh(aligner: Any, how: str = "right", journal: Any = None, *c: float) -> Choice:
+    def steps() -> Steps:
+        yield from ()
+        return proposal(0.5)
+
+    block = search(Distance()).choose_blocks([strategy(steps)], {}, False)
+    measured = [{"c": torch.tensor(c or (1.0, 2.5, 4.0))}]
+    plugin = load([("row_ratios", Weighs(how))])[0]
+    return search(aligner, journal).choose_rows(plugin, block, measured)
+
+
+def test_proposals_that_differ_only_in_importance_compete() -> None:
+    choice = weigh(Weight())
+    assert [c.misalignment for c in choice.candidates] == [2.0, 0.5, 1.0]
+    assert [c.selected for c in choice.candidates] == [False, True, False]
+    chosen = choice.allocation.row_importance
+    assert list(chosen) == ["blocks.0.a"] and chosen["blocks.0.a"].tolist() == [2.5] + 9 * [1.0]
+    assert choice.allocation.rows == {}
+
+
+def test_other_importance_is_not_taken_from_the_journal() -> None:
+    memory, aligner = Memory(), Weight()
+    for c in ((1.0,), (1.0,), (2.0,)):
+        weigh(aligner, "right", memory, *c)
+    assert aligner.measured == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ("ratios of rows", "ratios of rows are for propose_row_ratios"),
+        ("zero", "importance of 'blocks.0.a' is not positive and finite"),
+        ("unknown", "allocation and model differ in linear 'lm_head'"),
+    ],
+)
+def test_a_wrong_importance_is_blamed_on_its_hook(how: str, problem: str) -> None:
+    message = f"'weighs' .*hook propose_row_importance: proposed: {problem}"
+    with pytest.raises(PluginError, match=message):
+        weigh(Weight(), how)
+
+
+def test_importance_is_for_the_hook_that_is_asked_for_it() -> None:
+    def steps() -> Steps:
+        yield Generation([proposal(0.5, row_importance={"blocks.0.a": torch.ones(10)})])
+        return None
+
+    message = "hook propose_block_ratios: proposed: row_importance is for propose_row_importance"
+    with pytest.raises(PluginError, match=message):
+        choose(Distance(), strategy(steps))
+
+
 # -- with a model ----------------------------------------------------------------------------
 
 

@@ -111,6 +111,14 @@ BROKEN: dict[str, tuple[str, str]] = {
             "yield Generation([Proposal(rows)])",
         ),
     ),
+    "importance of zero": (
+        "row_ratios",
+        hook(
+            "propose_row_importance(self, layout, base)",
+            "zeros = {name: torch.zeros(x.out_features) for name, x in layout.linears.items()}",
+            "yield Generation([Proposal(base, row_importance=zeros)])",
+        ),
+    ),
     "a vector for a number": (
         "alignment",
         NORMS + hook("measure_linear(self, dense, pruned)", "return dense.input_norm"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 import neuroal
 from neuroal import Linear, NeuroalError, Pattern, Statistics, Target, testing
+from neuroal.plugins import load
+from neuroal.pruning import BasePruner
 from neuroal_plugins import second_order
 from neuroal_plugins.pruner.admm import Admm
 from neuroal_plugins.pruner.alps import Alps, solve_on_support
@@ -658,3 +661,46 @@ def test_what_cannot_be_factorised_is_named_among_many(pruner: Any) -> None:
     problems[2][1][0, 1] = problems[2][1][1, 0] = -100.0
     with pytest.raises(NeuroalError, match=r"experts\.2\.up_proj"):
         together(pruner, problems, [matrix(12)] * 4)
+
+
+# Importance of rows: c times the error of a row is the error of a row that is c times as large.
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "admm", "alps"])
+@pytest.mark.parametrize("seed", range(3))
+def test_importance_is_the_same_pruner_on_larger_rows(name: str, seed: int) -> None:
+    weight, gram = problem(4, 12, seed)
+    importance = torch.tensor([1.0, 4.0, 0.25, 2.0])  # which no rounding can tell
+    plugin = load([("pruner", name)])[0]
+    base = BasePruner(plugin, None, 0)
+    statistics = Statistics({"gram": gram})
+    target = matrix(29)
+    scaled, mask = prune(plugin.instance, weight * importance[:, None], gram, target)
+    found = base.prune_linear(
+        linear(weight), weight, statistics, replace(target, row_importance=importance)
+    )
+    assert found.mask.equal(mask) and int(mask.sum()) == 29
+    assert found.weight.equal(scaled / importance[:, None])
+    assert not prune(plugin.instance, weight, gram, target)[1].equal(mask)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sparsegpt_with_importance_is_optimal_brain_surgery_of_weighed_errors(seed: int) -> None:
+    """Saliency of a weight times its row's c²; the update of a row does not depend on its c."""
+    weight, gram = problem(4, 12, seed)
+    importance = torch.tensor([1.0, 3.0, 0.3, 1.7])
+    weighed = importance.double().numpy()[:, None] ** 2
+
+    def choose(saliency: np.ndarray) -> set[tuple[int, int]]:
+        return slow_smallest(saliency * weighed, 29)
+
+    expected, mask = slow_sparsegpt(weight, gram, choose, [range(0, 12)])
+    base = BasePruner(load([("pruner", "sparsegpt")])[0], None, 0)
+    found = base.prune_linear(
+        linear(weight),
+        weight,
+        Statistics({"gram": gram}),
+        matrix(29, row_importance=importance),
+    )
+    assert (found.mask.numpy() == mask).all()
+    assert close(found.weight, expected)
