@@ -86,7 +86,7 @@ def _span(seconds: float) -> str:
 def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:
     yield from plan.setup.notes
     if any(s.candidates is None for s in plan.steps):
-        yield "candidates that depend on measurements are not in the block runs"
+        yield "candidates that depend on measurements are in neither block runs, time nor memory"
     if plan.open_ended:
         yield "candidates that answer earlier ones are in neither block runs nor time"
 

@@ -322,3 +322,27 @@ def test_model_without_a_tokenizer(folder: Path, prune: Any, run: Any) -> None:
     assert "no tokenizer" in result.stderr
     assert result.exit_code == 1
     shutil.rmtree("out")
+
+
+def test_dry_run_says_what_measurements_decide(folder: Path, prune: Any) -> None:
+    text = ok(prune("--dry-run", "--pruner", "sparsegpt", "--top-up", "best-slow")).stdout
+    [row] = [x.split() for x in text.splitlines() if x.startswith("row ratios ")]
+    assert row[2:] == ["row_sensitivity", "depend", "on", "measurements"]
+    assert "depend on measurements are in neither block runs, time nor memory" in text
+    assert "left out" not in text and "measure " in text
+
+
+def test_importance_of_rows_on_another_pruner(folder: Path, prune: Any, run: Any) -> None:
+    few = ("-o", "row_sensitivity.candidates=4", "-o", "row_sensitivity.reads=0.5")
+    steps = ("--block-ratios", "uniform", "--row-ratios", "row_sensitivity")
+    ok(prune("--pruner", "sparsegpt", *steps, *few, "--out", "one", "-q"))
+    ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
+    one, two = report(Path("one")), report(Path("two"))
+    for name, linear in one["linears"].items():
+        assert two["linears"][name]["achieved"] == linear["achieved"]
+    ok(run("compare", "one", "two"))
+    refused = prune(*steps, "--comparison", "row", "--out", "three")
+    assert refused.exit_code == 2 and "--comparison row keeps them from it" in refused.stderr
+    refused = prune(*steps, "--pattern", "2:4", "--out", "three")
+    assert refused.exit_code == 2 and "pattern 2:4 fixes the ratio of every row" in refused.stderr
+    assert not Path("three").exists()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import Recipe, Report
+from neuroal import Recipe, Report, UsageError
+from neuroal.alignment import Aligner
 from neuroal.testing import tiny_model
 
 Digests = Callable[[Path], dict[str, str]]
@@ -181,3 +182,123 @@ def test_in_memory_and_by_path_agree_on_every_structure(
     ]
     assert same[0] == same[1]
     assert one["data"]["sha256"] == other["data"]["sha256"]
+
+
+# -- importance of rows ------------------------------------------------------------------------
+
+SLOW: dict[str, Any] = {
+    "pruner": "sparsegpt",
+    "top_up": "best-slow",
+    "options": {
+        "sensitivity": {"candidates": 3},
+        "row_sensitivity": {"candidates": 60, "probe_windows": 1},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weighed(
+    models: Mapping[str, Path], from_file: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    """A finished run of `best-slow` under SparseGPT, whose rows have importance."""
+    out = tmp_path_factory.mktemp("weighed") / "out"
+    recipe = dataclasses.replace(from_file, **SLOW)
+    return out, neuroal.prune(models["mistral"], recipe=recipe, out=out)
+
+
+def test_importance_is_in_the_allocation_file(weighed: tuple[Path, Report]) -> None:
+    folder, report = weighed
+    tensors = load_file(folder / "allocation.safetensors")
+    importance = {n: x for n, x in tensors.items() if n.endswith(":importance")}
+    assert importance and {n.removesuffix(":importance") for n in importance} <= set(report.linears)
+    assert all(bool((x > 0).all()) and float(x.std()) > 0 for x in importance.values())
+    (chosen,) = [c for c in report.candidates if c["selected"] and c["role"] == "row_ratios"]
+    assert chosen["plugin"] == "row_sensitivity" and chosen["parameters"] != {"rows": "alike"}
+    assert report.counts["pruned"] == int(0.6 * report.counts["weights"] + 0.5)
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda"])
+def test_importance_on_another_pruner(
+    pruner: str,
+    weighed: tuple[Path, Report],
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    digests: Digests,
+) -> None:
+    """The same counts, of rows that compete; what stays keeps its bits."""
+    asked = {"pruner": pruner, "options": {}, "allocation": str(weighed[0])}
+    out = tmp_path / "out"
+    report = neuroal.prune(
+        models["mistral"], recipe=dataclasses.replace(from_file, **asked), out=out
+    )
+    ids = ("allocation.safetensors", "model.safetensors")
+    assert digests(out)[ids[0]] == digests(weighed[0])[ids[0]]
+    importance = load_file(out / "allocation.safetensors")
+    dense, pruned = (load_file(f / "model.safetensors") for f in (models["mistral"], out))
+    spreads = []
+    for name, x in report.linears.items():
+        assert x["achieved"] == weighed[1].linears[name]["achieved"]
+        before, after = dense[f"{name}.weight"], pruned[f"{name}.weight"]
+        kept = after != 0
+        assert after[kept].equal(before[kept])
+        if pruner == "magnitude" and f"{name}:importance" in importance:
+            scores = before.abs() * importance[f"{name}:importance"].float()[:, None]
+            assert float(scores[~kept].max()) <= float(scores[kept].min())
+            spreads.append(x["rows"]["max"] - x["rows"]["min"])
+    assert pruner != "magnitude" or max(spreads) > 0.1
+
+
+def test_importance_resumes_to_the_same_bits(
+    weighed: tuple[Path, Report],
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    digests: Digests,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped in the row step, whose earlier candidates are then read back."""
+    recipe = dataclasses.replace(from_file, **SLOW)
+    measure = Aligner.measure
+    asked = []
+
+    def stops(self: Aligner, trials: Any, *rest: Any) -> Any:
+        asked.append(any(t.row_importance is not None for x in trials for t in x.targets.values()))
+        if sum(asked) == 4:
+            raise KeyboardInterrupt
+        return measure(self, trials, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Aligner, "measure", stops)
+        neuroal.prune(models["mistral"], recipe=recipe, out=tmp_path / "out")
+    report = neuroal.prune(models["mistral"], recipe=recipe, out=tmp_path / "out", resume=True)
+    assert digests(tmp_path / "out") == digests(weighed[0])
+    assert report.candidates == weighed[1].candidates
+
+
+def test_importance_and_comparison_by_row_exclude_each_other(
+    weighed: tuple[Path, Report], models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    recipe = Recipe(
+        sparsity=0.6, pruner="magnitude", comparison="row", allocation=str(weighed[0]), device="cpu"
+    )
+    with pytest.raises(UsageError, match=r"rows compete by the importance in .* --comparison row"):
+        neuroal.prune(models["mistral"], recipe=recipe, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_importance_is_compared_and_reported(
+    weighed: tuple[Path, Report], first: tuple[Path, Report]
+) -> None:
+    from neuroal.comparison import read_side
+    from neuroal.report.allocation_figures import row_ratios
+    from neuroal.report.reading import read_run
+
+    sides = [read_side(str(folder)) for folder, _ in (weighed, first)]
+    assert sides[0].wanted is not None and sides[1].wanted is not None
+    assert sides[0].wanted.keys() == sides[1].wanted.keys() == weighed[1].linears.keys()
+    alone = read_side(str(weighed[0] / "allocation.safetensors"))
+    assert alone.ratios == sides[0].wanted
+    figures = [row_ratios(read_run(folder)) for folder, _ in (weighed, first)]
+    assert "The rows of a linear compete for its ratio" in figures[0].caption
+    assert "compete" not in figures[1].caption

@@ -66,7 +66,7 @@ class RowSensitivity:
     probe_windows: int = option(8, "search windows that first exponents and probes are measured on")
     probe: float = option(0.1, "length of a probe, in units of log importance")
     share: float = option(0.5, "share of the step that is tried first, with a smaller one")
-    cap: float = option(0.2, "largest move along one score in a round")
+    cap: float = option(0.2, "largest move along one score, of the whole step")
 
     def __post_init__(self) -> None:
         for name in ("candidates", "probe_windows", "probe", "share", "cap"):
