@@ -13,7 +13,9 @@ from torch import Tensor
 
 from neuroal.hookspecs import Pattern, Target
 
-CHUNK = 1 << 16  # scores that are looked at together: they stay in the processor's cache
+# Scores that are looked at together: they stay in the cache, and one thread sees to them.
+# From 1 << 15 on torch would wake others for each operation, which takes longer than the work.
+CHUNK = (1 << 15) - 1
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
