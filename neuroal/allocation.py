@@ -18,6 +18,7 @@ from neuroal.layout import Layout, Linear
 
 FILE = "allocation.safetensors"
 IMPORTANCE = ":importance"
+FURTHEST = 1e12  # between the importance of two rows: float32 scores of both are told apart
 HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity itself is higher
 _EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
 
@@ -48,7 +49,7 @@ class Allocation:
 
         Raises:
             NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], a row tensor
-                has the wrong shape, or importance is not positive and finite.
+                has the wrong shape, or importance is not positive, finite and within `FURTHEST`.
         """
         linears = layout.linears
         wrong = linears.keys() ^ ratios.keys()
@@ -86,10 +87,32 @@ def _importance(name: str, given: Tensor, layout: Layout) -> Tensor:
     rows = layout.linears[name].out_features
     if values.shape != (rows,):
         raise NeuroalError(f"importance of '{name}' has shape {tuple(values.shape)}, not ({rows},)")
-    single = values.float()  # what scores are multiplied by
-    if not bool((single.isfinite() & (single > 0)).all()):
-        raise NeuroalError(f"importance of '{name}' is not positive and finite")
+    problem = importance_problem(values)
+    if problem is not None:
+        raise NeuroalError(f"importance of '{name}' {problem}")
     return values
+
+
+def importance_problem(values: Tensor) -> str | None:
+    """Return what is wrong with the importance of a linear's rows, `(out,)`; None if nothing is."""
+    if not bool((values.isfinite() & (values > 0)).all()):
+        return "is not positive and finite"
+    least, most = float(values.min()), float(values.max())
+    if most / FURTHEST > least:
+        return f"is from {least:.3g} to {most:.3g}: rows may differ by a factor of {FURTHEST:g}"
+    return None
+
+
+def scaled_importance(values: Tensor) -> Tensor:
+    """Return importance, float32, by the power of two that brings the largest to [1/2, 1).
+
+    Only proportions count; so no score or weight overflows by it, and none loses a bit.
+
+    Args:
+        values: float64 `(out,)` in which `importance_problem` finds nothing.
+    """
+    exponent = math.frexp(float(values.max()))[1]
+    return (values / math.ldexp(1, exponent - 1) / 2).float()
 
 
 @dataclass(frozen=True)
@@ -224,7 +247,7 @@ def _matrix_target(
         ratio,
         comparison="matrix",
         budget=rules.budget,
-        row_importance=None if importance is None else importance.float(),
+        row_importance=None if importance is None else scaled_importance(importance),
     )
 
 

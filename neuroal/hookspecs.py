@@ -77,9 +77,9 @@ class Target:
         budget: "exact" (`counts` is met to the weight) or "paper" (published roundings).
         prune_last: Which of equal scores goes: the one of higher index (the published rule under
             row ratios) or of lower index (everywhere else).
-        row_importance: float32 `(out,)`, by which the scores of each row are multiplied before the
-            matrix competes; None for rows that count alike. A pruner never sees it: one that moves
-            weights is given rows that are multiplied by it.
+        row_importance: float32 `(out,)`, at most 1, by which the scores of each row are multiplied
+            before the matrix competes; None for rows that count alike. A pruner never sees it: one
+            that moves weights is given rows that are multiplied by it.
     """
 
     counts: Tensor
@@ -115,8 +115,9 @@ class Proposal:
         parameters: JSON values that identify the proposal; NeuroAL's λ is `parameters["lam"]`.
         probe: Measured as given (no projection on the budget) and cannot win.
         row_importance: For some linears, by full name, how much an error in the output of each row
-            counts: float64 `(out,)`, positive and finite. The scores of a row are multiplied by it,
-            and the rows of such a linear compete for its ratio, which is then one number.
+            counts: float64 `(out,)`, positive, the largest at most 1e12 times the least. The
+            scores of a row are multiplied by it, and the rows of such a linear compete for its
+            ratio, which is then one number. Only proportions within a linear count.
     """
 
     ratios: Mapping[str, float | Tensor]

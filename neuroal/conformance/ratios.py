@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuroal.allocation import importance_problem
 from neuroal.conformance import cases
 from neuroal.conformance.checks import (
     Conformance,
@@ -206,7 +207,7 @@ class RowRatiosConformance(RatiosConformance):
     role = "row_ratios"
 
     def test_importance(self, plugin: Any) -> None:
-        """Importance is positive, finite and one number per row, of linears that there are."""
+        """Importance is positive, within bounds, one number per row, of linears that there are."""
         for s, trace in self._searches(plugin):
             for proposal in trace.proposals:
                 for name, given in proposal.row_importance.items():
@@ -306,8 +307,8 @@ def _expect_importance(given: object, rows: int) -> None:
     shape = tuple(given.shape)
     expect(shape == (rows,), f"importance has shape {shape}, not ({rows},)")
     expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
-    positive = bool((given.float().isfinite() & (given.float() > 0)).all())
-    expect(positive, "importance is not positive and finite")
+    problem = importance_problem(given.double())
+    expect(problem is None, f"importance {problem}")
 
 
 def _mean(proposal: Proposal, layout: Layout) -> float:

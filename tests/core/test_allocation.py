@@ -24,6 +24,7 @@ from neuroal.allocation import (
     targets,
     to_bytes,
 )
+from neuroal.masks import mask_for
 from neuroal.testing import layout, linear
 
 unit = st.floats(0, 1)
@@ -457,7 +458,9 @@ def test_importance_keeps_the_exact_budget(
         else:
             assert target.comparison == "matrix" and target.budget == "exact"
             assert target.counts.shape == (1,) and target.row_importance is not None
-            assert target.row_importance.equal(importance.float())
+            proportions = (importance / importance.max()).float()
+            assert torch.allclose(target.row_importance / target.row_importance.max(), proportions)
+            assert 0.5 <= float(target.row_importance.max()) <= 1
 
 
 def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
@@ -467,7 +470,7 @@ def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
     made = targets(allocation, found, Rules(0.6, "paper"))
     a, b = made["blocks.0.a"], made["blocks.0.b"]
     assert (a.counts.tolist(), a.comparison, a.budget) == ([int(21 * 0.6)], "matrix", "paper")
-    assert a.row_importance is not None and a.row_importance.tolist() == [1.0, 2.0, 0.5]
+    assert a.row_importance is not None and a.row_importance.tolist() == [0.25, 0.5, 0.125]
     assert (b.counts.tolist(), b.comparison, b.row_importance) == ([1, 1], "row", None)
 
 
@@ -482,18 +485,51 @@ def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
             ({"blocks.0.up": torch.tensor([1, 1, 1, 1, 1, wrong])}, "'blocks.0.up' is not positive")
             for wrong in (0.0, -1.0, math.inf, math.nan)
         ),
-        # Scores are multiplied in float32.
         (
-            {"blocks.0.up": torch.full((6,), 1e39, dtype=torch.float64)},
-            "'blocks.0.up' is not positive",
+            {"blocks.0.up": torch.tensor([1, 1, 1, 1, 1e-7, 2e5])},
+            r"'blocks.0.up' is from 1e-07 to 2e\+05: rows may differ by a factor of 1e\+12",
         ),
-        ({"blocks.0.up": torch.full((6,), 1e-60, dtype=torch.float64)}, "is not positive"),
+        (
+            {"blocks.0.up": torch.tensor([5e-324, 1e308] * 3, dtype=torch.float64)},
+            "'blocks.0.up' is from",
+        ),
     ],
 )
 def test_wrong_importance_is_refused_by_name(importance: dict[str, Tensor], problem: str) -> None:
     found = layout(1)
     with pytest.raises(NeuroalError, match=problem):
         Allocation.of(dict.fromkeys(found.linears, 0.5), found, importance)
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6),
+    st.integers(-1000, 1000),
+)
+def test_only_proportions_of_importance_count(drawn: list[float], exponent: int) -> None:
+    """To the bit, however large or small; in float32 as a float64 quotient says."""
+    found = layout(1, {"up": (len(drawn), 2)})
+    values = torch.tensor(drawn, dtype=torch.float64)
+    made = []
+    for given_ in (values, values * 2.0**exponent):
+        allocation = Allocation.of({"blocks.0.up": 0.5}, found, {"blocks.0.up": given_})
+        importance = targets(allocation, found, Rules(0.5))["blocks.0.up"].row_importance
+        assert importance is not None and importance.dtype == torch.float32
+        made.append(importance)
+    assert made[0].equal(made[1])
+    assert 0.5 <= float(made[0].max()) <= 1 and float(made[0].min()) > 1e-13
+    factor = float(made[0].max()) / float(values.float().max())
+    assert math.frexp(factor)[0] == 0.5  # a power of two: no bit of a product changes
+    assert made[0].equal(values.float() * factor)
+
+
+def test_importance_of_any_size_keeps_scores_finite_and_apart() -> None:
+    """Scores near the largest float32, under importance of 1e300."""
+    found = layout(1, {"up": (2, 3)})
+    importance = {"blocks.0.up": torch.tensor([3e300, 1e300], dtype=torch.float64)}
+    allocation = Allocation.of({"blocks.0.up": 0.5}, found, importance)
+    target = targets(allocation, found, Rules(0.5))["blocks.0.up"]
+    scores = torch.tensor([[1e38, 2e38, 3e38], [1e38, 2e38, 3.4e38]])
+    assert mask_for(scores, target).int().tolist() == [[1, 0, 0], [1, 1, 0]]
 
 
 def test_ratios_and_importance_of_rows_exclude_each_other() -> None:

@@ -669,15 +669,16 @@ class Weighs:
 
 @dataclass
 class Weight(Distance):
-    """The misalignment is how far the first row's importance is from 3."""
+    """The misalignment is how far the first row's importance is from 3 times the second's."""
 
     def measure(self, trials: Sequence[Trial], inputs: int, tick: Callable[[], object]) -> Any:
         made = []
         for trial in trials:
             target = trial.targets["blocks.0.a"]
             assert target.row_importance is not None and target.comparison == "matrix"
-            self.calls.append((inputs, [float(target.row_importance[0])], []))
-            cost = abs(float(target.row_importance[0]) - 3)
+            times = float(target.row_importance[0] / target.row_importance[1])
+            self.calls.append((inputs, [times], []))
+            cost = abs(times - 3)
             made.append(Outcome(Measurement(cost, False, 1), {}))
         return made
 
