@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroal import checkpoint, layout
+from neuroal.earlier import earlier_allocation
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.estimate import block_runs, needs, seconds
 from neuroal.layout import Layout
@@ -112,6 +113,8 @@ def plan(
     model = checkpoint.skeleton(recipe.model, trust_remote_code)
     found = layout.find(model)
     rules = made.rules(recipe, found)
+    _, left_out = earlier_allocation(made, recipe, found)
+    made = dataclasses.replace(made, notes=(*made.notes, *left_out))
     config = model.config
     context = checkpoint.context_length(config)
     length = recipe.length or min(2048, context or 2048)

@@ -28,6 +28,7 @@ from neuroal.blocks import Blocks, InMemory
 from neuroal.calibration import Windows
 from neuroal.card import model_card
 from neuroal.commit import commit
+from neuroal.earlier import earlier_allocation
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.estimate import needs
 from neuroal.hookspecs import Target
@@ -226,7 +227,8 @@ class _Run:
             found = layout.find(shape)
             rules = self.setup.rules(recipe, found)
             self._check_needs(found, given)
-            earlier = self._earlier(found)
+            earlier, left_out = earlier_allocation(self.setup, recipe, found)
+            self.notes += left_out
         with self._phase("calibrate"):
             if path is not None:
                 tokenizer = checkpoint.load_tokenizer(path, self.trust)
@@ -362,18 +364,6 @@ class _Run:
                     ".jsonl, .json or .parquet file, c4, wikitext2, ptb, or a hub data set "
                     "owner/name"
                 )
-
-    def _earlier(self, found: Layout) -> Allocation | None:
-        """Return the allocation of an earlier run if the recipe names one."""
-        path = self.recipe.allocation
-        if path is None:
-            return None
-        earlier = allocations.read(Path(path), found)
-        if earlier.row_importance and self.recipe.comparison == "row":
-            raise UsageError(
-                f"rows compete by the importance in allocation '{path}': drop --comparison row"
-            )
-        return earlier
 
     def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
         recipe = self.recipe

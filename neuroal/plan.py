@@ -143,9 +143,9 @@ def setup(recipe: Recipe) -> Setup:
     notes: list[str] = []
     searches = recipe.allocation is None
     if rows.has("propose_row_importance"):
-        why = _no_importance(pattern, recipe.comparison)
+        why = no_importance(pattern, recipe.comparison)
     else:
-        why = _no_rows(pruner.name, can, pattern, comparison)
+        why = no_rows(pruner.name, can, pattern, comparison)
     if why and searches and choices["row_ratios"] != [("row_ratios", UNIFORM)]:
         if recipe.row_ratios is not None:
             raise UsageError(f"row ratios make no sense here: {why}")
@@ -242,7 +242,7 @@ def _options(
     return options
 
 
-def _no_rows(
+def no_rows(
     name: str, can: PrunerTraits, pattern: Pattern | None, comparison: Comparison
 ) -> str | None:
     """Return why rows cannot have ratios of their own, or None if they can."""
@@ -255,7 +255,7 @@ def _no_rows(
     return None
 
 
-def _no_importance(pattern: Pattern | None, asked: Comparison | None) -> str | None:
+def no_importance(pattern: Pattern | None, asked: Comparison | None) -> str | None:
     """Return why rows cannot compete by their importance, or None if they can."""
     if pattern is not None:
         return f"pattern {pattern} fixes the ratio of every row"

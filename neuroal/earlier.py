@@ -1,0 +1,51 @@
+"""The allocation of an earlier run, as far as this run can have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from neuroal import allocation
+from neuroal.allocation import Allocation
+from neuroal.errors import UsageError
+from neuroal.layout import Layout
+from neuroal.plan import Setup, no_importance, no_rows
+from neuroal.pruning import traits
+from neuroal.recipe import Recipe
+
+
+def earlier_allocation(
+    made: Setup, recipe: Recipe, found: Layout
+) -> tuple[Allocation | None, list[str]]:
+    """Return the allocation that a recipe names, and a note on what of it is left out.
+
+    Ratios or importance of rows are left out where the pruner or the pattern has no use for them.
+
+    Returns:
+        The allocation, or None where the recipe names none.
+
+    Raises:
+        UsageError: `--comparison` alone keeps its rows from counting.
+        NeuroalError: It cannot be read, or is of another model.
+    """
+    if recipe.allocation is None:
+        return None, []
+    earlier = allocation.read(Path(recipe.allocation), found)
+    asked, can = recipe.comparison, traits(made.pruner)
+    if earlier.row_importance:
+        what = "importance"
+        why = no_importance(made.pattern, asked)
+        otherwise = no_importance(made.pattern, None)
+    elif earlier.rows:
+        what = "ratios"
+        why = no_rows(made.pruner.name, can, made.pattern, made.comparison)
+        otherwise = no_rows(made.pruner.name, can, made.pattern, can.comparison)
+    else:
+        return earlier, []
+    if why is None:
+        return earlier, []
+    named = f"{what} of rows in allocation '{recipe.allocation}'"
+    if otherwise is None:
+        raise UsageError(f"{named} cannot be used here: {why}: drop --comparison {asked}")
+    kept = dataclasses.replace(earlier, rows={}, row_importance={})
+    return kept, [f"{named} left out: {why}"]
