@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
+import torch
+from torch import Tensor
 
-from neuroal import weights as matrices
-from neuroal.allocation import FILE, load
+from neuroal.agreement import Agreement, Masks, agreement
+from neuroal.allocation import FILE, importance_problem, load
 from neuroal.checkpoint import MARKER, read_report
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Block, Layout
-
-Masks = Mapping[str, int]
-"""A linear's mask by name, as the bits of one number: 1 = pruned, row by row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,51 +27,25 @@ class Side:
         report: Content of a run's `neuroal.json`; None for an allocation alone.
         ratios: Of every linear, in order: achieved by a run, wanted by an allocation alone.
         wanted: Of every linear, as the allocation has them.
+        rows: Of every linear, float64 `(out,)`, or `(1,)` where its rows have one ratio.
+        importance: Of the rows of the linears that have it, float64 `(out,)`.
     """
 
     name: str
     report: Mapping[str, Any] | None
     ratios: Mapping[str, float]
     wanted: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two masks agree; the agreements of linears add up.
-
-    Attributes:
-        both: How many weights both prune.
-        either: How many at least one prunes.
-        equal: How many both prune or both keep.
-        weights: How many there are.
-    """
-
-    both: int = 0
-    either: int = 0
-    equal: int = 0
-    weights: int = 0
-
-    def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(
-            self.both + other.both,
-            self.either + other.either,
-            self.equal + other.equal,
-            self.weights + other.weights,
-        )
+    rows: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor]
 
     @property
-    def overlap(self) -> float:
-        """Intersection over union of what is pruned; 1 where neither prunes anything."""
-        return self.both / self.either if self.either else 1.0
+    def by_row(self) -> bool:
+        """Return whether rows have ratios of their own."""
+        return any(len(x) > 1 for x in self.rows.values())
 
-    @property
-    def share(self) -> float:
-        """Share of the weights that both treat alike."""
-        return self.equal / self.weights
-
-    def to_json(self) -> dict[str, float]:
-        """Return both numbers."""
-        return {"intersection_over_union": self.overlap, "equal_share": self.share}
+    def rows_of(self, linear: str) -> int:
+        """Return how many rows of a linear the allocation tells apart."""
+        return max(len(self.rows[linear]), len(self.importance.get(linear, ())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +57,11 @@ class Line:
         a: Ratio of the first side.
         b: Ratio of the second side.
         masks: None where a side has no weights.
+        rows: Mean over rows of how far the wanted ratios of a row are apart; None where no side has
+            ratios of rows.
+        importance: The factor by which the importance of a row differs, in root mean square of
+            logarithms: 1 where proportions within linears agree, which are all that counts; None
+            where no side has importance. Rows without count alike.
         linears: A block's lines.
     """
 
@@ -92,6 +69,8 @@ class Line:
     a: float
     b: float
     masks: Agreement | None = None
+    rows: float | None = None
+    importance: float | None = None
     linears: tuple[Line, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +78,10 @@ class Line:
         found: dict[str, Any] = {"name": self.name, "a": self.a, "b": self.b}
         if self.masks is not None:
             found["masks"] = self.masks.to_json()
+        if self.rows is not None:
+            found["rows_apart"] = self.rows
+        if self.importance is not None:
+            found["importance_apart"] = self.importance
         if self.linears:
             found["linears"] = [x.to_json() for x in self.linears]
         return found
@@ -123,20 +106,29 @@ def read_side(text: str) -> Side:
             ratios = {name: float(x["achieved"]) for name, x in report["linears"].items()}
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"'{path / MARKER}' is no report of a run: {error!r}") from error
-        return Side(text, report, ratios, _allocation(path / FILE))
+        return _side(text, report, ratios, path / FILE)
     if not path.is_file():
         raise UsageError(f"'{text}' is neither a run's folder nor an {FILE}")
-    wanted = _allocation(path)
-    return Side(text, None, wanted, wanted)
+    return _side(text, None, None, path)
 
 
-def _allocation(file: Path) -> dict[str, float]:
-    tensors, _ = load(file)
-    for name, ratios in tensors.items():
-        valid = ratios.dim() == 1 and ratios.is_floating_point()
-        if not valid or not bool(((ratios >= 0) & (ratios <= 1)).all()):
-            raise UsageError(f"'{file}' is no allocation: '{name}' is no ratio of a linear")
-    return {name: float(ratios.mean()) for name, ratios in tensors.items()}
+def _side(
+    name: str, report: Mapping[str, Any] | None, achieved: Mapping[str, float] | None, file: Path
+) -> Side:
+    rows, importance = load(file)
+    for linear, ratios in rows.items():
+        if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
+            raise UsageError(f"'{file}' is no allocation: '{linear}' is no ratio of a linear")
+    for linear, given in importance.items():
+        if linear not in rows or not _is_vector(given) or importance_problem(given):
+            raise UsageError(f"'{file}' is no allocation: '{linear}' has no importance of rows")
+    wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
+    double = [{linear: x.double() for linear, x in given.items()} for given in (rows, importance)]
+    return Side(name, report, wanted if achieved is None else achieved, wanted, *double)
+
+
+def _is_vector(values: Tensor) -> bool:
+    return values.dim() == 1 and len(values) > 0 and values.is_floating_point()
 
 
 def check_comparable(a: Side, b: Side) -> None:
@@ -152,6 +144,13 @@ def check_comparable(a: Side, b: Side) -> None:
                     f"'{a.name}' and '{b.name}' are of different models: only '{one.name}' has "
                     f"the linear '{name}'"
                 )
+    for name in a.wanted:
+        rows = sorted({a.rows_of(name), b.rows_of(name)} - {1})
+        if len(rows) > 1:
+            raise UsageError(
+                f"'{a.name}' and '{b.name}' are of different models: linear '{name}' has {rows[0]} "
+                f"or {rows[1]} rows"
+            )
     if a.report is None or b.report is None:
         return
     models = [x.report["model"] for x in (a, b) if x.report is not None]
@@ -160,25 +159,6 @@ def check_comparable(a: Side, b: Side) -> None:
             f"'{a.name}' and '{b.name}' are of different models: '{models[0].get('name')}' and "
             f"'{models[1].get('name')}' do not hold the same weights"
         )
-
-
-def masks_of(model: nn.Module, layout: Layout) -> dict[str, int]:
-    """Return the zeros of every linear of a model in memory."""
-    found = {}
-    for name, linear in layout.linears.items():
-        zero = (matrices.weight(linear, model) == 0).cpu().numpy()
-        found[name] = int.from_bytes(np.packbits(zero).tobytes())
-    return found
-
-
-def agreement(one: int, other: int, count: int) -> Agreement:
-    """Compare two masks of `count` bits."""
-    return Agreement(
-        both=(one & other).bit_count(),
-        either=(one | other).bit_count(),
-        equal=count - (one ^ other).bit_count(),
-        weights=count,
-    )
 
 
 def lines(
@@ -202,7 +182,8 @@ def lines(
             agreed = None
             if masks is not None:
                 agreed = agreement(masks[0][linear], masks[1][linear], weights)
-            parts.append(Line(linear, first[linear], second[linear], agreed))
+            apart = _rows_apart(a, b, linear), _importance_apart(a, b, linear)
+            parts.append(Line(linear, first[linear], second[linear], agreed, *apart))
         found.append(_together(name, parts, list(members.values())))
     return found
 
@@ -210,18 +191,39 @@ def lines(
 def overall(blocks: list[Line], layout: Layout | None = None) -> Line:
     """Return one line for all blocks together."""
     weights = [1] * len(blocks) if layout is None else [x.weights for x in layout.blocks]
-    line = _together("all blocks", blocks, weights)
-    return Line(line.name, line.a, line.b, line.masks)
+    return replace(_together("all blocks", blocks, weights), linears=())
+
+
+def _rows_apart(a: Side, b: Side, linear: str) -> float | None:
+    if not (a.by_row or b.by_row):
+        return None
+    return float((a.rows[linear] - b.rows[linear]).abs().mean())
+
+
+def _importance_apart(a: Side, b: Side, linear: str) -> float | None:
+    if not (a.importance or b.importance):
+        return None
+    alike = torch.ones(1, dtype=torch.float64)
+    one, other = (side.importance.get(linear, alike).log() for side in (a, b))
+    return math.exp(float((one - other).std(correction=0)))
 
 
 def _together(name: str, parts: list[Line], weights: list[int]) -> Line:
     total = sum(weights)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(x * n for x, n in zip(values, weights, strict=True)) / total
+
     agreed = [x.masks for x in parts if x.masks is not None]
+    rows = [x.rows for x in parts if x.rows is not None]
+    squares = [math.log(x.importance) ** 2 for x in parts if x.importance is not None]
     return Line(
         name,
-        sum(x.a * n for x, n in zip(parts, weights, strict=True)) / total,
-        sum(x.b * n for x, n in zip(parts, weights, strict=True)) / total,
+        mean(x.a for x in parts),
+        mean(x.b for x in parts),
         sum(agreed, Agreement()) if agreed else None,
+        mean(rows) if rows else None,
+        math.exp(math.sqrt(mean(squares))) if squares else None,
         tuple(parts),
     )
 

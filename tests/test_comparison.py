@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import neuroal
-from neuroal.comparison import (
-    Agreement,
-    agreement,
-    check_comparable,
-    differences,
-    lines,
-    masks_of,
-    overall,
-    read_side,
-)
+from neuroal.agreement import Agreement, agreement, masks_of
+from neuroal.comparison import check_comparable, differences, lines, overall, read_side
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import find
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
@@ -155,3 +148,73 @@ def test_what_is_no_side_is_refused(tmp_path: Path) -> None:
     (tmp_path / "neuroal.json").write_text('{"schema": 99}')
     with pytest.raises(UsageError, match="has schema 99, this neuroal reads"):
         read_side(str(tmp_path))
+
+
+# -- rows of allocations ---------------------------------------------------------------------
+
+
+def written(file: Path, **tensors: list[float]) -> str:
+    """Write an allocation of two blocks; `q1` is linear q of block 1, `q1_c` its importance."""
+    named = {}
+    for key, values in tensors.items():
+        name = f"blocks.{key[1]}.{key[0]}" + (":importance" if key.endswith("_c") else "")
+        named[name] = torch.tensor(values, dtype=torch.float64)
+    save_file(named, file)
+    return str(file)
+
+
+def test_importance_apart_by_hand(tmp_path: Path) -> None:
+    """The logarithms of block 0 are 1 apart in one row of two, those of block 1 in none."""
+    half: dict[str, list[float]] = {"q0": [0.5], "q1": [0.5]}
+    e = math.e
+    one = written(tmp_path / "a", **half, q0_c=[5 * e, 5.0], q1_c=[2.0, 6.0])
+    other = written(tmp_path / "b", **half, q0_c=[1.0, 1.0], q1_c=[100.0, 300.0])
+    none = written(tmp_path / "c", **half)
+    a, b, c = (read_side(x) for x in (one, other, none))
+    for left, right in ((a, b), (b, a)):
+        check_comparable(left, right)
+        blocks = lines(left, right)
+        assert [x.importance for x in blocks] == pytest.approx([math.exp(0.5), 1.0])
+        assert overall(blocks).importance == pytest.approx(math.exp(math.sqrt(0.25 / 2)))
+        assert blocks[0].linears[0].to_json()["importance_apart"] == blocks[0].importance
+        assert all(x.rows is None and "rows_apart" not in x.to_json() for x in blocks)
+    assert lines(a, c)[0].importance == pytest.approx(math.exp(0.5))
+    assert [x.importance for x in lines(a, a)] == [1.0, 1.0]
+    assert [x.importance for x in lines(c, c)] == [None, None]
+
+
+def test_rows_apart_by_hand(tmp_path: Path) -> None:
+    a = read_side(written(tmp_path / "a", q0=[0.4, 0.6], q1=[0.5]))
+    b = read_side(written(tmp_path / "b", q0=[0.5, 0.4], q1=[0.3]))
+    c = read_side(written(tmp_path / "c", q0=[0.5], q1=[0.5]))
+    check_comparable(a, b)
+    blocks = lines(a, b)
+    assert [x.rows for x in blocks] == pytest.approx([0.15, 0.2])
+    assert overall(blocks).rows == pytest.approx(0.175)
+    assert [x.rows for x in lines(c, a)] == pytest.approx([0.1, 0.0])
+    assert [x.rows for x in lines(c, c)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"q0_c": [1.0, 0.0]}, "'blocks.0.q' has no importance of rows"),
+        ({"q0_c": [1.0, 1e13]}, "'blocks.0.q' has no importance of rows"),
+        ({"k0_c": [1.0, 1.0]}, "'blocks.0.k' has no importance of rows"),
+        ({"q0": []}, "'blocks.0.q' is no ratio of a linear"),
+    ],
+)
+def test_a_file_of_wrong_rows_is_refused(
+    wrong: dict[str, list[float]], problem: str, tmp_path: Path
+) -> None:
+    given: dict[str, list[float]] = {"q0": [0.5]}
+    with pytest.raises(UsageError, match=problem):
+        read_side(written(tmp_path / "x", **(given | wrong)))
+
+
+@pytest.mark.parametrize("rows", [{"q0": [0.5, 0.5, 0.5]}, {"q0": [0.5], "q0_c": [1.0, 1.0, 2.0]}])
+def test_linears_of_other_rows_are_refused(rows: dict[str, list[float]], tmp_path: Path) -> None:
+    a = read_side(written(tmp_path / "a", q0=[0.4, 0.6]))
+    b = read_side(written(tmp_path / "b", **rows))
+    with pytest.raises(UsageError, match=r"linear 'blocks.0.q' has 2 or 3 rows"):
+        check_comparable(a, b)

@@ -25,7 +25,8 @@ from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES
 
 if TYPE_CHECKING:
-    from neuroal.comparison import Line, Masks, Side
+    from neuroal.agreement import Masks
+    from neuroal.comparison import Line, Side
     from neuroal.evaluation.perplexity import Perplexity
     from neuroal.layout import Layout
 
@@ -95,7 +96,8 @@ def compare(
     A and B are output folders of neuroal prune, or allocation.safetensors files. Of runs it shows
     what was asked for differently, the ratios achieved in every block, and how far the masks agree:
     intersection over union of what is pruned, and the share of weights that both treat alike. With
-    an allocation on one side, the ratios are the wanted ones.
+    an allocation on one side, the ratios are the wanted ones. Where rows have ratios or importance
+    of their own, it shows how far these are apart.
     """
     for name, value in (("--length", length), ("--windows", windows)):
         if value is not None and data is None:
@@ -139,6 +141,7 @@ def _measure(
 ) -> Measured:
     """Load a run's model once, for its masks and its perplexity."""
     from neuroal import checkpoint, comparison
+    from neuroal.agreement import masks_of
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
     from neuroal.layout import find
 
@@ -159,7 +162,7 @@ def _measure(
     layout = find(model)
     comparison.check_layout(side, layout)
     read = None if cut is None else perplexity(model, cut, progress=progress)
-    return Measured(comparison.masks_of(model, layout), layout, read)
+    return Measured(masks_of(model, layout), layout, read)
 
 
 def _json(
@@ -197,6 +200,8 @@ def _texts(
     headers = ["block", "linear"] if every else ["block"]
     headers += ["ratio A", "ratio B", "B − A"]
     headers += ["IoU of masks", "equal share"] if measured else []
+    headers += ["rows apart"] if total.rows is not None else []
+    headers += ["importance apart"] if total.importance is not None else []
     yield table(_rows(blocks, total, every), headers, right=range(1 + every, len(headers)))
     if not measured:
         yield "The ratios are the wanted ones, as the allocations have them."
@@ -214,6 +219,10 @@ def _numbers(line: Line) -> tuple[str, ...]:
     numbers: tuple[str, ...] = (f"{line.a:.4f}", f"{line.b:.4f}", f"{line.b - line.a:+.4f}")
     if line.masks is not None:
         numbers += (f"{line.masks.overlap:.4f}", f"{line.masks.share:.4f}")
+    if line.rows is not None:
+        numbers += (f"{line.rows:.4f}",)
+    if line.importance is not None:
+        numbers += (f"× {line.importance:.3f}",)
     return numbers
 
 

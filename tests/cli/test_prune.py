@@ -332,15 +332,37 @@ def test_dry_run_says_what_measurements_decide(folder: Path, prune: Any) -> None
     assert "left out" not in text and "measure " in text
 
 
+WEIGHS = """
+from dataclasses import dataclass
+import torch
+from neuroal import Proposal, hookimpl
+
+@dataclass(frozen=True, eq=False)
+class Weighs:
+    @hookimpl
+    def propose_row_importance(self, layout, base):
+        yield from ()
+        rows = {n: torch.arange(1, x.out_features + 1).double() for n, x in layout.linears.items()}
+        return Proposal(base, {"rows": "by place"}, row_importance=rows)
+"""
+
+
 def test_importance_of_rows_on_another_pruner(folder: Path, prune: Any, run: Any) -> None:
-    few = ("-o", "row_sensitivity.candidates=4", "-o", "row_sensitivity.reads=0.5")
-    steps = ("--block-ratios", "uniform", "--row-ratios", "row_sensitivity")
-    ok(prune("--pruner", "sparsegpt", *steps, *few, "--out", "one", "-q"))
+    Path("weighs.py").write_text(WEIGHS)
+    steps = ("--block-ratios", "uniform", "--row-ratios", "./weighs.py:Weighs")
+    ok(prune("--pruner", "sparsegpt", *steps, "--out", "one", "-q"))
     ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
     one, two = report(Path("one")), report(Path("two"))
     for name, linear in one["linears"].items():
         assert two["linears"][name]["achieved"] == linear["achieved"]
-    ok(run("compare", "one", "two"))
+    assert "× 1.000" in ok(run("compare", "one", "two")).stdout
+    ok(prune("--pruner", "magnitude", "--top-up", "uniform", "--out", "alike", "-q"))
+    files = [f"{name}/allocation.safetensors" for name in ("one", "alike")]
+    shown = ok(run("compare", *files)).stdout.splitlines()
+    [last] = [x.split() for x in shown if x.startswith("all blocks")]
+    assert last[-2] == "×" and float(last[-1]) > 1
+    said = json.loads(ok(run("compare", *files, "--json")).stdout)
+    assert f"{said['overall']['importance_apart']:.3f}" == last[-1]
     refused = prune(*steps, "--comparison", "row", "--out", "three")
     assert refused.exit_code == 2 and "--comparison row keeps them from it" in refused.stderr
     refused = prune(*steps, "--pattern", "2:4", "--out", "three")
