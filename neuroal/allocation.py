@@ -83,7 +83,10 @@ def _importance(name: str, given: Tensor, layout: Layout) -> Tensor:
     """Return the importance of a linear's rows, checked, float64 on the CPU."""
     if name not in layout.linears:
         raise NeuroalError(f"allocation and model differ in linear '{name}'")
-    values = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise NeuroalError(f"importance of '{name}' is {kind}, not a floating tensor")
+    values = given.detach().to("cpu", torch.float64, copy=True)
     rows = layout.linears[name].out_features
     if values.shape != (rows,):
         raise NeuroalError(f"importance of '{name}' has shape {tuple(values.shape)}, not ({rows},)")
@@ -103,14 +106,17 @@ def importance_problem(values: Tensor) -> str | None:
     return None
 
 
-def scaled_importance(values: Tensor) -> Tensor:
+def scaled_importance(values: Tensor) -> Tensor | None:
     """Return importance, float32, by the power of two that brings the largest to [1/2, 1).
 
-    Only proportions count; so no score or weight overflows by it, and none loses a bit.
+    Only proportions count; so no score or weight overflows by it, and none loses a bit. None where
+    all rows count alike, which is the plain matrix.
 
     Args:
         values: float64 `(out,)` in which `importance_problem` finds nothing.
     """
+    if bool((values == values[0]).all()):
+        return None
     exponent = math.frexp(float(values.max()))[1]
     return (values / math.ldexp(1, exponent - 1) / 2).float()
 

@@ -215,8 +215,10 @@ class TopUpSearch:
 
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
-            allocation = Allocation.of(proposal.ratios, self.layout, proposal.row_importance)
-            _check_rows(proposal, allocation, plugin)
+            importance = _importance(proposal, plugin)
+            allocation = Allocation.of(proposal.ratios, self.layout, importance)
+            if allocation.rows and plugin.has("propose_row_importance"):
+                raise NeuroalError("ratios of rows are for propose_row_ratios")
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
@@ -264,13 +266,14 @@ class TopUpSearch:
         return min((t for t in able if t.windows == most), key=lambda t: t.cost)
 
 
-def _check_rows(proposal: Proposal, allocation: Allocation, plugin: Plugin) -> None:
-    """Refuse importance from a plugin that was not asked for it, and ratios from one that was."""
-    weighs = plugin.has("propose_row_importance")
-    if proposal.row_importance and not weighs:
+def _importance(proposal: Proposal, plugin: Plugin) -> Mapping[str, Tensor]:
+    """Return a proposal's importance of rows, from a plugin that was asked for it."""
+    given = proposal.row_importance
+    if not isinstance(given, Mapping):
+        raise NeuroalError(f"row_importance is {type(given).__name__}, not a mapping")
+    if given and not plugin.has("propose_row_importance"):
         raise NeuroalError("row_importance is for propose_row_importance")
-    if allocation.rows and weighs:
-        raise NeuroalError("ratios of rows are for propose_row_ratios")
+    return given
 
 
 def _deviation(tried: _Tried) -> Mapping[str, Tensor]:
@@ -303,9 +306,12 @@ def _digest(proposal: Proposal) -> bytes:
     digest = hashlib.sha256(json.dumps(dict(proposal.parameters), sort_keys=True).encode())
     digest.update(b"probe" if proposal.probe else b"")
     for name in sorted(proposal.ratios):
-        ratio = torch.as_tensor(proposal.ratios[name], dtype=torch.float64).cpu().contiguous()
-        digest.update(name.encode() + ratio.numpy().tobytes())
+        digest.update(name.encode() + _bytes(proposal.ratios[name]))
     for name in sorted(proposal.row_importance):
-        given = torch.as_tensor(proposal.row_importance[name], dtype=torch.float64)
-        digest.update(name.encode() + given.cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + _bytes(proposal.row_importance[name]))
     return digest.digest()
+
+
+def _bytes(values: float | Tensor) -> bytes:
+    given = torch.as_tensor(values, dtype=torch.float64).detach().cpu().contiguous()
+    return given.numpy().tobytes()

@@ -207,9 +207,16 @@ class RowRatiosConformance(RatiosConformance):
     role = "row_ratios"
 
     def test_importance(self, plugin: Any) -> None:
-        """Importance is positive, within bounds, one number per row, of linears that there are."""
+        """Importance is positive, within bounds, one number per row, of linears that there are.
+
+        A plugin that weighs rows leaves the ratios of linears as they are.
+        """
+        weighs = self.load(plugin).has("propose_row_importance")
         for s, trace in self._searches(plugin):
             for proposal in trace.proposals:
+                numbers = {n: r for n, r in proposal.ratios.items() if not isinstance(r, Tensor)}
+                same = not weighs or numbers == s.arguments["base"]
+                expect(same, f"proposes other ratios than it was given ({s.name})")
                 for name, given in proposal.row_importance.items():
                     with situation(f"linear '{name}', {s.name}"):
                         expect(name in s.layout.linears, "importance of what is no linear")

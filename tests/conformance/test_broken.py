@@ -485,7 +485,10 @@ class Weighs:
                 case "of the head":
                     importance["lm_head"] = torch.ones(4)
             told = 0.0 if self.how == "one name" else power
-            return Proposal(base, {"power": told}, row_importance=importance)
+            ratios = dict(base)
+            if self.how == "other ratios":  # by which as much goes
+                ratios = dict.fromkeys(base, sum(base.values()) / len(base))
+            return Proposal(ratios, {"power": told}, row_importance=importance)
 
         yield Generation([proposal(power) for power in (0.0, 0.5, 1.0)])
 
@@ -525,6 +528,7 @@ ROW_RATIOS: list[Broken] = [
     ("a list", Weighs("a list"), {"test_importance"}),
     ("whole numbers", Weighs("whole numbers"), {"test_importance"}),
     ("of the head", Weighs("of the head"), {"test_importance"}),
+    ("other ratios", Weighs("other ratios"), {"test_importance"}),
     ("one name", Weighs("one name"), {"test_parameters_identify"}),
     ("numbers", Weighs("numbers"), {"test_block_measurements"}),
 ]
@@ -588,6 +592,8 @@ def test_every_law_is_broken_by_some_plugin(role: str) -> None:
         ("block_ratios", Search("a string"), "test_ratios_are_ratios", "is str, neither"),
         ("row_ratios", Weighs("raw norms"), "test_importance", "not positive and finite"),
         ("row_ratios", Weighs("a list"), "test_importance", "is list, not a tensor"),
+        ("row_ratios", Weighs("far apart"), "test_importance", "differ by a factor of 1e+12"),
+        ("row_ratios", Weighs("other ratios"), "test_importance", "other ratios than it was given"),
     ],
     ids=lambda x: getattr(x, "how", None),
 )

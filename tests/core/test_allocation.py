@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
@@ -457,7 +457,11 @@ def test_importance_keeps_the_exact_budget(
             assert target.row_importance is None and target.comparison == comparison
         else:
             assert target.comparison == "matrix" and target.budget == "exact"
-            assert target.counts.shape == (1,) and target.row_importance is not None
+            assert target.counts.shape == (1,)
+            if len(importance) == 1:  # a row alone counts like itself
+                assert target.row_importance is None
+                continue
+            assert target.row_importance is not None
             proportions = (importance / importance.max()).float()
             assert torch.allclose(target.row_importance / target.row_importance.max(), proportions)
             assert 0.5 <= float(target.row_importance.max()) <= 1
@@ -480,7 +484,11 @@ def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
         ({"blocks.0.extra": torch.ones(6)}, "differ in linear 'blocks.0.extra'"),
         ({"blocks.0.up": torch.ones(4)}, r"'blocks.0.up' has shape \(4,\), not \(6,\)"),
         ({"blocks.0.up": torch.ones(6, 1)}, r"'blocks.0.up' has shape \(6, 1\), not \(6,\)"),
-        ({"blocks.0.up": 2.0}, r"'blocks.0.up' has shape \(\), not \(6,\)"),
+        ({"blocks.0.up": torch.tensor(2.0)}, r"'blocks.0.up' has shape \(\), not \(6,\)"),
+        ({"blocks.0.up": 2.0}, "'blocks.0.up' is float, not a floating tensor"),
+        ({"blocks.0.up": None}, "'blocks.0.up' is NoneType, not a floating tensor"),
+        ({"blocks.0.up": torch.ones(6).bool()}, "'blocks.0.up' is torch.bool, not a floating"),
+        ({"blocks.0.up": torch.ones(6) * 1j}, "'blocks.0.up' is torch.complex64, not a floating"),
         *(
             ({"blocks.0.up": torch.tensor([1, 1, 1, 1, 1, wrong])}, "'blocks.0.up' is not positive")
             for wrong in (0.0, -1.0, math.inf, math.nan)
@@ -502,11 +510,12 @@ def test_wrong_importance_is_refused_by_name(importance: dict[str, Tensor], prob
 
 
 @given(
-    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6),
+    st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=6),
     st.integers(-1000, 1000),
 )
 def test_only_proportions_of_importance_count(drawn: list[float], exponent: int) -> None:
     """To the bit, however large or small; in float32 as a float64 quotient says."""
+    assume(len(set(drawn)) > 1)
     found = layout(1, {"up": (len(drawn), 2)})
     values = torch.tensor(drawn, dtype=torch.float64)
     made = []
@@ -520,6 +529,18 @@ def test_only_proportions_of_importance_count(drawn: list[float], exponent: int)
     factor = float(made[0].max()) / float(values.float().max())
     assert math.frexp(factor)[0] == 0.5  # a power of two: no bit of a product changes
     assert made[0].equal(values.float() * factor)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.7, 1e300])
+def test_rows_of_one_importance_are_the_plain_matrix(value: float) -> None:
+    """A pruner that moves weights is given them as they are, whose bits no factor keeps."""
+    found = layout(1)
+    importance = {"blocks.0.up": torch.full((6,), value, dtype=torch.float64)}
+    allocation = Allocation.of(dict.fromkeys(found.linears, 0.5), found, importance)
+    target = targets(allocation, found, Rules(0.5))["blocks.0.up"]
+    plain = targets(uniform(found, 0.5), found, Rules(0.5, comparison="matrix"))["blocks.0.up"]
+    assert target.row_importance is None and target.comparison == "matrix"
+    assert target.counts.equal(plain.counts) and target.ratio == plain.ratio
 
 
 def test_importance_of_any_size_keeps_scores_finite_and_apart() -> None:

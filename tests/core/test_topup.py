@@ -664,6 +664,14 @@ class Weighs:
                 yield Generation([proposal(0.0)])
             case "unknown":
                 yield Generation([proposal(1.0, "lm_head")])
+            case "none":
+                yield Generation([Proposal(base, {}, row_importance=None)])  # type: ignore[arg-type]
+            case "a list":
+                rows = {n: [1.0] * 10 for n in base}
+                yield Generation([Proposal(base, {}, row_importance=rows)])  # type: ignore[arg-type]
+            case "a parameter":
+                importance = torch.arange(1.0, 11.0, requires_grad=True)
+                yield Generation([Proposal(base, {}, row_importance={"blocks.0.a": importance})])
         yield Generation([proposal(float(c)) for c in measurements[0]["c"]])
 
 
@@ -675,8 +683,9 @@ class Weight(Distance):
         made = []
         for trial in trials:
             target = trial.targets["blocks.0.a"]
-            assert target.row_importance is not None and target.comparison == "matrix"
-            times = float(target.row_importance[0] / target.row_importance[1])
+            assert target.comparison == "matrix"
+            alike = target.row_importance is None
+            times = 1.0 if alike else float(target.row_importance[0] / target.row_importance[1])
             self.calls.append((inputs, [times], []))
             cost = abs(times - 3)
             made.append(Outcome(Measurement(cost, False, 1), {}))
@@ -716,12 +725,19 @@ def test_other_importance_is_not_taken_from_the_journal() -> None:
         ("ratios of rows", "ratios of rows are for propose_row_ratios"),
         ("zero", "importance of 'blocks.0.a' is not positive and finite"),
         ("unknown", "allocation and model differ in linear 'lm_head'"),
+        ("none", "row_importance is NoneType, not a mapping"),
+        ("a list", "importance of 'blocks.0.a' is list, not a floating tensor"),
     ],
 )
 def test_a_wrong_importance_is_blamed_on_its_hook(how: str, problem: str) -> None:
     message = f"'weighs' .*hook propose_row_importance: proposed: {problem}"
     with pytest.raises(PluginError, match=message):
         weigh(Weight(), how)
+
+
+def test_importance_may_come_from_a_parameter() -> None:
+    first = weigh(Weight(), "a parameter").candidates[0]
+    assert first.misalignment == 2.5  # 1 to 2
 
 
 def test_importance_is_for_the_hook_that_is_asked_for_it() -> None:
