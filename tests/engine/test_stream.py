@@ -80,6 +80,11 @@ def test_same_bits_on_every_structure(
     assert_same(tmp_path, read, same)
 
 
+WEIGHED = {
+    "top_up": "uniform",
+    "block_ratios": ("uniform",),
+    "row_ratios": f"{Path(__file__).with_name('weighs.py')}:Weighs",
+}
 CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
@@ -88,6 +93,8 @@ CASES: dict[str, dict[str, Any]] = {
     "comparing metric": {"alignment": "relative_l2"},
     "moves weights": {"pruner": "sparsegpt", "top_up": "neuroal-block"},
     "refiner": {"refiner": "dsnot", "top_up": "uniform"},
+    "weighs rows": {"refiner": "dsnot", "budget": "paper", **WEIGHED},
+    "weighs rows and moves": {"pruner": "sparsegpt", "dtype": "bfloat16", **WEIGHED},
     "no statistics": {"pruner": "magnitude", "top_up": "uniform", "calibration": None},
     "pattern": {"pattern": "2:4", "sparsity": None, "top_up": "uniform"},
 }

@@ -20,11 +20,16 @@ from neuroal.team import ALONE, Team
 
 Read = Callable[[Path], dict[str, Tensor]]
 
+WEIGHED = {
+    "block_ratios": ("uniform",),
+    "row_ratios": f"{Path(__file__).with_name('weighs.py')}:Weighs",
+}
 RUNS: dict[str, dict[str, Any]] = {
     "neuroal": {},
     "dense walk": {"top_up": "owl"},
     "moves weights": {"pruner": "sparsegpt", "top_up": "uniform"},
     "no statistics": {"pruner": "magnitude", "top_up": "neuroal"},
+    "weighs rows": {"pruner": "sparsegpt", "top_up": "uniform", **WEIGHED},
     "output metric": {"alignment": "output_kl"},
     "streamed": {},
     "spilled": {"alignment": "relative_l2"},
