@@ -227,13 +227,13 @@ class BasePruner:
         Rows of importance c are pruned as rows that are c times as large, and then as small again:
         the pruner's error counts c times as much in them.
         """
-        weighed = [_times_importance(*each) for each in zip(weights, targets, strict=True)]
+        weighed = _times_importance(weights, targets)
         unweighed = [replace(target, row_importance=None) for target in targets]
         rngs = [generator(self.seed, "pruner", self.pruner.name, x.name) for x in linears]
         if self._mover == "prune_linears":
             given = self.pruner.call(
                 "prune_linears",
-                weights=torch.stack(weighed),
+                weights=weighed,
                 targets=unweighed,
                 statistics=statistics,
                 linears=linears,
@@ -279,11 +279,11 @@ class BasePruner:
         if not isinstance(answer, PrunedLinear):
             raise answers.wrong(self.pruner, hook, linear, f"returned {type(answer).__name__}")
         answers.check(self.pruner, hook, linear, answer.weight)
-        if not bool(answers.finite(answer.weight)):
-            raise answers.wrong(self.pruner, hook, linear, answers.NOT_FINITE)
         mask, moved = answer.mask, answer.weight.float()
         if target.row_importance is not None:
             moved = moved / target.row_importance.to(moved.device)[:, None]
+        if not bool(answers.finite(moved)):
+            raise answers.wrong(self.pruner, hook, linear, answers.NOT_FINITE)
         answers.check_mask(self.pruner, hook, linear, mask, target)
         if self.refiner is not None:
             scores = self._scores(linear, weight, statistics)
@@ -322,11 +322,13 @@ class BasePruner:
         return refined
 
 
-def _times_importance(weight: Tensor, target: Target) -> Tensor:
-    """Return a weight `(out, in)` with every row multiplied by its importance."""
-    if target.row_importance is None:
-        return weight
-    return weight * target.row_importance.to(weight.device)[:, None]
+def _times_importance(weights: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Return weights `(n, out, in)` with every row multiplied by its importance, if it has any."""
+    if all(target.row_importance is None for target in targets):
+        return weights
+    alike = torch.ones(weights.shape[1])
+    given = [alike if t.row_importance is None else t.row_importance for t in targets]
+    return weights * torch.stack(given).to(weights.device)[:, :, None]
 
 
 def unseen(linear: Linear, statistics: Statistics) -> bool:

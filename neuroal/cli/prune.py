@@ -123,7 +123,8 @@ _PLUGIN = "NAME"
     "--allocation",
     metavar="FILE",
     group="Method",
-    help="Ratios of an earlier run (its folder or allocation.safetensors) in place of a search.",
+    help="Ratios of an earlier run (its folder or allocation.safetensors), and importance of rows, "
+    "in place of a search.",
 )
 @option("--calibration", metavar="SOURCE", group="Calibration", help=f"{SOURCES}.".capitalize())
 @option(

@@ -250,8 +250,13 @@ class MovesOne:
         return PrunedLinear(weight * (1 + draw), mask_for(weight.abs(), target))
 
 
-def whole_block(pruner: Any, counts: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """Prune a block of four linears of 32 x 32, two of 48 x 32 and one of 32 x 48."""
+def whole_block(
+    pruner: Any, counts: Mapping[str, int] | None = None, weighed: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Prune a block of four linears of 32 x 32, two of 48 x 32 and one of 32 x 48.
+
+    If any are `weighed`, all compete in the matrix: these with importance, by powers of two.
+    """
     calls.clear()
     model = tiny_model("llama", blocks=1)
     (block,) = find(model).blocks
@@ -260,6 +265,11 @@ def whole_block(pruner: Any, counts: Mapping[str, int] | None = None) -> dict[st
         x.name: Target(torch.full((x.out_features,), counts.get(x.name.split(".")[-1], 16)), 0.5)
         for x in block.linears
     }
+    for x in block.linears if weighed else ():
+        importance = 2.0 ** (-torch.arange(x.out_features) % 5)
+        of_rows = importance if x.name.split(".")[-1] in weighed else None
+        half = torch.tensor([x.weights // 2])
+        targets[x.name] = Target(half, 0.5, comparison="matrix", row_importance=of_rows)
     plugin = Plugin(**{**vars(one("pruner", pruner)), "name": "moves"})  # the rngs know its name
     return BasePruner(plugin, None, 0).prune_block(
         block, model.get_submodule(block.name), {}, targets
@@ -350,6 +360,34 @@ def test_a_pruner_that_moves_weights_sees_larger_rows_and_no_importance(pruner: 
     made = prune(pruner, WEIGHED)
     assert made.mask.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
     assert made.weight.tolist() == [[0, 0, 6, -8], [1, 0, -16, 1.5]]
+
+
+def test_weighed_linears_are_pruned_together_with_others() -> None:
+    """In one call, each as if alone; those without importance as if no other had any."""
+    weighed = ("k_proj", "o_proj", "up_proj")
+    found = whole_block(MovesMany(), weighed=weighed)
+    assert calls[0] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    alone = whole_block(MovesOne(), weighed=weighed)
+    others = whole_block(MovesMany(), weighed=("none of them",))
+    assert all(found[name].equal(alone[name]) for name in alone)
+    same = {name.split(".")[-1] for name in found if found[name].equal(others[name])}
+    assert same == {"q_proj", "v_proj", "gate_proj", "down_proj"}
+
+
+@dataclass(frozen=True, eq=False)
+class Normalises:
+    """Brings every row to a length that is finite only as long as nobody divides it."""
+
+    @hookimpl
+    def prune_linear(self, weight: Tensor, target: Target) -> PrunedLinear:
+        return PrunedLinear(torch.full_like(weight, 1e38), mask_for(weight.abs(), target))
+
+
+def test_what_importance_makes_infinite_is_refused() -> None:
+    small = Target(MATRIX.counts, 3 / 8, comparison="matrix", row_importance=torch.tensor([1, 0.1]))
+    with pytest.raises(PluginError, match=r"hook prune_linear: returned NaN or infinity"):
+        prune(Normalises(), small)
+    assert bool(prune(Normalises(), MATRIX).weight.isfinite().all())
 
 
 def test_a_refiner_of_weighed_rows_keeps_their_number() -> None:
