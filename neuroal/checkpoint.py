@@ -21,6 +21,7 @@ from neuroal import stored
 from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout, Linear
+from neuroal.lazy import parts
 from neuroal.resources import available_memory
 from neuroal.shards import open_file
 from neuroal.stored import Zeros
@@ -318,7 +319,7 @@ def check_finite(module: nn.Module, linears: Iterable[Linear], prefix: str = "")
     held = module.named_parameters(remove_duplicate=False)
     parameters = {f"{prefix}{name}": p for name, p in held if not p.is_meta}
     for name in [*known, *sorted(parameters.keys() - known.keys())]:
-        if not bool(torch.isfinite(parameters[name]).all()):
+        if not all(bool(torch.isfinite(x).all()) for x in parts(parameters[name])):
             what = known.get(name, f"'{name}'")
             raise NeuroalError(f"weight of {what} holds NaN or infinity")
 

@@ -15,7 +15,12 @@ from neuroal.errors import NeuroalError
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 4 << 20
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""By their names in a file's header."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ class Shards:
         """Return the dtype of the first floating tensor."""
         for name in self.places:
             part = self._open[self.places[name].file].get_slice(name)
-            if part.get_dtype() in _FLOATS:
-                return _FLOATS[part.get_dtype()]
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is not None and dtype.is_floating_point:
+                return dtype
         raise NeuroalError(f"folder '{self.folder}' holds no floating tensor")
 
     def slices(self, names: Iterable[str]) -> dict[str, Any]:

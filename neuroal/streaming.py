@@ -1,8 +1,9 @@
 """A model larger than memory: its blocks come from safetensors shards one at a time.
 
-The model is made without weights. What stands around the blocks is loaded; a block's weights are
-loaded while it is open, by transformers' own conversion of file tensors to parameters, and let go
-of afterwards. A pruned block becomes a shard of the output at once.
+The model is made without weights. A block's weights are loaded while it is open, by transformers'
+own conversion of file tensors to parameters, and let go of afterwards. A pruned block becomes a
+shard of the output at once. Of what stands around the blocks, matrices stay in their files (see
+`neuroal.lazy`), and the rest is loaded.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from neuroal import checkpoint
 from neuroal import weights as matrices
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Block, Layout
+from neuroal.lazy import LazyMatrix, write
 from neuroal.output import Journal
-from neuroal.shards import INDEX, ONE, Shards, open_file
+from neuroal.shards import DTYPES, INDEX, ONE, Shards, open_file
 
 
 class Streamed:
     """A model of which one block at a time is in memory.
 
     Attributes:
-        model: Made without weights; what stands around the blocks is loaded.
+        model: Made without weights; matrices around the blocks are read when they are used, and
+            what else is there is loaded.
         layout: Its layout.
         streams: True.
     """
@@ -44,7 +47,7 @@ class Streamed:
     def __init__(
         self, name: str, layout: Layout, device: str, dtype: str, trust_remote_code: bool = False
     ) -> None:
-        """Make the model, and load what stands around its blocks.
+        """Make the model, and look through what stands around its blocks.
 
         Args:
             name: Folder of the model.
@@ -68,9 +71,17 @@ class Streamed:
         self._empty = {b.index: dict(self._module(b).named_parameters()) for b in layout.blocks}
         self._looked_at: set[int] = set()
         self._ahead: threading.Thread | None = None
-        around = self._shards.slices(self._names[None])
-        self._conversion.load_around(around, self._prefixes)
+        self._conversion.load_around(self._around(), self._prefixes)
         checkpoint.check_finite(self.model, ())
+
+    def _around(self) -> dict[str, Any]:
+        """Return the file tensors around the blocks, of which matrices stay where they are."""
+        made = self._shards.slices(self._names[None])
+        for name, x in made.items():
+            dtype, shape = DTYPES.get(x.get_dtype()), x.get_shape()
+            if len(shape) == 2 and dtype is not None and dtype.is_floating_point:
+                made[name] = LazyMatrix(self._shards.places[name], shape, dtype)
+        return made
 
     def _module(self, block: Block) -> nn.Module:
         module: nn.Module = self.model.get_submodule(block.name)
@@ -152,8 +163,15 @@ class Streamed:
         shutil.rmtree(aside, ignore_errors=True)
         state = self.model.state_dict()
         around = {k: v for k, v in state.items() if not k.startswith(self._prefixes)}
+        lazy = {k: v for k, v in around.items() if isinstance(v, LazyMatrix)}
+        # transformers writes one number in place of each: so it says which are written.
+        numbers = {v.place: torch.zeros(1) for v in lazy.values()}
+        around |= {k: numbers[v.place] for k, v in lazy.items()}
         checkpoint.save(self.model, tokenizer, aside, around)
-        os.replace(aside / ONE, aside / self._shard(0))
+        named = checkpoint.file_tensors(self.model, dict(lazy))
+        written = checkpoint.load_tensors(aside / ONE)
+        write(aside / self._shard(0), {k: named.get(k, v) for k, v in written.items()})
+        (aside / ONE).unlink()
         for file in sorted(aside.iterdir()):
             os.replace(file, folder / file.name)
         aside.rmdir()
