@@ -1,12 +1,14 @@
 """A run under a hard limit of memory, smaller than it takes: the numbers of docs/streaming.md.
 
     python benchmarks/streaming.py --folder FOLDER
+    python benchmarks/streaming.py --folder FOLDER --shape wide --limit 1.9 --alignment output_kl
     python benchmarks/streaming.py --folder FOLDER --shape long --samples 128 --length 2048
 
-makes a random Llama-structure model (of 1.1 billion weights, 4.4 GB in float32; or a small one,
-whose activations are larger than it), prunes it in memory without a limit, and in processes that
+makes a random Llama-structure model (of 1.1 billion weights, 4.4 GB in float32; one of which nearly
+all is vocabulary; or a small one, whose activations are larger than it), prunes it in memory without a limit, and in processes that
 may map so many GiB and no more (RLIMIT_AS), as neuroal chooses and with blocks and activations on
-the disk; shows that the same run in memory is refused there, and compares every tensor.
+the disk; shows that the same run in memory is refused there, and compares every tensor. Beside the
+peak of a streamed run stands its bound: two blocks, activations and 1 GB.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from safetensors.torch import save_file
 SHAPES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22},
     "long": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
+    "wide": {
+        **{"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4},
+        **{"vocab_size": 256000},
+    },
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4},
 }
 VOCABULARY = 32000
@@ -38,8 +44,7 @@ def make_model(folder: Path, shape: dict[str, int]) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **shape,
-        vocab_size=VOCABULARY,
+        **{"vocab_size": VOCABULARY} | shape,
         num_attention_heads=shape["hidden_size"] // 64,
         num_key_value_heads=max(1, shape["hidden_size"] // 512),
         max_position_embeddings=2048,
@@ -70,10 +75,10 @@ def _random(size: torch.Size, rng: torch.Generator) -> torch.Tensor:
     return torch.randn(size, generator=rng) / size[1] ** 0.5
 
 
-def make_windows(file: Path, samples: int, length: int) -> None:
+def make_windows(file: Path, vocabulary: int, samples: int, length: int) -> None:
     """Write random token windows."""
     rng = torch.Generator().manual_seed(1)
-    ids = torch.randint(VOCABULARY, (samples, length), generator=rng).tolist()
+    ids = torch.randint(vocabulary, (samples, length), generator=rng).tolist()
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ids))
 
 
@@ -102,6 +107,20 @@ def child(given: dict[str, Any]) -> None:
         "mapped": int(status["VmPeak"].split()[0]) * 1024,
     }
     print(json.dumps(said))
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def bound(recipe: dict[str, Any], model: Path, spill: bool) -> float:
+    """Return what a streamed run may take: two blocks, activations (of one batch) and 1 GB."""
+    from neuroal import Recipe
+    from neuroal.dryrun import plan
+
+    needs = plan(Recipe.from_json(recipe | {"model": str(model)})).needs
+    block = (model / "model-0.safetensors").stat().st_size
+    return 2 * block + (needs.batch if spill else needs.activations) + 1e9
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -136,6 +155,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--pruner", default="wanda")
     parser.add_argument("--top-up", default="neuroal")
+    parser.add_argument("--alignment", default="neuron")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -145,9 +165,11 @@ def main() -> None:
     model, windows = folder / given.shape, folder / "windows.jsonl"
     if not model.exists():
         make_model(model, SHAPES[given.shape])
-    make_windows(windows, given.samples, given.length)
+    vocabulary = SHAPES[given.shape].get("vocab_size", VOCABULARY)
+    make_windows(windows, vocabulary, given.samples, given.length)
     recipe = {
         **{"sparsity": 0.7, "pruner": given.pruner, "top_up": given.top_up, "device": "cpu"},
+        **{"alignment": given.alignment},
         **{"options": OPTIONS if given.top_up == "neuroal" else {}},
         **{"calibration": str(windows), "samples": given.samples, "search_samples": 2},
     }
@@ -158,9 +180,10 @@ def main() -> None:
         "both on the disk, limited": (True, limit),
         "in memory, no limit": (False, 0),
     }
-    size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
-    print(f"weights {size / 2**30:.2f} GiB; limit {limit / 2**30:.2f} GiB (RLIMIT_AS)")
-    print("| run | seconds | peak resident | peak mapped | |\n|---|---|---|---|---|")
+    sizes = {f.stem: f.stat().st_size for f in model.glob("*.safetensors")}
+    around, size = sizes["model-around"], sum(sizes.values())
+    print(f"weights {gib(size)}, {gib(around)} around the blocks; limit {gib(limit)} (RLIMIT_AS)")
+    print("| run | seconds | peak resident | bound | peak mapped | |\n|---|---|---|---|---|---|")
     outs = {name: folder / name.replace(", ", "-").replace(" ", "-") for name in runs}
     for name, (on_disk, allowed) in runs.items():
         how = {"stream": on_disk, "spill": on_disk, "limit": allowed, "out": str(outs[name])}
@@ -169,7 +192,9 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         said = json.loads(done.stdout.splitlines()[-1])
         what = said.get("error") or "; ".join(said["notes"])
-        peaks = f"{said['resident'] / 2**30:.2f} GiB | {said['mapped'] / 2**30:.2f} GiB"
+        streams = on_disk or (on_disk is None and "blocks" in what)
+        most = gib(bound(recipe, model, bool(on_disk))) if streams else ""
+        peaks = f"{gib(said['resident'])} | {most} | {gib(said['mapped'])}"
         if "error" in said:
             del outs[name]
         print(f"| {name} | {said['seconds']:.1f} | {peaks} | {what} |", flush=True)

@@ -11,6 +11,7 @@ from torch import nn
 from neuroal import checkpoint
 from neuroal.alignment import generation_runs
 from neuroal.layout import Layout
+from neuroal.lazy import PART
 from neuroal.ondisk import Needs
 from neuroal.pace import Pace
 from neuroal.plan import Setup, Step, first_steps, search_dtype
@@ -97,7 +98,6 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
         sum(p.numel() for p in model.get_submodule(b.name).parameters()) for b in found.blocks
     ]
     largest = max(inside) * size
-    around = weights - sum(inside) * size
     loads = next(model.parameters()).is_meta
     linears = found.linears.values()
     work = _COPIES * _pruned_together(made, found)
@@ -113,6 +113,7 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     if cast is not None:
         work += max(inside) * state  # the block that the search runs
     at_output = made.alignment.has("measure_output")
+    around = _around(model, found, size, whole=at_output)
     if at_output:
         vocabulary = getattr(model.config, "vocab_size", 0)
         work += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
@@ -134,6 +135,23 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
         batch=min(at_hand, activations),
         checkpoint=weights,
     )
+
+
+def _around(model: nn.Module, found: Layout, size: int, whole: bool) -> int:
+    """Return the bytes around streamed blocks: all but matrices, and what is read of one of these.
+
+    Args:
+        model: The model.
+        found: Its layout.
+        size: Bytes of a weight.
+        whole: Whether one is read as a whole: the head, by an output metric.
+    """
+    prefixes = tuple(f"{b.name}." for b in found.blocks)
+    outside = [p for n, p in model.named_parameters() if not n.startswith(prefixes)]
+    matrices = [p.numel() * size for p in outside if p.dim() == 2]
+    largest = max(matrices, default=0)
+    read = min(PART, largest) + (largest if whole else min(PART, largest))
+    return sum(p.numel() * size for p in outside if p.dim() != 2) + read
 
 
 def _device(recipe: Recipe, model: nn.Module) -> torch.device:

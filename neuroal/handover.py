@@ -8,7 +8,7 @@ again, from what was carried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -39,7 +39,7 @@ class Handover:
     Attributes:
         computed: For a block whose arguments the model computes from what blocks returned, what it
             computes them from.
-        final: What the model reads behind its blocks.
+        final: What the model reads behind its blocks, its head apart.
         again: Blocks that run more than once in a forward pass.
     """
 
@@ -51,10 +51,12 @@ class Handover:
     ) -> None:
         """Run the model on a few tokens, and then several times with its blocks left out."""
         self._model = model
+        # The base model is enough to see what passes between blocks: no logits are needed.
+        self._base = getattr(model, "base_model", model)
         self._modules = [model.get_submodule(b.name) for b in blocks]
         device = next(p.device for p in model.parameters() if not p.is_meta)
         ids = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device)
-        self._results, self.again = run_whole(model, blocks, ids, open_block)
+        self._results, self.again = run_whole(self._base, self._modules, blocks, ids, open_block)
         self.computed, self.final = self._dependencies(ids)
 
     # -- what is asked -----------------------------------------------------------------------
@@ -62,14 +64,17 @@ class Handover:
     def capture(self, ids: Tensor) -> tuple[Call, ...]:
         """Return the model's own arguments to every block."""
         run = Run(self._placeholders(ids), lambda i: self._results[i].written)
-        return tuple(self._forward(ids, run))
+        self._forward(ids, run)
+        return tuple(run.calls)
 
     def arguments(
         self, index: int, call: Call, ids: Tensor, carried: Carried, overlays: Overlays
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one block for what earlier blocks handed on."""
         if index in self.computed:
-            call = self._forward(ids, self._replay(ids, carried, overlays, index))[index]
+            run = self._replay(ids, carried, overlays, index)
+            self._forward(ids, run)
+            call = run.calls[index]
         leaves = [carried[(x.block, x.leaf)] if isinstance(x, Output) else x for x in call.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, call.spec)
         return args, kwargs
@@ -104,12 +109,14 @@ class Handover:
 
     # -- runs with the blocks left out -------------------------------------------------------
 
-    def _forward(self, ids: Tensor, run: Run) -> list[Call]:
-        # The base model is enough: no logits are needed to see the blocks' arguments.
-        base = getattr(self._model, "base_model", self._model)
+    def _forward(self, ids: Tensor, run: Run) -> list[Tensor]:
+        """Return what the base model returns; nothing where the run ends before."""
+        made: Any = ()
         with left_out(self._modules, self._results, run), torch.no_grad(), suppress(Reached):
-            base(input_ids=ids, use_cache=False)
-        return run.calls
+            made = self._base(input_ids=ids, use_cache=False)
+        if not isinstance(made, (Tensor, Sequence)):
+            made = list((made if isinstance(made, Mapping) else vars(made)).values())
+        return [x for x in pytree.tree_leaves(made) if isinstance(x, Tensor)]
 
     def _placeholders(self, ids: Tensor) -> Callable[[int, Sequence[Any]], list[Any]]:
         """Return a stand-in for blocks: what they return has the right shapes and means nothing."""
@@ -152,28 +159,25 @@ class Handover:
         count = len(self._modules)
         keys = [self._keys(i) for i in range(count)]
         everything = frozenset().union(*keys)
-        plain, _ = self._probe(ids, frozenset(), logits=False)
-        moved, _ = self._probe(ids, everything, logits=False)
+        plain, before = self._probe(ids, frozenset())
+        moved, _ = self._probe(ids, everything)
         computed = {i for i in range(count) if _differ(plain[i], moved[i])}
         writers = {i for i, made in enumerate(self._results) if made.written}
         readers = {i for i in range(count) if writers and _holdsboxes(plain[i])}
-        _, before = self._probe(ids, frozenset(), logits=True)
-        _, other = self._probe(ids, everything - keys[-1], logits=True)
-        one = before.equal(other) and not self.again
+        _, other = self._probe(ids, everything - keys[-1])
+        one = _equal(before, other) and not self.again
         final = {
-            key
-            for key in keys[-1]
-            if not before.equal(self._probe(ids, frozenset({key}), logits=True)[1])
+            key for key in keys[-1] if not _equal(before, self._probe(ids, frozenset({key}))[1])
         }
         needs: dict[int, set[Key]] = {i: set() for i in computed | readers}
         for j in range(count - 1) if needs or not one else ():
-            changed, logits = self._probe(ids, keys[j], logits=not one)
+            changed, behind = self._probe(ids, keys[j])
             for i in needs:
                 if i > j and (_differ(plain[i], changed[i]) or _reads(plain[i], j)):
                     needs[i] |= keys[j]
                 if i > j and j in writers:
                     needs[i].add((j, WRITTEN))
-            if not one and not before.equal(logits):
+            if not one and not _equal(before, behind):
                 final |= keys[j]
         return needs, final
 
@@ -181,9 +185,7 @@ class Handover:
         leaves = self._results[index].leaves
         return frozenset((index, k) for k, x in enumerate(leaves) if isinstance(x, Tensor))
 
-    def _probe(
-        self, ids: Tensor, changed: frozenset[Key], logits: bool
-    ) -> tuple[list[Call], Tensor]:
+    def _probe(self, ids: Tensor, changed: frozenset[Key]) -> tuple[list[Call], list[Tensor]]:
         """Run with blocks that return random numbers, others than usual for those `changed`."""
 
         def outputs(index: int, leaves: Sequence[Any]) -> list[Any]:
@@ -195,15 +197,15 @@ class Handover:
             ]
 
         run = Run(outputs, lambda i: self._results[i].written)
-        if not logits:
-            return self._forward(ids, run), ids
-        with left_out(self._modules, self._results, run), torch.no_grad():
-            made: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return run.calls, made
+        return run.calls, self._forward(ids, run)
 
 
 def _random(like: Tensor, seed: int) -> Tensor:
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(x.equal(y) for x, y in zip(one, other, strict=True))
 
 
 def _holdsboxes(call: Call) -> bool:

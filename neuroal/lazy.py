@@ -30,21 +30,22 @@ class LazyMatrix(Tensor):
 
     place: Place
     stored: torch.dtype
-    __torch_function__ = torch._C._disabled_torch_function_impl  # results are plain tensors
+    # Results are plain tensors.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
         cls, place: Place, shape: Any, stored: torch.dtype, dtype: Any = None, device: Any = "cpu"
     ) -> LazyMatrix:
         """Return the matrix at a place, in another dtype or on another device where they say so."""
-        made: LazyMatrix = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: LazyMatrix = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype or stored, device=device
         )
         made.place, made.stored = place, stored
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Do an operation on what it needs of the matrices among its arguments."""
@@ -82,7 +83,7 @@ class LazyMatrix(Tensor):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the rows of token ids, of which each is read once."""
-        tokens, at = ids.unique(return_inverse=True)
+        tokens, at = torch.unique(ids, return_inverse=True)
         tokens = tokens.cpu()
         runs = torch.tensor_split(tokens, (tokens.diff() != 1).nonzero()[:, 0] + 1)
         return self._rows([(int(run[0]), int(run[-1]) + 1) for run in runs])[at]
@@ -91,7 +92,7 @@ class LazyMatrix(Tensor):
         """Return runs of rows, from the first to before the last of each, below one another."""
         count = sum(end - start for start, end in runs)
         rows = torch.empty((count, self.shape[1]), dtype=self.stored)
-        left = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+        left = memoryview(rows.view(torch.uint8).numpy().data).cast("B")
         size = self.shape[1] * self.stored.itemsize
         with self.place.file.open("rb", buffering=0) as file:
             for start, end in runs:

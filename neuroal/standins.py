@@ -132,17 +132,17 @@ def left_out(modules: Sequence[nn.Module], results: Sequence[Result], run: Run) 
 
 
 def run_whole(
-    model: nn.Module,
+    base: nn.Module,
+    modules: Sequence[nn.Module],
     blocks: Sequence[Block],
     ids: Tensor,
     open_block: Callable[[Block], AbstractContextManager[nn.Module]],
 ) -> tuple[list[Result], set[int]]:
-    """Run the whole model and return what each block's result looks like, and which run again.
+    """Run the model up to its head: return what blocks' results look like, and which run again.
 
     Raises:
         NeuroalError: A block cannot be left out.
     """
-    modules = [model.get_submodule(b.name) for b in blocks]
     again: set[int] = set()
     results: list[Result] = []
     visits = [0] * len(modules)
@@ -194,7 +194,7 @@ def run_whole(
     handles += [m.register_forward_hook(after(i), with_kwargs=True) for i, m in enumerate(modules)]
     try:
         with held, torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+            base(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
