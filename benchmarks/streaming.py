@@ -4,11 +4,12 @@
     python benchmarks/streaming.py --folder FOLDER --shape wide --limit 1.9 --alignment output_kl
     python benchmarks/streaming.py --folder FOLDER --shape long --samples 128 --length 2048
 
-makes a random Llama-structure model (of 1.1 billion weights, 4.4 GB in float32; one of which nearly
-all is vocabulary; or a small one, whose activations are larger than it), prunes it in memory without a limit, and in processes that
-may map so many GiB and no more (RLIMIT_AS), as neuroal chooses and with blocks and activations on
-the disk; shows that the same run in memory is refused there, and compares every tensor. Beside the
-peak of a streamed run stands its bound: two blocks, activations and 1 GB.
+makes a random Llama-structure model (of 1.1 billion weights, 4.4 GB in float32; one that is nearly
+all vocabulary; or a small one, whose activations are larger than it), prunes it in memory without a
+limit, and in processes that may map so many GiB and no more (RLIMIT_AS), as neuroal chooses and
+with blocks and activations on the disk; shows that the same run in memory is refused there, and
+compares every tensor. Beside the peak of a streamed run stands its bound: two blocks, activations
+and 1 GB.
 """
 
 from __future__ import annotations
@@ -193,7 +194,9 @@ def main() -> None:
         said = json.loads(done.stdout.splitlines()[-1])
         what = said.get("error") or "; ".join(said["notes"])
         streams = on_disk or (on_disk is None and "blocks" in what)
-        most = gib(bound(recipe, model, bool(on_disk))) if streams else ""
+        most = (
+            gib(bound(recipe | {"length": given.length}, model, bool(on_disk))) if streams else ""
+        )
         peaks = f"{gib(said['resident'])} | {most} | {gib(said['mapped'])}"
         if "error" in said:
             del outs[name]

@@ -21,7 +21,7 @@ class Blocks(Protocol):
     """A model whose blocks are opened one by one.
 
     Attributes:
-        model: What stands around the blocks is in memory, in evaluation mode.
+        model: In evaluation mode; what stands around the blocks can be used at any time.
         layout: Its layout.
         streams: Whether a block is in memory only while it is open.
     """

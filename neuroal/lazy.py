@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from neuroal.shards import DTYPES, Place
 
-PART = 32 << 20  # bytes of a matrix that are read at once
+PART = 8 << 20  # bytes of a matrix that are read at once
 _aten = torch.ops.aten
 
 
@@ -101,7 +101,7 @@ class LazyMatrix(Tensor):
                 while len(left) > end_of_run:
                     read = file.readinto(left[: len(left) - end_of_run])
                     if not read:
-                        raise EOFError(f"'{self.place.file}' ends before its tensors do")
+                        raise OSError(f"'{self.place.file}' ends before its tensors do")
                     left = left[read:]
         return rows.to(self.device, self.dtype)
 
@@ -114,7 +114,7 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, matrices that stay in theirs part by part."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    # In the format's own order, in which every tensor is aligned.
+    # Larger elements first, so that every tensor is aligned, as safetensors does.
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -17,6 +17,7 @@ from neuroal.dryrun import plan
 from neuroal.errors import NeuroalError
 from neuroal.estimate import needs, seconds
 from neuroal.layout import find
+from neuroal.lazy import PART
 from neuroal.ondisk import Needs, OnDisk
 from neuroal.pace import Pace, pace
 from neuroal.plan import first_steps, setup
@@ -126,6 +127,7 @@ def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     block = 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
     around = 4 * (2 * 97 * 32 + 32)
     weights = 3 * block + around
+    assert around == 4 * 32 + 2 * (4 * 97 * 32)  # the norm, and two parts of a matrix: all of it
     # Embeddings of 2 windows, 2 more states beside 2 candidates; in the end 3 states of 6 windows.
     states = max(2 * (2 + 2), 2 + 3 * 6) * 16 * 32 * 4
     work = 4 * 4 * 32 * 48 + 4 * (6 * 16) * 4 * 48
@@ -143,6 +145,23 @@ def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
         2 * weights + states,
         weights + states,
     ]
+
+
+def test_a_large_vocabulary_counts_where_logits_are_asked_for(recipe: Recipe) -> None:
+    """Streamed, of embeddings and head no more than two parts: the head's rows, or all of it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, vocab_size=200_000, num_attention_heads=4)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    matrix, block = 4 * 200_000 * 32, 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
+    assert matrix > PART
+    for alignment, read in {"neuron": 2 * PART, "output_kl": PART + matrix}.items():
+        asked = dataclasses.replace(recipe, alignment=alignment)
+        made = needs(setup(asked), find(model), asked, model, 16)
+        assert made.streamed == block + 4 * 32 + read
+        assert made.weights == 2 * block + 4 * 32 + 2 * matrix
 
 
 def test_bytes_follow_what_is_asked(recipe: Recipe) -> None:

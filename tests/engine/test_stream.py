@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import NeuroalError, Recipe, UsageError, checkpoint
+from neuroal import NeuroalError, Recipe, UsageError, checkpoint, lazy
 from neuroal.alignment import Aligner
 from neuroal.layout import find
+from neuroal.lazy import LazyMatrix
 from neuroal.ondisk import Needs
 from neuroal.shards import INDEX, ONE, Shards
 from neuroal.streaming import Streamed
@@ -147,6 +148,126 @@ def test_names_in_the_files_that_are_not_the_models_own(
     assert_same(tmp_path, read, same)
 
 
+def test_other_names_in_the_files_around_the_blocks_too(
+    sharded: Callable[[nn.Module], Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    read: Read,
+    same: Same,
+) -> None:
+    """GPT-NeoX's head has another name in its files, one that transformers 5 gives back to it."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48}
+    more = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **more))
+    folder = sharded(model)
+    names = set(json.loads((folder / INDEX).read_text())["weight_map"])
+    assert "embed_out.weight" in names - model.state_dict().keys()
+    both(folder, dataclasses.replace(from_file, alignment="output_kl"), tmp_path)
+    assert_same(tmp_path, read, same)
+    assert "embed_out.weight" in read(tmp_path / "stream")
+
+
+# -- around the blocks -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_around_the_blocks(
+    structure: str,
+    tied: bool,
+    dtype: str,
+    from_file: Recipe,
+    tmp_path: Path,
+    read: Read,
+    same: Same,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Embeddings and head, in one matrix or two, read and written part by part, and cast."""
+    model: Any = tiny_model(structure)
+    config = type(model.config)(**model.config.to_dict() | {"tie_word_embeddings": tied})
+    torch.manual_seed(0)
+    made = type(model)(config)
+    made.load_state_dict(model.state_dict())
+    made.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(lazy, "PART", 1000)
+    asked = dataclasses.replace(from_file, alignment="output_kl", dtype=dtype)
+    both(tmp_path / "model", asked, tmp_path)
+    assert_same(tmp_path, read, same)
+    assert ("lm_head.weight" in read(tmp_path / "stream")) is not tied
+
+
+def test_tied_matrices_that_are_both_in_the_files(
+    from_file: Recipe, tmp_path: Path, read: Read, same: Same
+) -> None:
+    """They are compared: what is the same is tied and written once, what differs is not."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    for name, differs in {"the same": 0.0, "another": 1.0}.items():
+        folder = tmp_path / name
+        model: Any = tiny_model("opt")
+        assert isinstance(model, OPTForCausalLM) and isinstance(model.config, OPTConfig)
+        model.save_pretrained(folder)
+        tensors = load_file(folder / ONE)
+        embeddings = tensors["model.decoder.embed_tokens.weight"]
+        tensors["lm_head.weight"] = embeddings + differs
+        save_file(tensors, folder / ONE, metadata={"format": "pt"})
+        both(folder, dataclasses.replace(from_file, alignment="output_kl"), folder)
+        assert_same(folder, read, same)
+        assert ("lm_head.weight" in read(folder / "stream")) is bool(differs)
+
+
+@pytest.mark.parametrize("metric", ["neuron", "output_kl"])
+def test_the_head_is_read_for_logits_alone(
+    metric: str,
+    structure: str,
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the embeddings the rows of tokens are read, and nothing is read as a whole without it."""
+    whole: list[tuple[int, ...]] = []
+    own = LazyMatrix.read
+
+    def read(self: LazyMatrix) -> Tensor:
+        whole.append(tuple(self.shape))
+        return own(self)
+
+    monkeypatch.setattr(LazyMatrix, "read", read)
+    recipe = dataclasses.replace(from_file, alignment=metric)
+    neuroal.prune(models[structure], recipe=recipe, out=tmp_path / "out", stream=True)
+    assert set(whole) == ({(97, 32)} if metric == "output_kl" else set())
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_a_broken_matrix_around_the_blocks(
+    name: str, models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    """NaN, another shape and one that lacks are found before anything is pruned."""
+    tensors = load_file(models["llama"] / ONE)
+    nan = tensors[name].clone()
+    nan[96, 31] = torch.nan
+    broken: dict[str, tuple[Tensor | None, str]] = {
+        "nan": (nan, f"'{name}' holds NaN or infinity"),
+        "cut": (tensors[name][:, :-1].contiguous(), rf"'{name}' as \(97, 31\), not \(97, 32\)"),
+        "gone": (None, f"lacks the weight '{name}'"),
+    }
+    for case, (value, message) in broken.items():
+        folder = tmp_path / case
+        folder.mkdir()
+        for file in models["llama"].iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        others = {k: v for k, v in tensors.items() if k != name}
+        held = others if value is None else others | {name: value}
+        save_file(held, folder / ONE, metadata={"format": "pt"})
+        with pytest.raises(NeuroalError, match=message):
+            neuroal.prune(folder, recipe=from_file, out=tmp_path / "out", stream=True)
+        assert not (tmp_path / "out").exists()
+
+
 # -- one block at a time ---------------------------------------------------------------------
 
 
@@ -168,8 +289,11 @@ def test_one_block_is_in_memory(models: Mapping[str, Path]) -> None:
     with pytest.raises(ZeroDivisionError), made.open(made.layout.blocks[1]):
         _ = 1 / 0
     assert there() == [False] * 3
-    around = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    assert all(made.model.get_parameter(n).equal(model.get_parameter(n)) for n in around)
+    around = {"model.embed_tokens.weight": True, "model.norm.weight": False, "lm_head.weight": True}
+    for name, stays in around.items():
+        weight = made.model.get_parameter(name)
+        assert isinstance(weight, LazyMatrix) is stays, name
+        assert weight.equal(model.get_parameter(name))
 
 
 def test_read_ahead_reads_the_tensors_asked_for(
@@ -237,19 +361,31 @@ def test_resumed_run_reads_its_own_shards(
 # -- less memory than weights ----------------------------------------------------------------
 
 
+LARGE = {  # 115 MiB of blocks; 2 · 96 MiB of embeddings and head around blocks of 3 MiB
+    "blocks": {"vocab_size": 97, "intermediate_size": 1024, "num_hidden_layers": 17},
+    "vocabulary": {"vocab_size": 65536, "intermediate_size": 512, "num_hidden_layers": 2},
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is mapped on Linux")
+@pytest.mark.parametrize("large", LARGE)
 def test_model_larger_than_the_limit(
-    models: Mapping[str, Path], from_file: Recipe, tmp_path: Path, read: Read, same: Same
+    large: str,
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    read: Read,
+    same: Same,
 ) -> None:
-    """115 MiB of weights under 88 MiB: refused in memory, the same bits streamed, by itself too."""
+    """Refused in memory under 88 MiB, less than one matrix; the same bits streamed, by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"vocab_size": 97, "hidden_size": 384, "intermediate_size": 1024}
-    more = {"num_hidden_layers": 17, "num_attention_heads": 4, "max_position_embeddings": 64}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **more))
+    more = {"hidden_size": 384, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = LlamaForCausalLM(LlamaConfig(**LARGE[large], **more))
     model.save_pretrained(tmp_path / "model", max_shard_size="50MB")
     weights = sum(f.stat().st_size for f in (tmp_path / "model").glob("*.safetensors"))
     assert weights > 114 << 20
+    del model
     uniform = dataclasses.replace(from_file, top_up="uniform", options={}, samples=2)
     given = {
         "limit": 88 << 20,
