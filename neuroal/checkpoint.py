@@ -23,7 +23,7 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout, Linear
 from neuroal.lazy import parts
 from neuroal.resources import available_memory
-from neuroal.shards import open_file
+from neuroal.shards import Shards, open_file
 from neuroal.stored import Zeros
 
 MARKER = "neuroal.json"
@@ -342,8 +342,7 @@ def count_saved_zeros(folder: Path, layout: Layout, model: nn.Module) -> dict[st
     """
     where: dict[str, Path] = {}
     for path in folder.glob("*.safetensors"):
-        with open_file(path) as file:
-            where |= dict.fromkeys(file.keys(), path)
+        where |= dict.fromkeys(Shards.header(path), path)
     result: dict[str, Zeros] = {}
     for block in layout.blocks:
         with ExitStack() as stack:  # a block's files alone are mapped into memory
