@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from neuroal.shards import DTYPES, Place
 
-PART = 8 << 20  # bytes of a matrix that are read at once
+PART = 1 << 20  # bytes of a matrix that are read at once
 _aten = torch.ops.aten
 
 
