@@ -49,10 +49,13 @@ class Trial:
         targets: How much to prune in every linear.
         limit: A finished total of the same step; the candidate leaves as soon as it is strictly
             above. None measures to the end.
+        around: Targets that these are a change of: a block that has the same ones keeps the weights
+            that those give it, though its inputs are others, and is not run for statistics.
     """
 
     targets: Mapping[str, Target]
     limit: float | None = None
+    around: Mapping[str, Target] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,8 @@ class Outcome:
 class _State:
     trial: Trial
     prefix: Prefix
+    around: _State | None = None
+    leads: bool = False
     total: Tensor | float = 0.0
     dropped: bool = False
     runs: int = 0
@@ -80,11 +85,12 @@ class _State:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one block adds to a candidate."""
+    """What one block adds to a candidate, and the weights that candidates around it keep."""
 
     prefix: Prefix
     misalignment: Tensor | float
     deviation: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] | None = None
 
 
 @dataclass
@@ -110,6 +116,7 @@ class Aligner:
         needed = self.metric.required_statistics() | norm
         self._dense_statistics = resolve(needed | self.pruner.pruner.required_statistics())
         self._pruned_statistics = tuple(a for a in self._dense_statistics if a.name in read)
+        self._compared_statistics = tuple(resolve(self.metric.required_statistics()))
         self._compares = any(a.compares for a in self._pruned_statistics)
         self._at_output = self.metric.has("measure_output")
         if not self._at_output and not self.metric.required_statistics():
@@ -137,14 +144,22 @@ class Aligner:
             PluginError: The metric answered with something that is no number >= 0.
         """
         start = Prefix.start(inputs)
-        states = [_State(trial, start) for trial in trials]
+        leaders = {
+            id(t.around): _State(Trial(t.around), start, leads=True)
+            for t in trials
+            if t.around is not None
+        }
+        states = [_State(t, start, leaders.get(id(t.around))) for t in trials]
         with torch.no_grad():
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
                     runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
-                    self._pass_block(block, module, runs, inputs, states, tick)
+                    walks = [*leaders.values(), *states]
+                    self._pass_block(block, module, runs, inputs, walks, tick)
             if self._at_output:
                 self._measure_output(inputs, states)
+        for leader in leaders.values():
+            next(s for s in states if s.around is leader).runs += leader.runs
         return [self._outcome(s) for s in states]
 
     def _pass_block(
@@ -161,27 +176,36 @@ class Aligner:
         What runs is `runs`, the block in the dtype of the search.
 
         Candidates that come from the same prefix share the dense run (all of them in the first
-        block), and those that also prune the block alike share everything.
+        block), and those that also prune the block alike share everything. Those around another
+        one have its weights where they prune the block as it does.
         """
         shared = Shared()
         waiting = Counter(id(s.prefix) for s in states if not s.dropped)
         dense: dict[int, Pass] = {}
         known: dict[tuple[Any, ...], _Step] = {}
+        kept: dict[int, tuple[int, tuple[Any, ...], Mapping[str, Tensor] | None]] = {}
         for s in states:
-            tick()
+            if not s.leads:
+                tick()
             if s.dropped:
                 continue
             before = self.walker.block_runs
             # A prefix before the block is told by its address, which is its own as long as any
             # candidate waits at it; none behind the block is ever looked up.
             prefix = id(s.prefix)
-            key = (prefix, *_key(block, s.trial.targets))
+            own = _key(block, s.trial.targets)
+            same, alike, weights = kept.get(id(s.around), (prefix, own, None))
+            if same == prefix or alike != own:
+                weights = None
+            key = (prefix, weights is not None and id(s.around), *own)
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
                 shared.keeps = not self.walker.streams and (waiting[prefix] > 1 or not reads)
-                known[key] = self._step(block, module, runs, inputs, s, dense, shared)
+                known[key] = self._step(block, module, runs, inputs, s, dense, shared, weights)
             step = known[key]
+            if s.leads:
+                kept[id(s)] = prefix, own, step.weights
             waiting[prefix] -= 1
             if not waiting[prefix]:
                 dense.pop(prefix, None)  # Gram matrices and kept inputs are large
@@ -202,8 +226,12 @@ class Aligner:
         s: _State,
         known: dict[int, Pass],
         shared: Shared,
+        kept: Mapping[str, Tensor] | None,
     ) -> _Step:
-        """Run one candidate's block, dense for the statistics and pruned for what follows."""
+        """Run one candidate's block, dense for the statistics and pruned for what follows.
+
+        Where its pruned weights are kept from another candidate, the pruner reads no statistics.
+        """
         last = block.index == len(self.layout.blocks) - 1
         output = not last or self._at_output
         if not any(
@@ -214,27 +242,37 @@ class Aligner:
             prefix = after.prefix if after is not None else None
             return _Step(prefix or s.prefix, 0.0, zeros if self.deviation else {})
         dense = known.get(id(s.prefix))
-        if dense is None and self._dense_statistics:
-            dense = known[id(s.prefix)] = self.walker.run(
-                block, runs, inputs, s.prefix, self._dense_statistics,
+        wanted = self._dense_statistics if kept is None else self._compared_statistics
+        if dense is None and wanted:
+            dense = self.walker.run(
+                block, runs, inputs, s.prefix, wanted,
                 output=False, keep_inputs=self._compares,
             )  # fmt: skip
+            if kept is None:
+                known[id(s.prefix)] = dense
         if not output and not self._pruned_statistics:
             return _Step(s.prefix, 0.0, {})
-        statistics = dense.statistics if dense is not None else {}
-        targets = s.trial.targets
-        overlay = self.pruner.prune_block(block, module, statistics, targets, shared)
-        if inputs.dtype is not None:
-            overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
+        if kept is None:
+            statistics = dense.statistics if dense is not None else {}
+            overlay = self.pruner.prune_block(block, module, statistics, s.trial.targets, shared)
+            if inputs.dtype is not None:
+                overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
+        else:
+            overlay = dict(kept)
         after = self.walker.run(
-            block, runs, inputs, s.prefix, self._pruned_statistics,
+            block, runs, inputs, s.prefix,
+            self._pruned_statistics if kept is None else self._compared_statistics,
             weights=overlay, output=output, dense=dense,
         )  # fmt: skip
-        misalignment, deviation = self._compare(block, dense, after) if dense else (0.0, {})
-        return _Step(after.prefix or s.prefix, misalignment, deviation)
+        deviates = self.deviation and kept is None
+        misalignment, deviation = (
+            self._compare(block, dense, after, deviates) if dense else (0.0, {})
+        )
+        weights = overlay if s.leads else None
+        return _Step(after.prefix or s.prefix, misalignment, deviation, weights)
 
     def _compare(
-        self, block: Block, dense: Pass, after: Pass
+        self, block: Block, dense: Pass, after: Pass, deviates: bool
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         total: Tensor | float = 0.0
         deviation = {}
@@ -245,7 +283,7 @@ class Aligner:
                     dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
                 )  # fmt: skip
                 total = total + self._number(value, "measure_linear")
-            if self.deviation:
+            if deviates:
                 a, b = dense.statistics[x.name], after.statistics[x.name]
                 deviation[x.name] = a.input_norm - b.input_norm
         return total, deviation
@@ -293,7 +331,8 @@ class Aligner:
         if not 0 <= total < float("inf"):
             hook = "measure_output" if self._at_output else "measure_linear"
             raise self.metric.error(hook, "returned NaN, infinity or a number below 0")
-        return Outcome(Measurement(total, s.dropped, s.runs), s.deviation)
+        deviation = {} if s.around is not None else s.deviation
+        return Outcome(Measurement(total, s.dropped, s.runs), deviation)
 
 
 def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:

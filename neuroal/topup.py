@@ -14,7 +14,7 @@ from torch import Tensor
 from neuroal.alignment import Aligner, Outcome, Tick, Trial
 from neuroal.allocation import Allocation, Rules, targets
 from neuroal.errors import NeuroalError
-from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals
+from neuroal.hookspecs import Generation, Measurement, Proposal, Proposals, Target
 from neuroal.layout import Layout
 from neuroal.packing import pack, unpack
 from neuroal.plugins import Plugin
@@ -55,6 +55,7 @@ class _Tried:
     outcome: Outcome | None
     windows: int
     plugin: Plugin
+    around: _Tried | None = None
 
     @property
     def cost(self) -> float:
@@ -202,6 +203,10 @@ class TopUpSearch:
                 windows = min(s.generation.windows or self.windows, self.windows)
                 limit = s.best(windows) if s.generation.keep == 1 else None
                 tried = [self._tried(p, s.plugin, windows) for p in s.generation.proposals]
+                if s.generation.around is not None:
+                    around = self._tried(s.generation.around, s.plugin, windows)
+                    for t in tried:
+                        t.around = around
                 trials = [(t, None if t.proposal.probe else limit) for t in tried]
                 by_windows.setdefault(windows, []).extend(trials)
                 asked.append(tried)
@@ -230,10 +235,8 @@ class TopUpSearch:
         def make() -> list[Outcome]:
             mine = self.team.mine(trials)
             tick = self.progress(title, len(mine) * len(self.layout.blocks))
-            wanted = [
-                Trial(targets(t.allocation, self.layout, self.rules, t.proposal.probe), limit)
-                for t, limit in mine
-            ]
+            around = {id(t.around): self._targets(t.around) for t, _ in mine if t.around}
+            wanted = [Trial(self._targets(t), limit, around.get(id(t.around))) for t, limit in mine]
             assert self.aligner is not None, "a search needs windows"
             outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
             if self.team.size > 1:
@@ -245,9 +248,14 @@ class TopUpSearch:
         digest = hashlib.sha256(key.encode())
         for t, _ in trials:
             digest.update(_digest(t.proposal))
+            if t.around:
+                digest.update(_digest(t.around.proposal))
         outcomes = self.journal(f"{key}-{digest.hexdigest()[:16]}", make)
         for (t, _), outcome in zip(trials, outcomes, strict=True):
             t.outcome, t.windows = outcome, windows
+
+    def _targets(self, tried: _Tried) -> Mapping[str, Target]:
+        return targets(tried.allocation, self.layout, self.rules, tried.proposal.probe)
 
     def _finalist(self, s: _Strategy) -> _Tried:
         """Return the strategy's winner: what it returned, else the least misaligned."""

@@ -104,14 +104,16 @@ class Purse:
             self._seen.add(windows)
             self.left -= self._blocks * windows
 
-    def probes(self, units: Sequence[Unit], windows: int) -> int:
+    def probes(self, units: Sequence[Unit], windows: int, around: bool = False) -> int:
         """Return the price of one probe per unit that prunes all blocks, at most.
 
-        What lies before the probe's block is run once for all of them.
+        What lies before the probe's block is run once for all of them. Behind it a block runs once
+        where probes are `around` a proposal.
         """
         per_block = self.candidate / (self._blocks * self.windows)
-        blocks = self._blocks + sum(self._blocks - unit.block for unit in units)
-        return math.ceil(per_block * blocks * windows)
+        behind = sum(self._blocks - unit.block for unit in units)
+        changed = min(1, per_block) if around else per_block
+        return math.ceil((per_block * self._blocks + changed * behind) * windows)
 
     def fits(self, probes: int, candidates: int) -> bool:
         """Return whether probes at a price and so many candidates can be paid."""

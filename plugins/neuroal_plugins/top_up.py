@@ -53,8 +53,8 @@ BEST_SLOW = TopUp(
     row_ratios="row_sensitivity",
     alignment="output_kl",
     options={
-        "sensitivity": {"candidates": 23, "probe_windows": 8},
-        "row_sensitivity": {"candidates": 46.5},
+        "sensitivity": {"candidates": 20, "probe_windows": 8},
+        "row_sensitivity": {"candidates": 49.5},
     },
     search_samples=32,
     help="like best with ten times the block runs, on more windows, and rows weighed by importance",

@@ -5,7 +5,7 @@ import gc
 import math
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -27,9 +27,9 @@ from neuroal.allocation import Allocation, Rules, targets
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
 from neuroal.pruning import BasePruner
-from neuroal.statistics import InputNorm
+from neuroal.statistics import InputNorm, resolve
 from neuroal.testing import STRUCTURES, collect, tiny_model, windows
-from neuroal.walk import Walker
+from neuroal.walk import Prefix, Walker
 
 SPARSITY = 0.5
 LAMBDAS = (0.01, 0.05, 0.1, 0.2, 0.3)
@@ -682,3 +682,86 @@ def test_no_statistic_can_compare_in_the_dense_walk() -> None:
     plugin = one("block_ratios", Measuring(("input_error",)))
     with pytest.raises(NeuroalError, match="no statistic can compare"):
         measure_blocks(walk, walk.inputs(windows(2)), [plugin])
+
+
+# -- probes around a candidate ----------------------------------------------------------------
+
+
+def around(layout: Layout, block: int, by: float) -> tuple[Trial, Trial]:
+    """A schedule, and a probe that prunes one block's first linear otherwise, around it."""
+    center = schedule(layout, 0.1)
+    first = layout.blocks[block].linears[0].name
+    ratios = layout.per_block([SPARSITY - 0.1 + 0.2 * b / 3 for b in range(len(layout.blocks))])
+    changed = of(layout, dict(ratios) | {first: ratios[first] + by})
+    return center, replace(changed, around=center.targets)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_a_probe_keeps_the_weights_of_what_it_is_around(structure: str, pruner: str) -> None:
+    model = tiny_model(structure, blocks=4)
+    made = aligner(model, "output_kl", pruner)
+    center, probe = around(made.layout, 1, 0.2)
+    ids = windows(4)
+
+    def pruned(trial: Trial, blocks: Sequence[int], begin: nn.Module) -> nn.Module:
+        """Prune some blocks in turn, by statistics of what those before them hand on."""
+        copied = copy.deepcopy(begin)
+        walk = Walker(copied, made.layout)
+        for b in blocks:
+            block = made.layout.blocks[b]
+            inputs = walk.inputs(ids)
+            prefix = Prefix.start(inputs)
+            statistics = {}
+            for before in made.layout.blocks[: b + 1]:
+                module = copied.get_submodule(before.name)
+                needed = resolve(made.pruner.pruner.required_statistics())
+                ran = walk.run(before, module, inputs, prefix, needed)
+                prefix, statistics = ran.prefix or prefix, ran.statistics
+            module = copied.get_submodule(block.name)
+            new = made.pruner.prune_block(block, module, statistics, trial.targets)
+            for name, weight in new.items():
+                copied.get_submodule(name).weight.data.copy_(weight)
+        return copied
+
+    whole = pruned(center, range(4), model)
+    mixed = copy.deepcopy(whole)
+    changed = pruned(probe, [1], pruned(center, [0], model))
+    for x in made.layout.blocks[1].linears:
+        mixed.get_submodule(x.name).load_state_dict(changed.get_submodule(x.name).state_dict())
+    with torch.no_grad():
+        p, q = (m(input_ids=ids).logits.double().log_softmax(-1) for m in (model, mixed))
+    slow = float((p.exp() * (p - q)).sum(-1).mean())
+    assert totals(measure(made, [probe]))[0] == pytest.approx(slow, rel=1e-4)
+    assert (
+        totals(measure(made, [probe]))[0] != totals(measure(made, [replace(probe, around=None)]))[0]
+    )
+
+
+def test_a_probe_around_itself_is_what_it_is_alone() -> None:
+    made = aligner(tiny_model("llama", blocks=4), "output_kl")
+    center = schedule(made.layout, 0.1)
+    alone, inside = measure(made, [center, replace(center, around=center.targets)])
+    assert inside.measurement.misalignment == alone.measurement.misalignment
+
+
+def test_probes_around_a_candidate_run_a_block_once() -> None:
+    made = aligner(tiny_model("llama", blocks=4), "output_kl", deviation=True)
+    probes = [around(made.layout, b, by)[1] for b in range(4) for by in (-0.2, 0.2)]
+    center = probes[0].around
+    probes = [replace(p, around=center) for p in probes]
+    outcomes = measure(made, probes)
+    runs = [o.measurement.block_runs for o in outcomes]
+    # The candidate in the middle: 4 blocks twice. A probe: what is from its block on, once.
+    assert runs == [4 * (8 + 4), 4 * 4, 4 * 3, 4 * 3, 4 * 2, 4 * 2, 4, 4]
+    assert all(not o.deviation for o in outcomes)
+
+
+def test_a_metric_of_linears_sees_the_inputs_of_a_probe_around_a_candidate() -> None:
+    made = aligner(tiny_model("llama", blocks=4))
+    center, probe = around(made.layout, 3, 0.2)
+    # Nothing is behind the last block: what is kept is what would have been found.
+    assert totals(measure(made, [probe])) == totals(measure(made, [replace(probe, around=None)]))
+    _, early = around(made.layout, 0, 0.2)
+    cost = totals(measure(made, [early, replace(early, around=None), center]))
+    assert cost[0] != cost[1] and cost[0] != cost[2]

@@ -155,7 +155,8 @@ class _Search:
                 step = max(step / 3, SMALLEST_STEP)
 
     def _affordable(self, candidates: int) -> bool:
-        return self.purse.fits(self.purse.probes(self.units, self.windows), candidates)
+        probes = self.purse.probes(self.units, self.windows, around=True)
+        return self.purse.fits(probes, candidates)
 
     def _measure(
         self, at: Vector, step: float, number: int
@@ -170,7 +171,7 @@ class _Search:
             self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name}, True)
             for u, move in zip(self.units, moves, strict=True)
         ]
-        damage = yield from self._ask(probes, self.windows)
+        damage = yield from self._ask(probes, self.windows, around=probes[0])
         marginals = (damage[1:] - damage[0]) / (room * self.share)
         if self.marginals is None:
             return marginals
@@ -218,9 +219,9 @@ class _Search:
         return best, used
 
     def _ask(
-        self, proposals: list[Proposal], windows: int | None
+        self, proposals: list[Proposal], windows: int | None, around: Proposal | None = None
     ) -> Generator[Generation, list[Measurement], Vector]:
-        heard = yield Generation(proposals, len(proposals), windows)
+        heard = yield Generation(proposals, len(proposals), windows, around)
         self.purse.pay(heard, windows or self.purse.windows)
         return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
 

@@ -67,6 +67,9 @@ class RowSensitivity:
     probe: float = option(0.1, "length of a probe, in units of log importance")
     share: float = option(0.5, "share of the step that is tried first, with a smaller one")
     cap: float = option(0.2, "largest move along one score, of the whole step")
+    lasting: float = option(
+        0.9, "share of a round's expected gain whose moves the next round probes again"
+    )
 
     def __post_init__(self) -> None:
         for name in ("candidates", "probe_windows", "probe", "share", "cap"):
@@ -133,7 +136,8 @@ class _Search:
         self.purse = purse
         self.along = {name: _orthogonal(scores) for name, scores in known.items()}
         self.moves = [(n, s) for n, scores in self.along.items() for s in scores]
-        self.units = [Unit(f"{n} {s}", (), layout.linears[n].block) for n, s in self.moves]
+        self.layout = layout
+        self.damping: float | None = None
         self.few = min(options.probe_windows, purse.windows)
 
     def run(self) -> Generator[Generation, list[Measurement], None]:
@@ -169,8 +173,10 @@ class _Search:
 
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
-        begins = (2 * len(self.units) // TOGETHER + 1) * self.purse.probes((), self.few)
-        return self.purse.fits(2 * self.purse.probes(self.units, self.few) + begins, 2)
+        units = [Unit(f"{n} {s}", (), self.layout.linears[n].block) for n, s in self.moves]
+        begins = (2 * len(units) // TOGETHER + 1) * self.purse.probes((), self.few)
+        probes = self.purse.probes(units, self.few, around=True)
+        return self.purse.fits(2 * probes + begins, 2)
 
     def _probe(
         self, at: Logs, number: int
@@ -184,17 +190,27 @@ class _Search:
         damages: list[float] = []
         for k in range(0, len(probes), TOGETHER):
             some = slice(k, k + TOGETHER)
-            damages += yield from self._ask(probes[some], told[some], self.few)
+            damages += yield from self._ask(probes[some], told[some], self.few, around=at)
         return damages
 
     def _newton(self, damages: Sequence[float]) -> dict[Move, float]:
         """Return the step of every move, from what `_probe` returns."""
-        here, up, down = damages[0], torch.tensor(damages[1::2]), torch.tensor(damages[2::2])
+        measured = torch.tensor(damages, dtype=torch.float64)
+        here, up, down = measured[0], measured[1::2], measured[2::2]
         slopes = (up - down) / (2 * self.options.probe)
         bends = (up + down - 2 * here) / self.options.probe**2
-        steps = -slopes / (bends.clamp(min=0) + bends.abs().median()).clamp(min=1e-12)
+        first = self.damping is None
+        if first:
+            self.damping = float(bends.abs().median())
+        steps = -slopes / (bends.clamp(min=0) + self.damping).clamp(min=1e-12)
+        gains = -steps * slopes / 2
         steps = steps.clamp(-self.options.cap, self.options.cap)
-        return dict(zip(self.moves, steps.tolist(), strict=True))
+        found = dict(zip(self.moves, steps.tolist(), strict=True))
+        order = gains.argsort(descending=True)
+        covered = gains[order].cumsum(0) <= self.options.lasting * gains.sum()
+        if first:
+            self.moves = [self.moves[i] for i in order[: int(covered.sum()) + 1].tolist()]
+        return found
 
     def _line(
         self, best: Rated, step: Mapping[Move, float], number: int
@@ -215,16 +231,23 @@ class _Search:
         return best
 
     def _ask(
-        self, tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
+        self,
+        tried: Sequence[Logs],
+        told: Sequence[dict[str, Any]],
+        seen: int | None = None,
+        around: Logs | None = None,
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages, on all windows or, as probes, on the first few."""
         made = [
-            Proposal(self.base, p, seen is not None, {n: x.exp() for n, x in logs.items()})
-            for logs, p in zip(tried, told, strict=True)
+            self._proposal(logs, p, seen is not None) for logs, p in zip(tried, told, strict=True)
         ]
-        heard = yield Generation(made, len(made), seen)
+        center = None if around is None else self._proposal(around, {}, True)
+        heard = yield Generation(made, len(made), seen, center)
         self.purse.pay(heard, seen or self.purse.windows)
         return [m.misalignment for m in heard]
+
+    def _proposal(self, logs: Logs, told: dict[str, Any], probe: bool) -> Proposal:
+        return Proposal(self.base, told, probe, {n: x.exp() for n, x in logs.items()})
 
     def _moved(self, logs: Logs, by: Mapping[Move, float]) -> Logs:
         moved = dict(logs)
