@@ -31,6 +31,7 @@ Logs = Mapping[str, Tensor]  # log importance, float64 `(out,)` by linear
 Rated = tuple[float, Logs]  # misalignment on all search windows
 TOGETHER = 64  # probes of one generation, whose states are held together
 RATIO, SMALLEST = 5 / 3, 0.1  # between shares of a step; no smaller one is followed further
+FURTHEST = 13.0  # from 1, in log importance: what is further counts as this far
 FAINT = 1e-4  # of the largest energy: what is smaller counts as this much
 
 
@@ -51,9 +52,11 @@ class RowSensitivity:
     (2 probe), h = (D+ + D- - 2D) / probe², m the median of all |h|: a Newton step, shortened
     because the moves of all linears come together. Two shares of the step are measured on all
     windows, and further ones while the longest or the shortest is the best; the best goes on to
-    the next round, until none is better or the budget ends.
+    the next round, until none is better or the budget ends. Later rounds probe the moves alone that
+    promised most of what the first round could gain, g² / 2 (max(h, 0) + m) each, and keep its m.
 
-    The damage is whatever the alignment metric measures. Rows that count as the pruner has it are
+    The damage is whatever the alignment metric measures. Blocks behind the one that a probe changes
+    keep the weights that they have without the change. Rows that count as the pruner has it are
     a candidate: no result is worse. Probes see fewer windows where the budget asks for it, and are
     left out where it has not even one window for them.
     """
@@ -68,7 +71,7 @@ class RowSensitivity:
     share: float = option(0.5, "share of the step that is tried first, with a smaller one")
     cap: float = option(0.2, "largest move along one score, of the whole step")
     lasting: float = option(
-        0.9, "share of a round's expected gain whose moves the next round probes again"
+        0.9, "share of the first round's expected gain whose moves later rounds probe, in (0, 1]"
     )
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class RowSensitivity:
         for name in ("reads", "own"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give at least one")
+        if not 0 < self.lasting <= 1:
+            raise ValueError(f"lasting={self.lasting} is outside (0, 1]")
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:
@@ -136,9 +141,9 @@ class _Search:
         self.purse = purse
         self.along = {name: _orthogonal(scores) for name, scores in known.items()}
         self.moves = [(n, s) for n, scores in self.along.items() for s in scores]
-        self.layout = layout
-        self.damping: float | None = None
+        self.blocks = {name: layout.linears[name].block for name in known}
         self.few = min(options.probe_windows, purse.windows)
+        self.damping = 0.0
 
     def run(self) -> Generator[Generation, list[Measurement], None]:
         """Search from the grid's best, until a round finds nothing better or the budget ends."""
@@ -151,7 +156,14 @@ class _Search:
         number = 0
         while self.moves and self._affordable():
             number += 1
-            step = self._newton((yield from self._probe(best[1], number)))
+            slopes, bends = self._differences((yield from self._probe(best[1], number)))
+            if number == 1:
+                self.damping = max(float(bends.abs().median()), 1e-12)
+            newton = -slopes / (bends.clamp(min=0) + self.damping)
+            lengths = newton.clamp(-self.options.cap, self.options.cap)
+            step = dict(zip(self.moves, lengths.tolist(), strict=True))
+            if number == 1:
+                self._keep_moves(-newton * slopes)
             better = yield from self._line(best, step, number)
             if better is best:
                 break
@@ -173,7 +185,7 @@ class _Search:
 
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
-        units = [Unit(f"{n} {s}", (), self.layout.linears[n].block) for n, s in self.moves]
+        units = [Unit(f"{name} {score}", (), self.blocks[name]) for name, score in self.moves]
         begins = (2 * len(units) // TOGETHER + 1) * self.purse.probes((), self.few)
         probes = self.purse.probes(units, self.few, around=True)
         return self.purse.fits(2 * probes + begins, 2)
@@ -193,24 +205,19 @@ class _Search:
             damages += yield from self._ask(probes[some], told[some], self.few, around=at)
         return damages
 
-    def _newton(self, damages: Sequence[float]) -> dict[Move, float]:
-        """Return the step of every move, from what `_probe` returns."""
+    def _differences(self, damages: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return slope and bend of every move `(moves,)`, from what `_probe` returns."""
         measured = torch.tensor(damages, dtype=torch.float64)
         here, up, down = measured[0], measured[1::2], measured[2::2]
         slopes = (up - down) / (2 * self.options.probe)
-        bends = (up + down - 2 * here) / self.options.probe**2
-        first = self.damping is None
-        if first:
-            self.damping = float(bends.abs().median())
-        steps = -slopes / (bends.clamp(min=0) + self.damping).clamp(min=1e-12)
-        gains = -steps * slopes / 2
-        steps = steps.clamp(-self.options.cap, self.options.cap)
-        found = dict(zip(self.moves, steps.tolist(), strict=True))
-        order = gains.argsort(descending=True)
-        covered = gains[order].cumsum(0) <= self.options.lasting * gains.sum()
-        if first:
-            self.moves = [self.moves[i] for i in order[: int(covered.sum()) + 1].tolist()]
-        return found
+        return slopes, (up + down - 2 * here) / self.options.probe**2
+
+    def _keep_moves(self, gains: Tensor) -> None:
+        """Keep the fewest moves that promise `lasting` of all gains `(moves,)`, each >= 0."""
+        order = gains.argsort(descending=True, stable=True)
+        before = gains[order].cumsum(0) - gains[order]
+        kept = order[before <= self.options.lasting * gains.sum()].tolist()
+        self.moves = [move for i, move in enumerate(self.moves) if i in kept]
 
     def _line(
         self, best: Rated, step: Mapping[Move, float], number: int
@@ -247,7 +254,8 @@ class _Search:
         return [m.misalignment for m in heard]
 
     def _proposal(self, logs: Logs, told: dict[str, Any], probe: bool) -> Proposal:
-        return Proposal(self.base, told, probe, {n: x.exp() for n, x in logs.items()})
+        importance = {n: x.clamp(-FURTHEST, FURTHEST).exp() for n, x in logs.items()}
+        return Proposal(self.base, told, probe, importance)
 
     def _moved(self, logs: Logs, by: Mapping[Move, float]) -> Logs:
         moved = dict(logs)
