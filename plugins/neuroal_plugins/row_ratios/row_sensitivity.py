@@ -158,7 +158,8 @@ class _Search:
             number += 1
             slopes, bends = self._differences((yield from self._probe(best[1], number)))
             if number == 1:
-                self.damping = max(float(bends.abs().median()), 1e-12)
+                seen = bends[bends != 0].abs()  # an expert that no token reaches bends nothing
+                self.damping = float(seen.median()) if len(seen) else 1e-12
             newton = -slopes / (bends.clamp(min=0) + self.damping)
             lengths = newton.clamp(-self.options.cap, self.options.cap)
             step = dict(zip(self.moves, lengths.tolist(), strict=True))
