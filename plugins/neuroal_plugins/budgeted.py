@@ -96,10 +96,21 @@ class Purse:
         self.candidate = candidate
         self._blocks = blocks
         self._seen: set[int] = set()
+        self._per_block = candidate / (blocks * windows)
+        self._behind = self._per_block
 
-    def pay(self, heard: Sequence[Measurement], windows: int) -> None:
-        """Subtract what was measured, and the dense reference of so many windows."""
-        self.left -= sum(m.block_runs for m in heard)
+    def pay(self, heard: Sequence[Measurement], windows: int, around: Sequence[Unit] = ()) -> None:
+        """Subtract what was measured, and the dense reference of so many windows.
+
+        Probes of units `around` a proposal show what a block behind a change costs: one run, or two
+        where the metric compares it with its dense run.
+        """
+        runs = sum(m.block_runs for m in heard)
+        self.left -= runs
+        if around:
+            behind = sum(self._blocks - unit.block for unit in around)
+            changed = (runs / windows - self._per_block * self._blocks) / behind
+            self._behind = max(math.ceil(changed - 1e-6), 1)
         if windows not in self._seen:
             self._seen.add(windows)
             self.left -= self._blocks * windows
@@ -107,13 +118,12 @@ class Purse:
     def probes(self, units: Sequence[Unit], windows: int, around: bool = False) -> int:
         """Return the price of one probe per unit that prunes all blocks, at most.
 
-        What lies before the probe's block is run once for all of them. Behind it a block runs once
-        where probes are `around` a proposal.
+        What lies before the probe's block is run once for all of them. The first ones `around` a
+        proposal count as others do; then it is known what they cost.
         """
-        per_block = self.candidate / (self._blocks * self.windows)
         behind = sum(self._blocks - unit.block for unit in units)
-        changed = min(1, per_block) if around else per_block
-        return math.ceil((per_block * self._blocks + changed * behind) * windows)
+        per_block = self._behind if around else self._per_block
+        return math.ceil((self._per_block * self._blocks + per_block * behind) * windows)
 
     def fits(self, probes: int, candidates: int) -> bool:
         """Return whether probes at a price and so many candidates can be paid."""

@@ -171,7 +171,7 @@ class _Search:
             self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name}, True)
             for u, move in zip(self.units, moves, strict=True)
         ]
-        damage = yield from self._ask(probes, self.windows, around=probes[0])
+        damage = yield from self._ask(probes, self.windows, self.units)
         marginals = (damage[1:] - damage[0]) / (room * self.share)
         if self.marginals is None:
             return marginals
@@ -219,10 +219,12 @@ class _Search:
         return best, used
 
     def _ask(
-        self, proposals: list[Proposal], windows: int | None, around: Proposal | None = None
+        self, proposals: list[Proposal], windows: int | None, around: Sequence[Unit] = ()
     ) -> Generator[Generation, list[Measurement], Vector]:
-        heard = yield Generation(proposals, len(proposals), windows, around)
-        self.purse.pay(heard, windows or self.purse.windows)
+        """Return the damages; those of changed units are measured around the first proposal."""
+        center = proposals[0] if around else None
+        heard = yield Generation(proposals, len(proposals), windows, center)
+        self.purse.pay(heard, windows or self.purse.windows, around)
         return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
 
 

@@ -186,25 +186,33 @@ class _Search:
 
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
-        units = [Unit(f"{name} {score}", (), self.blocks[name]) for name, score in self.moves]
-        begins = (2 * len(units) // TOGETHER + 1) * self.purse.probes((), self.few)
-        probes = self.purse.probes(units, self.few, around=True)
-        return self.purse.fits(2 * probes + begins, 2)
+        units = [self._unit(move) for move in self.moves for _ in (1, -1)]
+        begins = (len(units) // TOGETHER + 1) * self.purse.probes((), self.few)
+        return self.purse.fits(self.purse.probes(units, self.few, around=True) + begins, 2)
 
     def _probe(
         self, at: Logs, number: int
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages of no move, then of every move up and down in turn."""
-        probes, told = [at], [{"round": number, "at": "best"}]
-        for (name, score), sign in ((move, sign) for move in self.moves for sign in (1, -1)):
+        probes: list[tuple[Logs, dict[str, Any], list[Unit]]]
+        probes = [(at, {"round": number, "at": "best"}, [])]
+        for move, sign in ((move, sign) for move in self.moves for sign in (1, -1)):
             by = sign * self.options.probe
-            probes.append(self._moved(at, {(name, score): by}))
-            told.append({"round": number, "only": name, "score": score, "by": by})
+            told = {"round": number, "only": move[0], "score": move[1], "by": by}
+            probes.append((self._moved(at, {move: by}), told, [self._unit(move)]))
+        center = self._proposal(at, {}, True)
         damages: list[float] = []
         for k in range(0, len(probes), TOGETHER):
-            some = slice(k, k + TOGETHER)
-            damages += yield from self._ask(probes[some], told[some], self.few, around=at)
+            tried, ways, units = zip(*probes[k : k + TOGETHER], strict=True)
+            made = [self._proposal(logs, way, True) for logs, way in zip(tried, ways, strict=True)]
+            heard = yield Generation(made, len(made), self.few, center)
+            self.purse.pay(heard, self.few, [x for some in units for x in some])
+            damages += [m.misalignment for m in heard]
         return damages
+
+    def _unit(self, move: Move) -> Unit:
+        name, score = move
+        return Unit(f"{name} {score}", (), self.blocks[name])
 
     def _differences(self, damages: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return slope and bend of every move `(moves,)`, from what `_probe` returns."""
@@ -239,18 +247,13 @@ class _Search:
         return best
 
     def _ask(
-        self,
-        tried: Sequence[Logs],
-        told: Sequence[dict[str, Any]],
-        seen: int | None = None,
-        around: Logs | None = None,
+        self, tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages, on all windows or, as probes, on the first few."""
         made = [
             self._proposal(logs, p, seen is not None) for logs, p in zip(tried, told, strict=True)
         ]
-        center = None if around is None else self._proposal(around, {}, True)
-        heard = yield Generation(made, len(made), seen, center)
+        heard = yield Generation(made, len(made), seen)
         self.purse.pay(heard, seen or self.purse.windows)
         return [m.misalignment for m in heard]
 
