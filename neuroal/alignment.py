@@ -49,8 +49,9 @@ class Trial:
         targets: How much to prune in every linear.
         limit: A finished total of the same step; the candidate leaves as soon as it is strictly
             above. None measures to the end.
-        around: Targets that these are a change of: a block that has the same ones keeps the weights
-            that those give it, though its inputs are others, and is not run for statistics.
+        around: Targets that these are a change of, of another trial or these themselves: a block
+            that has the same ones keeps the weights that those give it, though its inputs are
+            others, and is not run for the pruner.
     """
 
     targets: Mapping[str, Target]
@@ -77,6 +78,7 @@ class _State:
     prefix: Prefix
     around: _State | None = None
     leads: bool = False
+    ticks: bool = True
     total: Tensor | float = 0.0
     dropped: bool = False
     runs: int = 0
@@ -144,22 +146,15 @@ class Aligner:
             PluginError: The metric answered with something that is no number >= 0.
         """
         start = Prefix.start(inputs)
-        leaders = {
-            id(t.around): _State(Trial(t.around), start, leads=True)
-            for t in trials
-            if t.around is not None
-        }
-        states = [_State(t, start, leaders.get(id(t.around))) for t in trials]
+        states = [_State(trial, start) for trial in trials]
+        walks = _leaders_first(states, start)
         with torch.no_grad():
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
                     runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
-                    walks = [*leaders.values(), *states]
                     self._pass_block(block, module, runs, inputs, walks, tick)
             if self._at_output:
                 self._measure_output(inputs, states)
-        for leader in leaders.values():
-            next(s for s in states if s.around is leader).runs += leader.runs
         return [self._outcome(s) for s in states]
 
     def _pass_block(
@@ -185,7 +180,7 @@ class Aligner:
         known: dict[tuple[Any, ...], _Step] = {}
         kept: dict[int, tuple[int, tuple[Any, ...], Mapping[str, Tensor] | None]] = {}
         for s in states:
-            if not s.leads:
+            if s.ticks:
                 tick()
             if s.dropped:
                 continue
@@ -333,6 +328,24 @@ class Aligner:
             raise self.metric.error(hook, "returned NaN, infinity or a number below 0")
         deviation = {} if s.around is not None else s.deviation
         return Outcome(Measurement(total, s.dropped, s.runs), deviation)
+
+
+def _leaders_first(states: list[_State], start: Prefix) -> list[_State]:
+    """Tell states what they are around, and return them behind these.
+
+    What no trial is itself (another process measures it) walks along, and counts for nobody.
+    """
+    leaders = {id(s.trial.around): s for s in states if s.trial.around is s.trial.targets}
+    for s in states:
+        around = s.trial.around
+        if around is not None and id(around) not in leaders:
+            leaders[id(around)] = _State(Trial(around), start, ticks=False)
+    for leader in leaders.values():
+        leader.leads = True
+    others = [s for s in states if not s.leads]
+    for s in others:
+        s.around = leaders.get(id(s.trial.around))
+    return [*leaders.values(), *others]
 
 
 def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:

@@ -134,15 +134,15 @@ class Generation:
         proposals: At least one.
         keep: How many of the best need an exact cost; more than 1 forbids early dropping.
         windows: Search windows to measure on, from the first; None for all.
-        around: What the probes are small changes of. A block that a probe prunes as this does
-            keeps the weights that this one has there, though it is given other inputs: it is not
-            run for statistics, nor pruned again. Its own block runs count for the first probe.
+        around_first: The others are small changes of the first proposal; all are probes. A block
+            that one of them prunes as the first does keeps the weights that the first has there,
+            though it is given other inputs: it is not pruned again, nor run for the pruner.
     """
 
     proposals: Sequence[Proposal]
     keep: int = 1
     windows: int | None = None
-    around: Proposal | None = None
+    around_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,10 +203,9 @@ class TopUpSearch:
                 windows = min(s.generation.windows or self.windows, self.windows)
                 limit = s.best(windows) if s.generation.keep == 1 else None
                 tried = [self._tried(p, s.plugin, windows) for p in s.generation.proposals]
-                if s.generation.around is not None:
-                    around = self._tried(s.generation.around, s.plugin, windows)
+                if s.generation.around_first:
                     for t in tried:
-                        t.around = around
+                        t.around = tried[0]
                 trials = [(t, None if t.proposal.probe else limit) for t in tried]
                 by_windows.setdefault(windows, []).extend(trials)
                 asked.append(tried)
@@ -235,8 +234,9 @@ class TopUpSearch:
         def make() -> list[Outcome]:
             mine = self.team.mine(trials)
             tick = self.progress(title, len(mine) * len(self.layout.blocks))
-            around = {id(t.around): self._targets(t.around) for t, _ in mine if t.around}
-            wanted = [Trial(self._targets(t), limit, around.get(id(t.around))) for t, limit in mine]
+            every = [t for t, _ in mine] + [t.around for t, _ in mine if t.around]
+            made = {id(t): self._targets(t) for t in {id(t): t for t in every}.values()}
+            wanted = [Trial(made[id(t)], limit, made.get(id(t.around))) for t, limit in mine]
             assert self.aligner is not None, "a search needs windows"
             outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
             if self.team.size > 1:

@@ -725,11 +725,7 @@ def test_proposals_may_end_with_none(one: Callable[..., Any]) -> None:
         (["yield neuroal.Generation([neuroal.Proposal({})], keep=0)"], "keep=0"),
         (["yield neuroal.Generation([neuroal.Proposal({})], windows=0)"], "windows=0"),
         (["yield neuroal.Generation([neuroal.Proposal({})], keep=None)"], "TypeError: "),
-        (["yield neuroal.Generation([neuroal.Proposal({})], around={})"], "around=dict"),
-        (
-            ["made = neuroal.Proposal({})", "yield neuroal.Generation([made], around=made)"],
-            "probe=True",
-        ),
+        (["yield neuroal.Generation([neuroal.Proposal({})], around_first=True)"], "probe=True"),
         (["yield from ()", "return {}"], "returned dict: return a Proposal or None"),
         (["yield from ()", "return 1 / 0"], "ZeroDivisionError: division by zero (stranger.py"),
         (["measurements[0]['x'].add_(1)", "yield"], "wrote to its input 'measurements[0][x]'"),

@@ -193,11 +193,8 @@ def _generation_problem(value: object) -> str | None:
         return f"yielded a Generation of {type(strange).__name__}: give a list of Proposal"
     if value.keep < 1 or (value.windows is not None and value.windows < 1):
         return f"yielded keep={value.keep}, windows={value.windows}: each must be at least 1"
-    if value.around is not None:
-        if not isinstance(value.around, Proposal):
-            return f"yielded around={type(value.around).__name__}: give a Proposal"
-        if not value.around.probe or not all(p.probe for p in proposals):
-            return "yielded a Generation around a proposal: give it, and all of them, probe=True"
+    if value.around_first and not all(p.probe for p in proposals):
+        return "yielded around_first=True with proposals that can win: give all of them probe=True"
     return None
 
 

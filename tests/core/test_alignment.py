@@ -750,11 +750,18 @@ def test_probes_around_a_candidate_run_a_block_once() -> None:
     probes = [around(made.layout, b, by)[1] for b in range(4) for by in (-0.2, 0.2)]
     center = probes[0].around
     probes = [replace(p, around=center) for p in probes]
-    outcomes = measure(made, probes)
+    assert center is not None
+    measure(made, probes[:1])  # the dense output
+    outcomes = measure(made, [Trial(center, around=center), *probes])
     runs = [o.measurement.block_runs for o in outcomes]
-    # The candidate in the middle: 4 blocks twice. A probe: what is from its block on, once.
-    assert runs == [4 * (8 + 4), 4 * 4, 4 * 3, 4 * 3, 4 * 2, 4 * 2, 4, 4]
-    assert all(not o.deviation for o in outcomes)
+    # Every probe: what is from its block on, once. The candidate itself, 4 blocks twice.
+    assert runs == [4 * 8, *(4 * n for n in (4, 4, 3, 3, 2, 2, 1, 1))]
+    assert [bool(o.deviation) for o in outcomes] == [True] + 8 * [False]
+    # Where another process measures it, it walks along and counts for nobody.
+    before = made.walker.block_runs
+    without = measure(made, probes)
+    assert made.walker.block_runs - before == sum(runs)
+    assert [o.measurement for o in without] == [o.measurement for o in outcomes[1:]]
 
 
 def test_a_metric_of_linears_sees_the_inputs_of_a_probe_around_a_candidate() -> None:

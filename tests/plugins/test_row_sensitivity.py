@@ -15,6 +15,7 @@ from torch import Tensor
 
 import neuroal
 from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal, testing
+from neuroal.allocation import Allocation
 from neuroal.layout import Fed, Rows
 from neuroal.plugins import load_top_up
 from neuroal.testing import tiny_model, windows
@@ -88,12 +89,13 @@ def drive(
     model: Layout,
     damage: Callable[[Logs], float],
     equal: float = 2.0,
+    behind: int = 1,
     **given: Any,
 ) -> Run:
     """Answer a search as the engine does: `equal` for the pruner's own rows, else by a formula.
 
     A block costs 2 runs a window; candidates of a generation share those of the first blocks that
-    they prune alike.
+    they prune alike. Around the first of them the others cost `behind` a block.
     """
     run = Run()
     seen: set[int] = set()
@@ -110,18 +112,16 @@ def drive(
         run.block_runs += 0 if used in seen else len(model.blocks) * used
         seen.add(used)
         heard, earlier = [], list[list[Any]]()
+        price = 2
         for proposal in generation.proposals:
             assert proposal.ratios == dict.fromkeys(model.linears, BASE)
-            pruned = [
-                [proposal.row_importance[x.name].tolist() for x in block.linears]
-                if proposal.row_importance
-                else None
-                for block in model.blocks
-            ]
+            pruned = of_blocks(model, proposal)
             blocks = len(model.blocks) - max((shared(pruned, x) for x in earlier), default=0)
             earlier.append(pruned)
             logs = {n: x.log() for n, x in proposal.row_importance.items()}
-            heard.append(Measurement(damage(logs) if logs else equal, False, 2 * blocks * used))
+            cost = damage(logs) if logs else equal
+            heard.append(Measurement(cost, False, price * blocks * used))
+            price = behind if generation.around_first else 2
             run.block_runs += heard[-1].block_runs
             if used == WINDOWS and not proposal.probe:
                 run.full.append((heard[-1].misalignment, proposal))
@@ -130,6 +130,15 @@ def drive(
         except StopIteration as stop:
             assert stop.value is None
             return run
+
+
+def of_blocks(model: Layout, proposal: Proposal) -> list[Any]:
+    """Return what every block's rows count."""
+    if not proposal.row_importance:
+        return [None] * len(model.blocks)
+    return [
+        [proposal.row_importance[x.name].tolist() for x in block.linears] for block in model.blocks
+    ]
 
 
 def shared(a: list[Any], b: list[Any]) -> int:
@@ -159,7 +168,8 @@ AT = {"reads": 0.2, "own": -0.3, "lost": 0.4}
 def test_a_round_goes_nearly_to_the_bottom_of_a_bowl() -> None:
     """Equal bends halve the step, and shares 0.5, 5/6, 25/18, 125/54 of it are followed to 2."""
     model = layout()
-    run = drive(RowSensitivity(cap=9, candidates=100), model, bowl(bottom(model, **AT)))
+    plugin = RowSensitivity(cap=9, candidates=100, lasting=1)
+    run = drive(plugin, model, bowl(bottom(model, **AT)))
     shares = [p.parameters.get("share") for _, p in run.full if p.parameters.get("round") == 1]
     assert shares == [0.5, 0.3, 0.833333, 1.388889, 2.314815, 3.858025]
     costs = {p.parameters.get("round", 0): 9.0 for _, p in run.full}
@@ -206,18 +216,61 @@ def test_the_pruners_own_rows_win_where_nothing_is_better(candidates: int) -> No
 
 @pytest.mark.parametrize("candidates", [2, 3, 5, 7, 9, 12, 20, 60, 300])
 @pytest.mark.parametrize("blocks", [1, 6, 17])
-def test_the_budget_is_kept(candidates: int, blocks: int) -> None:
+@pytest.mark.parametrize("behind", [1, 2])
+def test_the_budget_is_kept(candidates: int, blocks: int, behind: int) -> None:
     model = layout(blocks)
     smooth = bowl(bottom(model, **AT))
 
     def wobbly(logs: Logs) -> float:
         return smooth(logs) + math.sin(40 * float(logs["0.up"][0])) / 10
 
-    run = drive(RowSensitivity(candidates=candidates), model, wobbly)
+    run = drive(RowSensitivity(candidates=candidates), model, wobbly, behind=behind)
     assert run.block_runs <= candidates * 2 * blocks * WINDOWS
     probes = [g.windows for g in run.generations if "only" in g.proposals[-1].parameters]
     assert all(w is not None and 1 <= w <= 8 for w in probes)
     assert bool(probes) or candidates < 20
+
+
+def test_later_rounds_probe_what_promised_most() -> None:
+    """Gains are as the squares of the slopes: 0.9 of them come from one score of one linear."""
+    model = layout()
+    plugin = RowSensitivity(candidates=100, reads=(0.0,), own=(0.0,))
+    far = {n: 0.02 * x for n, x in bottom(model, **AT).items()}
+    far["1.up"] = 10 * far["1.up"]
+    run = drive(plugin, model, bowl(far))
+    rounds: dict[int, set[tuple[str, str]]] = {}
+    for generation in run.generations:
+        for p in generation.proposals:
+            if "only" in p.parameters:
+                moves = rounds.setdefault(p.parameters["round"], set())
+                moves.add((p.parameters["only"], p.parameters["score"]))
+    assert len(rounds) > 2 and len(rounds[1]) == 3 * 4
+    assert {name for name, _ in rounds[2]} == {"1.up"}
+    assert all(rounds[k] == rounds[2] for k in rounds if k > 1)
+
+
+def test_probes_are_around_the_best() -> None:
+    run = drive(RowSensitivity(), layout(), bowl(bottom(layout(), **AT)))
+    for generation in run.generations:
+        probes = [p for p in generation.proposals if "only" in p.parameters]
+        assert generation.around_first == bool(probes)
+        first = generation.proposals[0].row_importance
+        for p in probes:
+            changed = {n for n, x in p.row_importance.items() if not x.equal(first[n])}
+            assert changed == {p.parameters["only"]}
+
+
+@pytest.mark.parametrize("exponent", [3.0, 20.0])
+def test_importance_stays_within_what_is_allowed(exponent: float) -> None:
+    """Log energies are up to log(1e4) apart, and moves come on top."""
+    model = layout()
+    energies = measured(model)
+    energies[0]["rows 0.up"] = torch.tensor([1.0, 1e-8, 1.0, 1.0, 1.0], dtype=torch.float64)
+    plugin = RowSensitivity(reads=(0.0,), own=(exponent,))
+    run = drive(plugin, model, lambda logs: float(logs["0.up"][1]) + 200, measurements=energies)
+    for generation in run.generations:
+        for p in generation.proposals:
+            Allocation.of(p.ratios, model, p.row_importance)
 
 
 def test_no_more_probes_are_held_together_than_64() -> None:
@@ -229,7 +282,7 @@ def test_no_more_probes_are_held_together_than_64() -> None:
         if g.windows == 8 and g.proposals[0].parameters.get("round") == 1
     ]
     moves = sum(len(scores) for scores in known(model).values())
-    assert moves == 20 * 4 and first == [64, 64, 2 * moves + 1 - 128]
+    assert moves == 20 * 4 and first == [64, 64, 1 + 2 * moves - 126]  # the best in each
     assert max(len(g.proposals) for g in run.generations) == 64
 
 
@@ -271,6 +324,8 @@ def test_a_grid_on_few_windows_cannot_win_but_its_best_can() -> None:
         {"probe": 0.0},
         {"share": -0.5},
         {"cap": float("nan")},
+        {"lasting": 0.0},
+        {"lasting": 1.5},
     ],
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:

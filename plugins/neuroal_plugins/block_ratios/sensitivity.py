@@ -222,8 +222,7 @@ class _Search:
         self, proposals: list[Proposal], windows: int | None, around: Sequence[Unit] = ()
     ) -> Generator[Generation, list[Measurement], Vector]:
         """Return the damages; those of changed units are measured around the first proposal."""
-        center = proposals[0] if around else None
-        heard = yield Generation(proposals, len(proposals), windows, center)
+        heard = yield Generation(proposals, len(proposals), windows, bool(around))
         self.purse.pay(heard, windows or self.purse.windows, around)
         return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
 

@@ -187,28 +187,28 @@ class _Search:
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
         units = [self._unit(move) for move in self.moves for _ in (1, -1)]
-        begins = (len(units) // TOGETHER + 1) * self.purse.probes((), self.few)
+        begins = math.ceil(len(units) / (TOGETHER - 1)) * self.purse.probes((), self.few)
         return self.purse.fits(self.purse.probes(units, self.few, around=True) + begins, 2)
 
     def _probe(
         self, at: Logs, number: int
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages of no move, then of every move up and down in turn."""
-        probes: list[tuple[Logs, dict[str, Any], list[Unit]]]
-        probes = [(at, {"round": number, "at": "best"}, [])]
+        best = self._proposal(at, {"round": number, "at": "best"}, True)
+        probes: list[tuple[Proposal, Unit]] = []
         for move, sign in ((move, sign) for move in self.moves for sign in (1, -1)):
             by = sign * self.options.probe
             told = {"round": number, "only": move[0], "score": move[1], "by": by}
-            probes.append((self._moved(at, {move: by}), told, [self._unit(move)]))
-        center = self._proposal(at, {}, True)
-        damages: list[float] = []
-        for k in range(0, len(probes), TOGETHER):
-            tried, ways, units = zip(*probes[k : k + TOGETHER], strict=True)
-            made = [self._proposal(logs, way, True) for logs, way in zip(tried, ways, strict=True)]
-            heard = yield Generation(made, len(made), self.few, center)
-            self.purse.pay(heard, self.few, [x for some in units for x in some])
-            damages += [m.misalignment for m in heard]
-        return damages
+            made = self._proposal(self._moved(at, {move: by}), told, True)
+            probes.append((made, self._unit(move)))
+        here, damages = 0.0, list[float]()
+        for k in range(0, len(probes), TOGETHER - 1):
+            some, units = zip(*probes[k : k + TOGETHER - 1], strict=True)
+            heard = yield Generation([best, *some], TOGETHER, self.few, around_first=True)
+            self.purse.pay(heard, self.few, units)
+            here, *more = (m.misalignment for m in heard)
+            damages += more
+        return [here, *damages]
 
     def _unit(self, move: Move) -> Unit:
         name, score = move
