@@ -99,6 +99,42 @@ def winner(choice: Choice) -> Candidate:
 # -- one strategy ----------------------------------------------------------------------------
 
 
+@dataclass
+class Around(Distance):
+    """Keeps which trials are around which."""
+
+    heard: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def measure(self, trials: Any, inputs: Any, tick: Any = int) -> Any:
+        self.heard = [(t.targets, t.around) for t in trials]
+        return super().measure(trials, inputs, tick)
+
+
+def test_all_of_a_generation_around_its_first_proposal_are_told_so() -> None:
+    def steps(around_first: bool) -> Steps:
+        probes = [proposal(r, probe=True) for r in (0.3, 0.4, 0.5)]
+        yield Generation(probes, around_first=around_first)
+        made = keys[-1]
+        yield generation(0.35)
+        assert keys[-1] != made
+        return None
+
+    keys: list[str] = []
+
+    def journal(key: str, make: Any) -> Any:
+        keys.append(key)
+        outcomes = make()
+        if len(keys) % 2:
+            first = aligner.heard[0][0]
+            assert all(around is (first if len(keys) == 1 else None) for _, around in aligner.heard)
+        return outcomes
+
+    aligner = Around()
+    choose(aligner, strategy(lambda: steps(True)), journal=journal)
+    choose(aligner, strategy(lambda: steps(False)), journal=journal)
+    assert keys[0] != keys[2] and keys[1] == keys[3]  # what is measured otherwise is kept apart
+
+
 def test_the_least_misaligned_of_one_generation_wins() -> None:
     def steps() -> Steps:
         heard = yield generation(0.1, 0.35, 0.5)
