@@ -19,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
@@ -139,28 +140,33 @@ def measure(what: str, o: dict[str, Any]) -> dict[str, Any]:
     result["cpu"] = time.process_time() - cpu
     result["seconds"] = time.perf_counter() - start
     if what != "floor":
-        result["sha256"] = zeros_sha256(model)
+        mask = zeros(model)
+        result["sha256"] = hashlib.sha256(mask).hexdigest()
+        if "zeros" in o:
+            np.save(o["zeros"], mask)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["memory"] = torch.cuda.max_memory_allocated() if device == "cuda" else peak
     return result
 
 
-def zeros_sha256(model: nn.Module) -> str:
-    """Return the digest of the zeros of all linears, in order."""
-    digest = hashlib.sha256()
-    for name in layout.find(model).linears:
-        digest.update(np.packbits((model.get_submodule(name).weight == 0).cpu().numpy()))
-    return digest.hexdigest()
+def zeros(model: nn.Module) -> Any:
+    """Return where all linears are zero, in order, eight weights a byte."""
+    names = layout.find(model).linears
+    weights = [model.get_submodule(name).weight.flatten() for name in names]
+    return np.packbits(np.concatenate([(w == 0).cpu().numpy() for w in weights]))
 
 
-def compare(o: dict[str, Any], repeats: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Let them take turns and return a row of the table for each."""
+def compare(
+    o: dict[str, Any], repeats: int, tell: Callable[[str], None], folder: Path
+) -> list[dict[str, Any]]:
+    """Let them take turns and return a row of the table for each; masks are put into a folder."""
     runs: dict[str, list[dict[str, Any]]] = {what: [] for what in WHAT}
     for _ in range(repeats):
         for what in WHAT:
             if what in o["skip"]:
                 continue
-            command = [sys.executable, __file__, "--once", json.dumps({"what": what, **o})]
+            given = {"what": what, "zeros": str(folder / f"{what}.npy"), **o}
+            command = [sys.executable, __file__, "--once", json.dumps(given)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs[what].append(json.loads(done.stdout.splitlines()[-1]))
             tell(f"{o['model']} {what}: {json.dumps(runs[what][-1])}")
@@ -181,7 +187,10 @@ def compare(o: dict[str, Any], repeats: int, tell: Callable[[str], None]) -> lis
         row["block runs"] = made[0]["block_runs"]
         row["peak MB"] = round(statistics.median(r["memory"] for r in made) / 1e6)
         row["λ"] = ", ".join(f"{x:g}" for x in made[0].get("lam", ()))
-        row["mask"] = made[0].get("sha256", "")[:8]
+        found, published = folder / f"{what}.npy", folder / "published.npy"
+        if what != "published" and found.exists() and published.exists():
+            other = np.bitwise_xor(np.load(found), np.load(published))
+            row["weights masked unlike (a)"] = int(np.unpackbits(other).sum())
         rows.append(row)
     return rows
 
@@ -283,7 +292,8 @@ def main(models: tuple[str, ...], out: Path | None, once: str | None, **given: A
         o = {**given, "model": model}
         o["samples"] = o["samples"] or (128 if large else 32)
         o["length"] = o["length"] or (2048 if large else 256)
-        rows += compare(o, repeats, tqdm.write)
+        with tempfile.TemporaryDirectory() as folder:
+            rows += compare(o, repeats, tqdm.write, Path(folder))
     torch.set_num_threads(given["threads"])
     shapes = MASKS if out else MASKS[:1]
     parts = [
