@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroal import checkpoint, layout
-from neuroal.earlier import earlier_allocation
+from neuroal.earlier import earlier_allocation, with_its_sparsity
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.estimate import block_runs, needs, seconds
 from neuroal.layout import Layout
@@ -105,6 +105,7 @@ def plan(
     Raises:
         NeuroalError: The recipe makes no sense, or the model's structure is unknown.
     """
+    recipe = with_its_sparsity(recipe)
     if recipe.model is None:
         raise UsageError("a plan needs a model")
     if recipe.calibration is not None:

@@ -7,11 +7,33 @@ from pathlib import Path
 
 from neuroal import allocation
 from neuroal.allocation import Allocation
+from neuroal.checkpoint import MARKER, read_report
 from neuroal.errors import UsageError
 from neuroal.layout import Layout
 from neuroal.plan import Setup, no_importance, no_rows
 from neuroal.pruning import traits
 from neuroal.recipe import Recipe
+
+
+def with_its_sparsity(recipe: Recipe) -> Recipe:
+    """Return a recipe that names a sparsity: where it names none, that of its allocation's run.
+
+    Raises:
+        UsageError: No report of that run stands beside the allocation.
+    """
+    if recipe.allocation is None or recipe.sparsity is not None or recipe.parsed_pattern():
+        return recipe
+    place = Path(recipe.allocation)
+    if not place.exists():
+        return recipe  # refused when it is read
+    report = (place if place.is_dir() else place.parent) / MARKER
+    if not report.is_file():
+        raise UsageError(
+            f"allocation '{recipe.allocation}' has no {MARKER} beside it that tells its sparsity: "
+            "give --sparsity"
+        )
+    wanted = Recipe.from_json(read_report(report)["recipe"]).wanted
+    return dataclasses.replace(recipe, sparsity=wanted)
 
 
 def earlier_allocation(

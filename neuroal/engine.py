@@ -28,7 +28,7 @@ from neuroal.blocks import Blocks, InMemory
 from neuroal.calibration import Windows
 from neuroal.card import model_card
 from neuroal.commit import commit
-from neuroal.earlier import earlier_allocation
+from neuroal.earlier import earlier_allocation, with_its_sparsity
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.estimate import needs
 from neuroal.hookspecs import Target
@@ -92,7 +92,7 @@ def prune(
     """
     if isinstance(tokenizer, Recipe):
         raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
-    recipe = recipe or Recipe()
+    recipe = with_its_sparsity(recipe or Recipe())
     if isinstance(model, (str, Path)):
         recipe = dataclasses.replace(recipe, model=str(model))
         if recipe.calibration is None and str(model) == "demo" and windows is None:

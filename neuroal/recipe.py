@@ -27,7 +27,7 @@ class Recipe:
 
     Attributes:
         sparsity: Wanted ratio over all prunable weights, in [0, 1); None takes an N:M pattern's
-            own (0.5 without a pattern).
+            own, else that of the run that an allocation is from, else 0.5.
         pruner: Base pruner.
         top_up: Preset that names the plugins of the other roles.
         block_ratios: Several compete under one alignment metric.

@@ -124,7 +124,7 @@ _PLUGIN = "NAME"
     metavar="FILE",
     group="Method",
     help="Ratios of an earlier run (its folder or allocation.safetensors), and importance of rows, "
-    "in place of a search.",
+    "in place of a search; at its sparsity where none is given.",
 )
 @option("--calibration", metavar="SOURCE", group="Calibration", help=f"{SOURCES}.".capitalize())
 @option(
@@ -244,6 +244,10 @@ def prune(
     recipe = recipe_of(ctx, recorded, plugin_options)
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
+    from neuroal import output
+    from neuroal.earlier import with_its_sparsity
+
+    recipe = with_its_sparsity(recipe)
     target = Path(out or default_out(recipe))
     if dry_run:
         if not leads():
@@ -258,6 +262,8 @@ def prune(
         else:
             click.echo(plan_text(made, recipe, target))
         return
+    if leads():
+        output.check(target, overwrite, resume)
     if not quiet and leads():
         _say_how_long(recipe, trust_remote_code, stream, spill)
     with clean_stdout(as_json):

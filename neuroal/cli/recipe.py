@@ -16,6 +16,8 @@ from neuroal.recipe import Recipe
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
 _ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
+# What decides which plugins a run uses.
+_CHOOSE = frozenset({"pruner", "top_up", "allocation", "pattern", "comparison", *_ROLES})
 
 
 def read_recipe(file: str | None) -> Mapping[str, Any] | None:
@@ -47,11 +49,11 @@ def recipe_of(
         if name in _FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     options = {name: dict(values) for name, values in recipe.options.items()}
-    for role in given.keys() & {"pruner", *_ROLES}:  # the options of a plugin that is replaced
-        old = getattr(recipe, role)
-        for choice in old if isinstance(old, tuple) else (old,):
-            if choice != given[role] and choice is not None:
-                options.pop(_short(choice), None)
+    if options and given.keys() & _CHOOSE:  # those of a plugin that is replaced go with it
+        from neuroal.plan import setup
+
+        used = {p.name for p in setup(dataclasses.replace(recipe, **given, options={})).plugins}
+        options = {name: values for name, values in options.items() if name in used}
     for name, values in parse_options(plugin_options).items():
         options[name] = options.get(name, {}) | values
     return dataclasses.replace(recipe, **given, options=options)

@@ -133,6 +133,56 @@ def test_flag_drops_the_options_of_what_it_replaces(folder: Path, run: Any) -> N
     assert lams[:2] == [0.05, 0.15]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "flags"),
+    [
+        ({"pruner": "./mine.py:Mine", "options": {"mine": {"centre": 0.5}}}, ("--pruner", "wanda")),
+        ({"top_up": "neuroal"}, ("--top-up", "uniform")),
+        ({"top_up": "neuroal"}, ("--block-ratios", "owl")),
+        ({"top_up": "neuroal"}, ("--allocation", "one")),
+        ({"top_up": "neuroal"}, ("--pattern", "2:4")),
+    ],
+    ids=["file", "preset", "block ratios", "allocation", "pattern"],
+)
+def test_options_go_with_what_is_replaced(
+    recorded: dict[str, Any], flags: tuple[str, ...], folder: Path, prune: Any, run: Any
+) -> None:
+    Path("mine.py").write_text(MINE)
+    ok(prune("--out", "one", "-q"))
+    given = {"options": {"linear_schedule": {"lambdas": [0.1]}}} | recorded
+    recipe = {"model": "tiny", "calibration": "rows.jsonl", "samples": 2} | given
+    Path("recipe.json").write_text(json.dumps(recipe))
+    ok(run("prune", "--recipe", "recipe.json", *flags, "--dry-run"))
+    # What is asked for beside it is not forgotten.
+    option = next(f"{name}.{key}=0.1" for name, x in given["options"].items() for key in x)
+    result = run("prune", "--recipe", "recipe.json", *flags, "-o", option, "--dry-run")
+    assert result.exit_code == 2 and "which is not used" in result.stderr
+
+
+def test_an_allocation_brings_its_sparsity(folder: Path, prune: Any, run: Any) -> None:
+    ok(prune("--sparsity", 0.7, "--out", "one", "-q"))
+    ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
+    ok(prune("--allocation", "one", "--sparsity", 0.6, "--out", "three", "-q"))
+    assert [report(Path(x))["recipe"]["sparsity"] for x in ("two", "three")] == [0.7, 0.6]
+    assert report(Path("two"))["sparsity"]["achieved"] == pytest.approx(0.7, abs=1e-3)
+    Path("one/allocation.safetensors").rename("alone.safetensors")
+    result = prune("--allocation", "alone.safetensors", "--out", "four")
+    assert result.exit_code == 2 and "give --sparsity" in result.stderr
+    ok(prune("--allocation", "alone.safetensors", "--sparsity", 0.7, "--out", "four", "-q"))
+
+
+def test_a_folder_that_exists_is_refused_before_anything_is_planned(
+    folder: Path, prune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(*_: Any, **__: Any) -> None:
+        raise AssertionError("planned")
+
+    monkeypatch.setattr("neuroal.dryrun.plan", planned)
+    Path("out").mkdir()
+    result = prune("--out", "out")
+    assert result.exit_code == 2 and "output folder 'out' exists" in result.stderr
+
+
 def test_changed_plugin_model_and_data_are_said(folder: Path, run: Any) -> None:
     Path("mine.py").write_text(MINE)
     given = ("--calibration", "rows.jsonl", "--samples", 2, "--top-up", "neuroal-block")

@@ -106,7 +106,13 @@ def test_rows_that_a_flag_alone_forbids_are_refused(
     tmp_path: Path,
 ) -> None:
     path, out = earlier[what], tmp_path / "out"
-    recipe = Recipe(pruner="magnitude", comparison=comparison, allocation=str(path), device="cpu")
+    recipe = Recipe(
+        sparsity=0.5,
+        pruner="magnitude",
+        comparison=comparison,
+        allocation=str(path),
+        device="cpu",
+    )
     line = f"{what} of rows in allocation '{path}' cannot be used here: .*{why}: drop --comparison"
     with pytest.raises(UsageError, match=line):
         neuroal.prune(models["mistral"], recipe=recipe, out=out)

@@ -156,7 +156,7 @@ def test_broken_allocation(models: Mapping[str, Path], tmp_path: Path) -> None:
 
 
 def test_allocation_and_ratio_plugins_exclude_each_other(tmp_path: Path) -> None:
-    recipe = Recipe(allocation=str(tmp_path), row_ratios="neuroal")
+    recipe = Recipe(sparsity=0.5, allocation=str(tmp_path), row_ratios="neuroal")
     with pytest.raises(neuroal.UsageError, match="holds every ratio"):
         neuroal.prune(tiny_model("llama"), None, recipe)
 
