@@ -10,6 +10,7 @@ import click
 from neuroal.cli.command import Command, Group, json_option, option, print_json
 from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.tables import table
+from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def list_plugins(role: str | None, as_json: bool) -> None:
     examples=[
         "neuroal plugins show wanda",
         "neuroal plugins show uniform --role row-ratios",
+        "neuroal plugins show ./mine.py:Mine --role pruner",
     ],
 )
 @click.argument("name")
@@ -88,11 +90,15 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     """Explain the plugins called NAME: what they do, their options and hooks.
 
-    NAME is a name from the list or distribution:name.
+    NAME is a name from the list, distribution:name, or ./file.py:Class with its --role.
     """
-    from neuroal.plugins import Description, describe, find
+    from neuroal.plugins import Description, describe, find, listing_of
 
-    found = [describe(listing) for listing in find(name, role)]
+    in_file = ".py" in name
+    if in_file and role is None:
+        raise UsageError(f"'{name}' is a file: say which role its plugin has, --role pruner")
+    listings = [listing_of(role, name)] if in_file and role else find(name, role)
+    found = [describe(listing) for listing in listings]
 
     def values(x: Description) -> dict[str, Any]:
         keys = ("name", "type", "default", "help")

@@ -121,6 +121,8 @@ def find(name: str, role: str | None = None) -> list[Listing]:
         return found
     elsewhere = sorted({x.role for x in available() if x.name == bare}) if role else []
     hint = f"it is of role {' and '.join(elsewhere)}; " if elsewhere and not distribution else ""
+    if "/" in name or "\\" in name:
+        hint = "a file's plugin is written ./file.py:Class; "
     known = {listing.qualified if distribution else listing.name for listing in listings}
     raise UsageError(f"unknown {role or 'plugin'} '{name}': {hint}{nearest(name, known)}")
 

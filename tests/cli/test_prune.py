@@ -159,6 +159,16 @@ def test_options_go_with_what_is_replaced(
     assert result.exit_code == 2 and "which is not used" in result.stderr
 
 
+def test_a_plugin_in_a_file_is_shown_by_its_role(folder: Path, run: Any) -> None:
+    Path("mine.py").write_text(MINE)
+    said = ok(run("plugins", "show", "./mine.py:Mine", "--role", "pruner")).stdout
+    assert "Keeps what is far from a centre." in said and "mine.centre" in said
+    result = run("plugins", "show", "./mine.py:Mine")
+    assert result.exit_code == 2 and "--role" in result.stderr
+    result = run("prune", "tiny", "--pruner", "./mine:Mine", "--out", "out")
+    assert result.exit_code == 2 and "written ./file.py:Class" in result.stderr
+
+
 def test_an_allocation_brings_its_sparsity(folder: Path, prune: Any, run: Any) -> None:
     ok(prune("--sparsity", 0.7, "--out", "one", "-q"))
     ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
