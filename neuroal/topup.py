@@ -239,10 +239,14 @@ class TopUpSearch:
             wanted = [Trial(made[id(t)], limit, made.get(id(t.around))) for t, limit in mine]
             assert self.aligner is not None, "a search needs windows"
             outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
+            # Candidates that begin alike share deviations, and these are the bulk of what is sent.
+            outcomes = _trimmed(outcomes, [t.proposal.probe for t, _ in mine])
             if self.team.size > 1:
                 shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
-                outcomes = self.team.interleaved(shares)
-            return _trimmed(outcomes, [t.proposal.probe for t, _ in trials])
+                outcomes = _trimmed(
+                    self.team.interleaved(shares), [t.proposal.probe for t, _ in trials]
+                )
+            return outcomes
 
         title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"
         digest = hashlib.sha256(key.encode())

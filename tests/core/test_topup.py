@@ -14,6 +14,7 @@ from neuroal.allocation import Rules
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
 from neuroal.pruning import BasePruner
+from neuroal.team import Team
 from neuroal.testing import layout, tiny_model, windows
 from neuroal.topup import Candidate, Choice, TopUpSearch
 from neuroal.walk import Walker
@@ -97,6 +98,37 @@ def winner(choice: Choice) -> Candidate:
 
 
 # -- one strategy ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Twin(Team):
+    """Two processes, of which the other one finds what this one finds."""
+
+    size: int = 2
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        return [data, data]
+
+
+class Alike(Distance):
+    """Candidates that begin alike share their deviation."""
+
+    def measure(self, trials: Any, inputs: Any, tick: Any = int) -> Any:
+        made = super().measure(trials, inputs, tick)
+        shared = {"blocks.0.a": torch.ones(3)}
+        return [replace(outcome, deviation=shared) for outcome in made]
+
+
+def test_processes_tell_each_other_of_candidates_that_begin_alike() -> None:
+    def steps() -> Steps:
+        heard = yield generation(0.1, 0.2, 0.35, 0.4)
+        assert [m.misalignment for m in heard] == [0.2, 0.2, 0.05, 0.05]
+        return None
+
+    made = replace(search(Alike()), team=Twin())
+    choice = made.choose_blocks([strategy(steps)], {}, needs_deviation=True)
+    assert choice.allocation.ratios["blocks.0.a"] == 0.35
+    assert choice.deviation["blocks.0.a"].tolist() == [1.0, 1.0, 1.0]
 
 
 @dataclass
