@@ -6,16 +6,21 @@
 SHARED is the folder that holds `models/` and `data/`. A case that FOLDER holds is not run again, so
 that the command can be stopped, narrowed and repeated. Calibration: 32 windows of 256 tokens of
 `data/calibration.jsonl`, the first 8 for the search (all for that of best-slow), exact budget.
-Perplexity: the first 100 windows of 256 tokens of each text. Tables replace what stands between the
-markers of --out.
+Perplexity: the first 100 windows of 256 tokens of each text.
+
+Without --out, tables are of the cases in FOLDER. With it, these are merged into the record, which
+is the .csv beside --out, and tables of the whole record replace what stands between the markers of
+--out; FOLDER need not be there for that.
 """
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,11 +39,14 @@ TOP_UPS = (
     "best", "best-slow",
 )  # fmt: skip
 SPARSITIES = (0.6, 0.7, 0.8)
+AXES = ("model", "pruner", "sparsity", "top_up")
 TEXTS = {"wikitext2": "wikitext2.test.txt", "ptb": "ptb.test.txt", "heldout": "heldout.jsonl"}
 
 Cell = tuple[str, str, float]
-Scores = dict[tuple[str, str, float, str], dict[str, float]]
-"""Perplexity by text, of (model, pruner, sparsity, top-up); ("llama", "", 0.0, "") is dense."""
+Key = tuple[str, str, float, str]
+"""(model, pruner, sparsity, top-up); ("llama", "", 0.0, "") is dense."""
+Scores = dict[Key, dict[str, float]]
+"""Perplexity by text and, where they are known, `block_runs`."""
 
 
 def study(shared: Path, **axes: Sequence[Any]) -> str:
@@ -56,20 +64,51 @@ def study(shared: Path, **axes: Sequence[Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_scores(folder: Path) -> tuple[Scores, dict[tuple[str, str, float, str], int]]:
-    """Return the perplexities and the block runs of every finished case in a results folder."""
+def read_scores(folder: Path) -> Scores:
+    """Return what there is to know of every finished case in a results folder."""
     scores: Scores = {}
-    runs = {}
     for file in (folder / "cases").glob("*.json"):
         result = json.loads(file.read_text(encoding="utf-8"))
         if result["status"] != "done":
             continue
         case = result["case"]
         key = (case["model"], case["pruner"] or "", case["sparsity"], case["top_up"] or "")
-        scores[key] = {text: float(x["value"]) for text, x in result["scores"].items()}
+        scores[key] = {text: float(result["scores"][text]["value"]) for text in TEXTS}
         if result["report"] is not None:
-            runs[key] = result["report"]["counts"]["block_runs"]
-    return scores, runs
+            scores[key]["block_runs"] = result["report"]["counts"]["block_runs"]
+    return scores
+
+
+def read_record(file: Path) -> Scores:
+    """Return what a record holds; nothing where there is none."""
+    scores: Scores = {}
+    if file.exists():
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                key = (row["model"], row["pruner"], float(row["sparsity"]), row["top_up"])
+                scores[key] = {text: float(row[text]) for text in TEXTS}
+                if row["block_runs"]:
+                    scores[key]["block_runs"] = int(row["block_runs"])
+    return scores
+
+
+def write_record(file: Path, scores: Scores) -> None:
+    """Write a record in one step: a line per case, in the order of the tables, dense first."""
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, [*AXES, *TEXTS, "block_runs"], lineterminator="\n")
+        writer.writeheader()
+        for key in sorted(scores, key=place):
+            row = dict(zip(AXES, key, strict=True))
+            writer.writerow(row | {"sparsity": f"{key[2]:g}"} | scores[key])
+    os.replace(partial, file)
+
+
+def place(key: Key) -> tuple[list[int], Key]:
+    """Return what sorts cases as the constants are; what is not among them comes last."""
+    known = (MODELS, ("", *PRUNERS), (0.0, *SPARSITIES), ("", *TOP_UPS))
+    axes: Iterable[tuple[tuple[object, ...], object]] = zip(known, key, strict=True)
+    return [values.index(v) if v in values else len(values) for values, v in axes], key
 
 
 def excess(scores: Scores, cell: Cell, top_up: str, text: str) -> float | None:
@@ -130,21 +169,27 @@ def perplexities(scores: Scores, text: str) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def tables(folder: Path) -> str:
-    """Return everything that a results folder says, as Markdown."""
-    scores, runs = read_scores(folder)
-    pruned = sum(1 for key in scores if key[1])
-    parts = [f"{pruned} finished cases."]
+def block_runs(scores: Scores) -> list[str]:
+    """Return title and table of the block runs of every top-up; nothing where none are known."""
+    pruned = [key for key in scores if key[1]]
+    known = [(key[3], scores[key]["block_runs"]) for key in pruned if "block_runs" in scores[key]]
+    spent = {t: [n for top_up, n in known if top_up == t] for t in TOP_UPS}
+    cost = [(t, min(n), max(n)) for t, n in spent.items() if n]
+    title = "Block runs, the final pruning included"
+    if len(known) < len(pruned):
+        title += f", of the {len(known)} cells where they are on record"
+    table = tabulate(cost, headers=("top-up", "least", "most"), tablefmt="github")
+    return [title, table] if cost else []
+
+
+def tables(scores: Scores) -> str:
+    """Return everything that finished cases say, as Markdown."""
+    parts = [f"{sum(1 for key in scores if key[1])} finished cases."]
     for base in ("uniform", "neuroal"):
         for text in TEXTS:
             title = f"Excess on {text} divided by that of `{base}`, geometric means (1 = as good)"
             parts += [title, summary(scores, base, text)]
-    spent = {t: [n for key, n in runs.items() if key[3] == t] for t in TOP_UPS}
-    cost = [(t, min(n), max(n)) for t, n in spent.items() if n]
-    parts += [
-        "Block runs, the final pruning included",
-        tabulate(cost, headers=("top-up", "least", "most"), tablefmt="github"),
-    ]
+    parts += block_runs(scores)
     for text in TEXTS:
         dense = [(m, scores[(m, "", 0.0, "")][text]) for m in MODELS if (m, "", 0.0, "") in scores]
         known = ", ".join(f"{m} {value:.2f}" for m, value in dense)
@@ -182,10 +227,19 @@ def main(
         for result in tqdm(run(prepared, How(jobs=jobs)), total=len(prepared.jobs)):
             if result["error"]:
                 tqdm.write(f"{result['case']}: {result['error']}")
-    made = tables(results)
+    scores = read_scores(results)
+    if out is None:
+        click.echo(tables(scores))
+        return
+    record = out.with_suffix(".csv")
+    scores = read_record(record) | scores
+    if not scores:
+        raise click.UsageError(f"there is no finished case in {results}, and no {record}")
+    made = tables(scores)
+    page = replaced(out.read_text(encoding="utf-8"), made)
+    write_record(record, scores)
+    out.write_text(page, encoding="utf-8")
     click.echo(made)
-    if out is not None:
-        out.write_text(replaced(out.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -360,6 +360,7 @@ def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
             t.prune_last,
             _bits(t.counts),
             _bits(t.row_importance),
+            _bits(t.input_importance),
         )
         for name, t in own
     )

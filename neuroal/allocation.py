@@ -17,7 +17,7 @@ from neuroal.hookspecs import Budget, Comparison, Pattern, Target
 from neuroal.layout import Layout, Linear
 
 FILE = "allocation.safetensors"
-IMPORTANCE = ":importance"
+IMPORTANCE, INPUTS = ":importance", ":input_importance"
 FURTHEST = 1e12  # between the importance of two rows: float32 scores of both are told apart
 HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity itself is higher
 _EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
@@ -32,11 +32,13 @@ class Allocation:
         rows: float64 `(out,)` per linear; empty without a row step.
         row_importance: float64 `(out,)` of the linears whose rows compete for its ratio; empty
             without a row step that weighs rows.
+        input_importance: float64 `(in,)` of those linears among them whose inputs are weighed.
     """
 
     ratios: Mapping[str, float]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     row_importance: Mapping[str, Tensor] = field(default_factory=dict)
+    input_importance: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -44,12 +46,14 @@ class Allocation:
         ratios: Mapping[str, float | Tensor],
         layout: Layout,
         row_importance: Mapping[str, Tensor] | None = None,
+        input_importance: Mapping[str, Tensor] | None = None,
     ) -> Allocation:
         """Return the allocation of a proposal's ratios, checked against the layout.
 
         Raises:
             NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], a row tensor
-                has the wrong shape, or importance is not positive, finite and within `FURTHEST`.
+                has the wrong shape, importance is not positive, finite and within `FURTHEST`, or
+                inputs have it where rows have none.
         """
         linears = layout.linears
         wrong = linears.keys() ^ ratios.keys()
@@ -71,51 +75,68 @@ class Allocation:
             means[name] = float(values.mean())
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
+        weighed, inputs = row_importance or {}, input_importance or {}
+        alone = inputs.keys() - weighed.keys()
+        if alone:
+            raise NeuroalError(f"inputs of '{min(alone)}' have importance and its rows have none")
         importance = {
-            name: _importance(name, given, layout) for name, given in (row_importance or {}).items()
+            name: _importance(f"'{name}'", given, linears[name].out_features)
+            for name, given in weighed.items()
+            if _known(name, layout)
+        }
+        of_inputs = {
+            name: _importance(f"inputs of '{name}'", given, linears[name].in_features)
+            for name, given in inputs.items()
         }
         if by_row and importance:
             raise NeuroalError("an allocation has ratios of rows or importance of rows, not both")
-        return cls(means, rows, importance)
+        return cls(means, rows, importance, of_inputs)
 
 
-def _importance(name: str, given: Tensor, layout: Layout) -> Tensor:
-    """Return the importance of a linear's rows, checked, float64 on the CPU."""
+def _known(name: str, layout: Layout) -> bool:
     if name not in layout.linears:
         raise NeuroalError(f"allocation and model differ in linear '{name}'")
+    return True
+
+
+def _importance(whose: str, given: Tensor, size: int) -> Tensor:
+    """Return the importance of a linear's rows or inputs, checked, float64 on the CPU."""
     if not isinstance(given, Tensor) or not given.is_floating_point():
         kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise NeuroalError(f"importance of '{name}' is {kind}, not a floating tensor")
+        raise NeuroalError(f"importance of {whose} is {kind}, not a floating tensor")
     values = given.detach().to("cpu", torch.float64, copy=True)
-    rows = layout.linears[name].out_features
-    if values.shape != (rows,):
-        raise NeuroalError(f"importance of '{name}' has shape {tuple(values.shape)}, not ({rows},)")
+    if values.shape != (size,):
+        raise NeuroalError(f"importance of {whose} has shape {tuple(values.shape)}, not ({size},)")
     problem = importance_problem(values)
     if problem is not None:
-        raise NeuroalError(f"importance of '{name}' {problem}")
+        raise NeuroalError(f"importance of {whose} {problem}")
     return values
 
 
 def importance_problem(values: Tensor) -> str | None:
-    """Return what is wrong with the importance of a linear's rows, `(out,)`; None if nothing is."""
+    """Return what is wrong with the importance of rows or inputs; None if nothing is.
+
+    Args:
+        values: Floating `(out,)` or `(in,)`, of one linear.
+    """
     if not bool((values.isfinite() & (values > 0)).all()):
         return "is not positive and finite"
     least, most = float(values.min()), float(values.max())
     if most / FURTHEST > least:
-        return f"is from {least:.3g} to {most:.3g}: rows may differ by a factor of {FURTHEST:g}"
+        return f"is from {least:.3g} to {most:.3g}, further apart than a factor of {FURTHEST:g}"
     return None
 
 
-def scaled_importance(values: Tensor) -> Tensor | None:
+def scaled_importance(values: Tensor | None) -> Tensor | None:
     """Return importance, float32, by the power of two that brings the largest to [1/2, 1).
 
     Only proportions count; so no score or weight overflows by it, and none loses a bit. None where
-    all rows count alike, which is the plain matrix.
+    all rows or inputs count alike, which is the plain matrix.
 
     Args:
-        values: float64 `(out,)` in which `importance_problem` finds nothing.
+        values: float64, of rows or inputs, in which `importance_problem` finds nothing.
     """
-    if bool((values == values[0]).all()):
+    if values is None or bool((values == values[0]).all()):
         return None
     exponent = math.frexp(float(values.max()))[1]
     return (values / math.ldexp(1, exponent - 1) / 2).float()
@@ -247,13 +268,13 @@ def _exact_target(
 def _matrix_target(
     allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
 ) -> Target:
-    importance = allocation.row_importance.get(linear.name)
     return Target(
         torch.tensor([count]),
         ratio,
         comparison="matrix",
         budget=rules.budget,
-        row_importance=None if importance is None else scaled_importance(importance),
+        row_importance=scaled_importance(allocation.row_importance.get(linear.name)),
+        input_importance=scaled_importance(allocation.input_importance.get(linear.name)),
     )
 
 
@@ -334,7 +355,8 @@ def _pruned_per_group(
 def to_bytes(allocation: Allocation, found: Layout) -> bytes:
     """Return `allocation.safetensors`: float64 `(out,)` or `(1,)` ratios by linear.
 
-    The importance of rows, where there is any, follows under the linear's name and `:importance`.
+    Importance, where there is any, follows under the linear's name and `:importance`, that of its
+    inputs under `:input_importance`.
     """
     tensors = {
         name: allocation.rows[name]
@@ -343,19 +365,23 @@ def to_bytes(allocation: Allocation, found: Layout) -> bytes:
         for name in found.linears
     }
     tensors |= {f"{name}{IMPORTANCE}": x for name, x in allocation.row_importance.items()}
+    tensors |= {f"{name}{INPUTS}": x for name, x in allocation.input_importance.items()}
     return to_safetensors(tensors, metadata={"format": "neuroal allocation 1"})
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the ratios in a file of an allocation, and the importance of rows, by linear.
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the ratios in a file of an allocation, importance of rows and of inputs, by linear.
 
     Raises:
         NeuroalError: It cannot be read.
     """
     tensors = load_tensors(path)
-    weighed = [name for name in tensors if name.endswith(IMPORTANCE)]
-    importance = {name.removesuffix(IMPORTANCE): tensors.pop(name) for name in weighed}
-    return tensors, importance
+    return tensors, _popped(tensors, IMPORTANCE), _popped(tensors, INPUTS)
+
+
+def _popped(tensors: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.endswith(suffix)]
+    return {name.removesuffix(suffix): tensors.pop(name) for name in names}
 
 
 def read(path: Path, found: Layout) -> Allocation:
@@ -364,9 +390,9 @@ def read(path: Path, found: Layout) -> Allocation:
     Raises:
         NeuroalError: It is none, or of another model.
     """
-    tensors, importance = load(path / FILE if path.is_dir() else path)
+    tensors, *importance = load(path / FILE if path.is_dir() else path)
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
-        return Allocation.of(ratios, found, importance)
+        return Allocation.of(ratios, found, *importance)
     except NeuroalError as error:
         raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

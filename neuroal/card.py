@@ -60,5 +60,5 @@ Of the weights inside the decoder blocks, {report["counts"]["pruned"]:,} of
   transformers {environment["transformers"]}
 
 `neuroal.json` beside this file holds the whole report; `neuroal prune --recipe neuroal.json`
-repeats the run, and `allocation.safetensors` holds every ratio, and importance of rows if any.
+repeats the run, and `allocation.safetensors` holds every ratio, and importance if any.
 """

@@ -29,6 +29,7 @@ class Side:
         wanted: Of every linear, as the allocation has them.
         rows: Of every linear, float64 `(out,)`, or `(1,)` where its rows have one ratio.
         importance: Of the rows of the linears that have it, float64 `(out,)`.
+        inputs: Importance of the inputs of the linears that have it, float64 `(in,)`.
     """
 
     name: str
@@ -37,15 +38,17 @@ class Side:
     wanted: Mapping[str, float]
     rows: Mapping[str, Tensor]
     importance: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
 
     @property
     def by_row(self) -> bool:
         """Return whether rows have ratios of their own."""
         return any(len(x) > 1 for x in self.rows.values())
 
-    def rows_of(self, linear: str) -> int:
-        """Return how many rows of a linear the allocation tells apart."""
-        return max(len(self.rows[linear]), len(self.importance.get(linear, ())))
+    def sizes(self, linear: str) -> tuple[int, int]:
+        """Return how many rows and how many inputs of a linear the allocation tells apart."""
+        rows = max(len(self.rows[linear]), len(self.importance.get(linear, ())))
+        return rows, len(self.inputs.get(linear, ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +62,10 @@ class Line:
         masks: None where a side has no weights.
         rows: Mean over rows of how far the wanted ratios of a row are apart; None where no side has
             ratios of rows.
-        importance: The factor by which the importance of a row differs, in root mean square of
-            logarithms: 1 where proportions within linears agree, which are all that counts; None
-            where no side has importance. Rows without count alike.
+        importance: The factor by which the importance of a weight, that of its row times that of
+            its input, differs, in root mean square of logarithms: 1 where proportions within
+            linears agree, which are all that counts; None where no side has importance. Rows and
+            inputs without count alike.
         linears: A block's lines.
     """
 
@@ -115,15 +119,19 @@ def read_side(text: str) -> Side:
 def _side(
     name: str, report: Mapping[str, Any] | None, achieved: Mapping[str, float] | None, file: Path
 ) -> Side:
-    rows, importance = load(file)
+    rows, importance, inputs = load(file)
     for linear, ratios in rows.items():
         if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
             raise UsageError(f"'{file}' is no allocation: '{linear}' is no ratio of a linear")
-    for linear, given in importance.items():
-        if linear not in rows or not _is_vector(given) or importance_problem(given):
-            raise UsageError(f"'{file}' is no allocation: '{linear}' has no importance of rows")
+    for what, known in (("rows", importance), ("inputs", inputs)):
+        for linear, given in known.items():
+            if linear not in rows or not _is_vector(given) or importance_problem(given):
+                raise UsageError(
+                    f"'{file}' is no allocation: '{linear}' has no importance of {what}"
+                )
     wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
-    double = [{linear: x.double() for linear, x in given.items()} for given in (rows, importance)]
+    vectors = (rows, importance, inputs)
+    double = [{linear: x.double() for linear, x in given.items()} for given in vectors]
     return Side(name, report, wanted if achieved is None else achieved, wanted, *double)
 
 
@@ -145,12 +153,13 @@ def check_comparable(a: Side, b: Side) -> None:
                     f"the linear '{name}'"
                 )
     for name in a.wanted:
-        rows = sorted({a.rows_of(name), b.rows_of(name)} - {1})
-        if len(rows) > 1:
-            raise UsageError(
-                f"'{a.name}' and '{b.name}' are of different models: linear '{name}' has {rows[0]} "
-                f"or {rows[1]} rows"
-            )
+        for what, *both in zip(("rows", "inputs"), a.sizes(name), b.sizes(name), strict=True):
+            sizes = sorted({*both} - {0, 1})
+            if len(sizes) > 1:
+                raise UsageError(
+                    f"'{a.name}' and '{b.name}' are of different models: linear '{name}' has "
+                    f"{sizes[0]} or {sizes[1]} {what}"
+                )
     if a.report is None or b.report is None:
         return
     models = [x.report["model"] for x in (a, b) if x.report is not None]
@@ -204,8 +213,11 @@ def _importance_apart(a: Side, b: Side, linear: str) -> float | None:
     if not (a.importance or b.importance):
         return None
     alike = torch.ones(1, dtype=torch.float64)
-    one, other = (side.importance.get(linear, alike).log() for side in (a, b))
-    return math.exp(float((one - other).std(correction=0)))
+    variance = 0.0  # over all weights: row and input vary independently
+    for one, other in ((a.importance, b.importance), (a.inputs, b.inputs)):
+        apart = one.get(linear, alike).log() - other.get(linear, alike).log()
+        variance += float(apart.var(correction=0))
+    return math.exp(math.sqrt(variance))
 
 
 def _together(name: str, parts: list[Line], weights: list[int]) -> Line:

@@ -11,7 +11,7 @@ from neuroal.checkpoint import MARKER, read_report
 from neuroal.errors import UsageError
 from neuroal.layout import Layout
 from neuroal.plan import Setup, no_importance, no_rows
-from neuroal.pruning import traits
+from neuroal.pruning import moves, traits
 from neuroal.recipe import Recipe
 
 
@@ -41,7 +41,8 @@ def earlier_allocation(
 ) -> tuple[Allocation | None, list[str]]:
     """Return the allocation that a recipe names, and a note on what of it is left out.
 
-    Ratios or importance of rows are left out where the pruner or the pattern has no use for them.
+    Ratios or importance of rows are left out where the pruner or the pattern has no use for them,
+    and importance of inputs where the pruner moves weights.
 
     Returns:
         The allocation, or None where the recipe names none.
@@ -64,10 +65,14 @@ def earlier_allocation(
         otherwise = no_rows(made.pruner.name, can, made.pattern, can.comparison)
     else:
         return earlier, []
+    if why is None and earlier.input_importance and moves(made.pruner):
+        kept = dataclasses.replace(earlier, input_importance={})
+        named = f"importance of inputs in allocation '{recipe.allocation}'"
+        return kept, [f"{named} left out: pruner '{made.pruner.name}' moves weights"]
     if why is None:
         return earlier, []
     named = f"{what} of rows in allocation '{recipe.allocation}'"
     if otherwise is None:
         raise UsageError(f"{named} cannot be used here: {why}: drop --comparison {asked}")
-    kept = dataclasses.replace(earlier, rows={}, row_importance={})
+    kept = dataclasses.replace(earlier, rows={}, row_importance={}, input_importance={})
     return kept, [f"{named} left out: {why}"]

@@ -35,7 +35,7 @@ from neuroal.hookspecs import Target
 from neuroal.layout import Layout
 from neuroal.ondisk import Needs, OnDisk, decide
 from neuroal.plan import Setup, first_steps, search_dtype, setup
-from neuroal.pruning import BasePruner
+from neuroal.pruning import BasePruner, moves
 from neuroal.recipe import Recipe
 from neuroal.resources import available_memory
 from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
@@ -415,7 +415,7 @@ class _Run:
 
         search = TopUpSearch(
             *(aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick),
-            *(recipe.seed, self.team),
+            *(recipe.seed, not moves(self.setup.pruner), self.team),
         )
         measurements: Measurements = {}
         if self.setup.measures:

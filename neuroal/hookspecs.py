@@ -80,6 +80,9 @@ class Target:
         row_importance: float32 `(out,)`, at most 1, by which the scores of each row are multiplied
             before the matrix competes; None for rows that count alike. A pruner never sees it: one
             that moves weights is given rows that are multiplied by it.
+        input_importance: float32 `(in,)`, at most 1, by which the scores of each input are
+            multiplied too; None for inputs that count as the pruner has them. Only where the matrix
+            competes, and never with a pruner that moves weights.
     """
 
     counts: Tensor
@@ -89,6 +92,7 @@ class Target:
     budget: Budget = "exact"
     prune_last: bool = False
     row_importance: Tensor | None = None
+    input_importance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,15 @@ class Proposal:
             counts: float64 `(out,)`, positive, the largest at most 1e12 times the least. The
             scores of a row are multiplied by it, and the rows of such a linear compete for its
             ratio, which is then one number. Only proportions within a linear count.
+        input_importance: The same of inputs, float64 `(in,)`, of linears that `row_importance`
+            names; scores are multiplied by both. For pruners that only score.
     """
 
     ratios: Mapping[str, float | Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     probe: bool = False
     row_importance: Mapping[str, Tensor] = field(default_factory=dict)
+    input_importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -354,6 +361,7 @@ class RowRatiosSpec:
         base: Mapping[str, float],
         deviation: Mapping[str, Tensor],
         measurements: Sequence[Mapping[str, Tensor]],
+        weighs_inputs: bool,
         rng: torch.Generator,
     ) -> Proposals:
         """Yield generations that weigh the rows of linears, in place of `propose_row_ratios`.
@@ -363,11 +371,12 @@ class RowRatiosSpec:
             base: The block step's ratio of every linear.
             deviation: As for `propose_row_ratios`.
             measurements: What `measure_block` returned, in block order; empty without it.
+            weighs_inputs: Whether proposals may weigh inputs too: the pruner only scores.
             rng: CPU generator seeded from seed, role and plugin name.
 
         Returns:
             A generator of proposals whose ratios are `base` and whose `row_importance` says how
-            the rows of a linear share its ratio.
+            the rows of a linear share its ratio, and `input_importance` how its inputs do.
         """
 
 

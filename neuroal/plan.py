@@ -14,7 +14,7 @@ from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.hookspecs import Comparison, Measurement, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
-from neuroal.pruning import generator, traits
+from neuroal.pruning import generator, moves, traits
 from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
 
@@ -298,6 +298,8 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
         zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         base = dict.fromkeys(layout.linears, recipe.wanted)
         given = {"base": base, "deviation": zeros, "measurements": ()}
+        if rows.has("propose_row_importance"):
+            given["weighs_inputs"] = not moves(made.pruner)
         if rows.has("measure_block"):
             steps.append(Step(rows.role, rows.name, None))
         else:

@@ -25,6 +25,7 @@ def generator(seed: int, *names: str) -> torch.Generator:
 
 
 TOGETHER = 1 << 28  # bytes of float32 weights and Gram matrices that are pruned together
+MOVERS = ("prune_linears", "prune_linear")  # the hooks of pruners that move weights
 _NONE = Statistics({})
 
 
@@ -197,8 +198,7 @@ class BasePruner:
     @property
     def _mover(self) -> str | None:
         """Return the hook by which the pruner moves weights; None if it only scores them."""
-        hooks = ("prune_linears", "prune_linear")
-        return next((hook for hook in hooks if self.pruner.has(hook)), None)
+        return next((hook for hook in MOVERS if self.pruner.has(hook)), None)
 
     def _batches(
         self, linears: Sequence[Linear], targets: Mapping[str, Target]
@@ -346,6 +346,11 @@ def _spare(weight: Tensor) -> Tensor:
     return weight.to(torch.float32, copy=True)
 
 
+def moves(pruner: Plugin) -> bool:
+    """Return whether a pruner moves the weights that it keeps, and not only scores them."""
+    return any(pruner.has(hook) for hook in MOVERS)
+
+
 def traits(pruner: Plugin) -> PrunerTraits:
     """Return what the pruner can be combined with; the defaults where it does not say.
 
@@ -353,8 +358,7 @@ def traits(pruner: Plugin) -> PrunerTraits:
         PluginError: `describe` answered something else.
     """
     if not pruner.has("describe"):
-        moves = pruner.has("prune_linear") or pruner.has("prune_linears")
-        return PrunerTraits(second_order=moves)
+        return PrunerTraits(second_order=moves(pruner))
     result = pruner.call("describe")
     if not isinstance(result, PrunerTraits):
         raise pruner.error("describe", f"returned {type(result).__name__}, not PrunerTraits")

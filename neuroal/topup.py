@@ -112,6 +112,7 @@ class TopUpSearch:
         journal: Earlier outcomes to replay and new ones to keep: `(key, make) -> outcomes`.
         progress: Opens a progress bar: `(title, total) -> tick`.
         seed: The recipe's seed.
+        weighs_inputs: Whether importance of inputs has a meaning: the pruner only scores.
         team: The processes that share the candidates.
     """
 
@@ -123,6 +124,7 @@ class TopUpSearch:
     journal: Callable[[str, Callable[[], list[Outcome]]], list[Outcome]]
     progress: Progress
     seed: int
+    weighs_inputs: bool = True
     team: Team = ALONE
 
     def choose_blocks(
@@ -163,17 +165,16 @@ class TopUpSearch:
             block: What the block step decided.
             measurements: Answers of its `measure_block`, if it has one.
         """
-        strategy = _Strategy(
-            plugin,
-            plugin.proposals(
-                plugin.proposes,
-                layout=self.layout,
-                base=dict(block.allocation.ratios),
-                deviation=block.deviation if "input_norm" in plugin.statistic_names() else {},
-                measurements=measurements,
-                rng=generator(self.seed, plugin.role, plugin.name),
-            ),
-        )
+        given = {
+            "layout": self.layout,
+            "base": dict(block.allocation.ratios),
+            "deviation": block.deviation if "input_norm" in plugin.statistic_names() else {},
+            "measurements": measurements,
+            "rng": generator(self.seed, plugin.role, plugin.name),
+        }
+        if plugin.has("propose_row_importance"):
+            given["weighs_inputs"] = self.weighs_inputs
+        strategy = _Strategy(plugin, plugin.proposals(plugin.proposes, **given))
         return self._choose("row_ratios", [strategy], False)
 
     def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Choice:
@@ -219,14 +220,28 @@ class TopUpSearch:
 
     def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
         try:
-            importance = _importance(proposal, plugin)
-            allocation = Allocation.of(proposal.ratios, self.layout, importance)
+            importance = self._importance(proposal, plugin)
+            allocation = Allocation.of(proposal.ratios, self.layout, *importance)
             if allocation.rows and plugin.has("propose_row_importance"):
                 raise NeuroalError("ratios of rows are for propose_row_ratios")
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
         return _Tried(proposal, allocation, None, windows, plugin)
+
+    def _importance(self, proposal: Proposal, plugin: Plugin) -> list[Mapping[str, Tensor]]:
+        """Return a proposal's importance of rows and of inputs, if it may have any."""
+        found: list[Mapping[str, Tensor]] = []
+        for key in ("row_importance", "input_importance"):
+            given = getattr(proposal, key)
+            if not isinstance(given, Mapping):
+                raise NeuroalError(f"{key} is {type(given).__name__}, not a mapping")
+            if given and not plugin.has("propose_row_importance"):
+                raise NeuroalError(f"{key} is for propose_row_importance")
+            found.append(given)
+        if proposal.input_importance and not self.weighs_inputs:
+            raise NeuroalError("input_importance is for pruners that only score: see weighs_inputs")
+        return found
 
     def _measure(
         self, key: str, trials: Sequence[tuple[_Tried, float | None]], windows: int
@@ -278,16 +293,6 @@ class TopUpSearch:
         return min((t for t in able if t.windows == most), key=lambda t: t.cost)
 
 
-def _importance(proposal: Proposal, plugin: Plugin) -> Mapping[str, Tensor]:
-    """Return a proposal's importance of rows, from a plugin that was asked for it."""
-    given = proposal.row_importance
-    if not isinstance(given, Mapping):
-        raise NeuroalError(f"row_importance is {type(given).__name__}, not a mapping")
-    if given and not plugin.has("propose_row_importance"):
-        raise NeuroalError("row_importance is for propose_row_importance")
-    return given
-
-
 def _deviation(tried: _Tried) -> Mapping[str, Tensor]:
     return {} if tried.outcome is None else tried.outcome.deviation
 
@@ -319,8 +324,9 @@ def _digest(proposal: Proposal) -> bytes:
     digest.update(b"probe" if proposal.probe else b"")
     for name in sorted(proposal.ratios):
         digest.update(name.encode() + _bytes(proposal.ratios[name]))
-    for name in sorted(proposal.row_importance):
-        digest.update(name.encode() + _bytes(proposal.row_importance[name]))
+    for importance in (proposal.row_importance, proposal.input_importance):
+        for name in sorted(importance):
+            digest.update(name.encode() + _bytes(importance[name]))
     return digest.digest()
 
 

@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -53,29 +56,87 @@ def test_grids_are_thinned_out(speed: ModuleType) -> None:
     assert [len(g) for g in speed.grids(2)] == [2, 2]
 
 
-def test_results_compare_what_pruning_costs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    results = importlib.import_module("results")
-    (tmp_path / "cases").mkdir()
-    costs = {("", "", 0.0): 0.0, ("wanda", "uniform", 0.7): 0.4, ("wanda", "best", 0.7): 0.1}
-    costs |= {("ria", "uniform", 0.6): 0.2, ("ria", "best", 0.6): 0.3}  # ratios 1/4 and 3/2
-    for i, ((pruner, top_up, sparsity), cost) in enumerate(costs.items()):
+    yield importlib.import_module("results")
+    logging.disable(logging.NOTSET)  # which its command turns off
+
+
+COSTS = {("", "", 0.0): 0.0, ("wanda", "uniform", 0.7): 0.4, ("wanda", "best", 0.7): 0.1}
+COSTS |= {("ria", "uniform", 0.6): 0.2, ("ria", "best", 0.6): 0.3}  # ratios 1/4 and 3/2
+
+
+def write_cases(results: ModuleType, folder: Path) -> None:
+    (folder / "cases").mkdir(parents=True)
+    for i, ((pruner, top_up, sparsity), cost) in enumerate(COSTS.items()):
         scores = {text: {"value": 20 * math.exp(cost)} for text in results.TEXTS}
         case = {"model": "llama", "pruner": pruner or None, "sparsity": sparsity}
         report = {"counts": {"block_runs": i}} if pruner else None
-        content = {"status": "done", "case": {**case, "top_up": top_up or None}}
+        content: dict[str, Any] = {"status": "done", "case": {**case, "top_up": top_up or None}}
         content |= {"scores": scores, "report": report}
-        (tmp_path / "cases" / f"{i}.json").write_text(json.dumps(content))
-    known, runs = results.read_scores(tmp_path)
+        (folder / "cases" / f"{i}.json").write_text(json.dumps(content))
+
+
+def test_results_compare_what_pruning_costs(results: ModuleType, tmp_path: Path) -> None:
+    write_cases(results, tmp_path)
+    known = results.read_scores(tmp_path)
     found = results.ratios(known, "best", "uniform", "ptb")
     assert found == {
         ("llama", "wanda", 0.7): pytest.approx(1 / 4),
         ("llama", "ria", 0.6): pytest.approx(3 / 2),
     }
     assert results.geometric(found.values()) == pytest.approx(math.sqrt(3 / 8))
-    assert runs["llama", "ria", 0.6, "best"] == 4
-    page = results.replaced("a\n<!-- tables -->\nold\n<!-- end -->\nb\n", results.tables(tmp_path))
+    assert known["llama", "ria", 0.6, "best"]["block_runs"] == 4
+    page = results.replaced("a\n<!-- tables -->\nold\n<!-- end -->\nb\n", results.tables(known))
     assert page.startswith("a\n") and page.endswith("<!-- end -->\nb\n") and "old" not in page
     assert "4 finished cases." in page
+    assert "\nBlock runs, the final pruning included\n" in page
+
+
+def test_results_are_merged_into_the_record(results: ModuleType, tmp_path: Path) -> None:
+    write_cases(results, tmp_path / "new")
+    page, record = tmp_path / "page.md", tmp_path / "page.csv"
+    empty = "<!-- tables -->\n<!-- end -->\n"
+    page.write_text(empty)
+    header = "model,pruner,sparsity,top_up,wikitext2,ptb,heldout,block_runs"
+    before = "opt,alps,0.8,best,71.0,72.5,73.25,"
+    record.write_text(f"{header}\n{before}\nllama,ria,0.6,best,1.0,1.0,1.0,\n")
+
+    def tables(folder: str, *out: str) -> Result:
+        given = [str(tmp_path), "--results", str(tmp_path / folder), "--only-tables", *out]
+        return CliRunner().invoke(results.main, given)
+
+    done = tables("new", "--out", str(page))
+    assert done.exit_code == 0, done.output
+    lines = record.read_text().splitlines()
+    value = repr(20 * math.exp(0.3))  # every digit of the folder's
+    assert lines[0] == header
+    assert lines[1] == "llama,,0,,20.0,20.0,20.0,"
+    assert [line.split(",")[1:4] for line in lines[2:6]] == [
+        ["wanda", "0.7", "uniform"],
+        ["wanda", "0.7", "best"],
+        ["ria", "0.6", "uniform"],
+        ["ria", "0.6", "best"],
+    ]
+    assert lines[5] == f"llama,ria,0.6,best,{value},{value},{value},4"
+    assert lines[6:] == [before]
+    made = page.read_text()
+    assert "5 finished cases." in made
+    assert "\nBlock runs, the final pruning included, of the 4 cells where they are on rec" in made
+    page.write_text(empty)
+    assert tables("none", "--out", str(page)).exit_code == 0
+    assert (page.read_text(), record.read_text().splitlines()) == (made, lines)
+    assert "4 finished cases." in tables("new").output  # the folder's alone
+    record.unlink()
+    assert "there is no finished case in" in tables("none", "--out", str(page)).output
+    assert page.read_text() == made and not record.exists()
+
+
+def test_results_of_the_page_are_on_record(results: ModuleType, tmp_path: Path) -> None:
+    docs = BENCHMARKS.parent / "docs"
+    known = results.read_record(docs / "results.csv")
+    results.write_record(tmp_path / "again.csv", known)
+    assert (tmp_path / "again.csv").read_bytes() == (docs / "results.csv").read_bytes()
+    said = results.tables(known).partition("\n")[0]
+    assert f"\n{said}\n" in (docs / "results.md").read_text(encoding="utf-8")

@@ -154,11 +154,11 @@ def test_what_is_no_side_is_refused(tmp_path: Path) -> None:
 
 
 def written(file: Path, **tensors: list[float]) -> str:
-    """Write an allocation of two blocks; `q1` is linear q of block 1, `q1_c` its importance."""
+    """Write an allocation; `q1` is linear q of block 1, `q1_c` and `q1_d` its importance."""
     named = {}
     for key, values in tensors.items():
-        name = f"blocks.{key[1]}.{key[0]}" + (":importance" if key.endswith("_c") else "")
-        named[name] = torch.tensor(values, dtype=torch.float64)
+        ending = {"c": ":importance", "d": ":input_importance"}.get(key[-1], "")
+        named[f"blocks.{key[1]}.{key[0]}{ending}"] = torch.tensor(values, dtype=torch.float64)
     save_file(named, file)
     return str(file)
 
@@ -183,6 +183,23 @@ def test_importance_apart_by_hand(tmp_path: Path) -> None:
     assert [x.importance for x in lines(c, c)] == [None, None]
 
 
+def test_importance_of_inputs_apart_by_hand(tmp_path: Path) -> None:
+    """Of the six weights of q the logarithms are apart by a = ±1/2 and b = 2/3 or -1/3 in sum."""
+    e, rows = math.e, {"q0": [0.5], "q0_c": [1.0, math.e]}
+    one = read_side(written(tmp_path / "a", **rows, q0_d=[e, 1.0, 1.0]))
+    none = read_side(written(tmp_path / "b", q0=[0.5]))
+    rows_alone = read_side(written(tmp_path / "c", **rows))
+    sums = [a + b for a in (-1 / 2, 1 / 2) for b in (2 / 3, -1 / 3, -1 / 3)]
+    apart = math.exp(math.sqrt(math.fsum(x * x for x in sums) / 6))
+    assert lines(one, none)[0].importance == pytest.approx(apart)
+    of_inputs = math.exp(math.sqrt(2 / 9))
+    assert lines(rows_alone, one)[0].importance == pytest.approx(of_inputs)
+    assert lines(one, one)[0].importance == 1.0
+    other = read_side(written(tmp_path / "d", **rows, q0_d=[1.0, 2.0]))
+    with pytest.raises(UsageError, match=r"linear 'blocks.0.q' has 2 or 3 inputs"):
+        check_comparable(one, other)
+
+
 def test_rows_apart_by_hand(tmp_path: Path) -> None:
     a = read_side(written(tmp_path / "a", q0=[0.4, 0.6], q1=[0.5]))
     b = read_side(written(tmp_path / "b", q0=[0.5, 0.4], q1=[0.3]))
@@ -201,6 +218,8 @@ def test_rows_apart_by_hand(tmp_path: Path) -> None:
         ({"q0_c": [1.0, 0.0]}, "'blocks.0.q' has no importance of rows"),
         ({"q0_c": [1.0, 1e13]}, "'blocks.0.q' has no importance of rows"),
         ({"k0_c": [1.0, 1.0]}, "'blocks.0.k' has no importance of rows"),
+        ({"q0_d": [1.0, -1.0]}, "'blocks.0.q' has no importance of inputs"),
+        ({"k0_d": [1.0, 1.0]}, "'blocks.0.k' has no importance of inputs"),
         ({"q0": []}, "'blocks.0.q' is no ratio of a linear"),
     ],
 )

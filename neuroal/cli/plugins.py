@@ -92,12 +92,12 @@ def show_plugin(name: str, role: str | None, as_json: bool) -> None:
 
     NAME is a name from the list, distribution:name, or ./file.py:Class with its --role.
     """
-    from neuroal.plugins import Description, describe, find, listing_of
+    from neuroal.plugins import Description, describe, find, in_file, listing_of
 
-    in_file = ".py" in name
-    if in_file and role is None:
+    of_file = in_file(name)
+    if of_file and role is None:
         raise UsageError(f"'{name}' is a file: say which role its plugin has, --role pruner")
-    listings = [listing_of(role, name)] if in_file and role else find(name, role)
+    listings = [listing_of(role, name)] if of_file and role else find(name, role)
     found = [describe(listing) for listing in listings]
 
     def values(x: Description) -> dict[str, Any]:

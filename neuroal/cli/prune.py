@@ -123,7 +123,7 @@ _PLUGIN = "NAME"
     "--allocation",
     metavar="FILE",
     group="Method",
-    help="Ratios of an earlier run (its folder or allocation.safetensors), and importance of rows, "
+    help="Ratios of an earlier run (its folder or allocation.safetensors), and importance, "
     "in place of a search; at its sparsity where none is given.",
 )
 @option("--calibration", metavar="SOURCE", group="Calibration", help=f"{SOURCES}.".capitalize())

@@ -79,7 +79,7 @@ class RatiosConformance(Conformance):
                 known: dict[str, list[Any]] = {}
                 for proposal in generation.proposals:
                     key = _json(proposal)
-                    own = list(content((proposal.ratios, proposal.row_importance)))
+                    own = list(content(_said(proposal)))
                     same = known.setdefault(key, own) == own
                     expect(same, f"two proposals differ, their parameters do not ({s.name})")
 
@@ -209,7 +209,8 @@ class RowRatiosConformance(RatiosConformance):
     def test_importance(self, plugin: Any) -> None:
         """Importance is positive, within bounds, one number per row, of linears that there are.
 
-        A plugin that weighs rows leaves the ratios of linears as they are.
+        That of inputs is one number per input, of linears whose rows have it, and only where the
+        pruner can be weighed by it. A plugin that weighs rows leaves the ratios of linears alone.
         """
         weighs = self.load(plugin).has("propose_row_importance")
         for s, trace in self._searches(plugin):
@@ -221,6 +222,12 @@ class RowRatiosConformance(RatiosConformance):
                     with situation(f"linear '{name}', {s.name}"):
                         expect(name in s.layout.linears, "importance of what is no linear")
                         _expect_importance(given, s.layout.linears[name].out_features)
+                for name, given in proposal.input_importance.items():
+                    with situation(f"inputs of linear '{name}', {s.name}"):
+                        asked = s.arguments["weighs_inputs"]
+                        expect(asked, "importance of inputs, though weighs_inputs is False")
+                        expect(name in proposal.row_importance, "its rows have no importance")
+                        _expect_importance(given, s.layout.linears[name].in_features)
 
     def test_deviation_on_other_devices(self, plugin: Any) -> None:
         """A search works on deviations that are on a GPU."""
@@ -235,6 +242,7 @@ class RowRatiosConformance(RatiosConformance):
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
         """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""
         reads = "input_norm" in p.statistic_names()
+        weighs = p.has("propose_row_importance")
         for i, (name, layout) in enumerate(cases.layouts()):
             for wanted in SPARSITIES if i == 0 else (0.5,):
                 base = {
@@ -253,13 +261,16 @@ class RowRatiosConformance(RatiosConformance):
                     told = f", {kind} deviations" if kind != "scattered" else ""
                     every = kind == "scattered" and wanted == 0.5
                     for blocks, known in _known(p, layout, device, every=every):
-                        yield Situation(
-                            f"{name}, mean ratio {mean:g}{told}{blocks}",
-                            layout,
-                            mean,
-                            given | {"measurements": known},
-                            i == 0 and 0.2 < mean < 0.8,
-                        )
+                        for inputs in (True, False) if weighs and every else (True,):
+                            asked = {"weighs_inputs": inputs} if weighs else {}
+                            yield Situation(
+                                f"{name}, mean ratio {mean:g}{told}{blocks}"
+                                + ("" if inputs else ", inputs cannot be weighed"),
+                                layout,
+                                mean,
+                                given | {"measurements": known} | asked,
+                                i == 0 and 0.2 < mean < 0.8,
+                            )
 
 
 def _expect_winner(trace: Trace) -> None:
@@ -308,11 +319,15 @@ def _expect_ratio(ratio: object, rows: int) -> None:
     expect(low >= 0 and high <= 1, f"a ratio is {low if not low >= 0 else high}, not in [0, 1]")
 
 
-def _expect_importance(given: object, rows: int) -> None:
+def _said(proposal: Proposal) -> tuple[object, ...]:
+    return proposal.ratios, proposal.row_importance, proposal.input_importance
+
+
+def _expect_importance(given: object, size: int) -> None:
     expect(isinstance(given, Tensor), f"importance is {type(given).__name__}, not a tensor")
     assert isinstance(given, Tensor)
     shape = tuple(given.shape)
-    expect(shape == (rows,), f"importance has shape {shape}, not ({rows},)")
+    expect(shape == (size,), f"importance has shape {shape}, not ({size},)")
     expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
     problem = importance_problem(given.double())
     expect(problem is None, f"importance {problem}")

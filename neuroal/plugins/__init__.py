@@ -5,7 +5,7 @@ does not choose has no effect on it. Every run has a pluggy registration of its 
 """
 
 from neuroal.plugins.calls import Plugin
-from neuroal.plugins.listing import Listing, available, find, listing_of
+from neuroal.plugins.listing import Listing, available, find, in_file, listing_of
 from neuroal.plugins.loading import Description, describe, load, load_top_up
 from neuroal.plugins.trust import check_requirements
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_requirements",
     "describe",
     "find",
+    "in_file",
     "listing_of",
     "load",
     "load_top_up",

@@ -127,6 +127,11 @@ def find(name: str, role: str | None = None) -> list[Listing]:
     raise UsageError(f"unknown {role or 'plugin'} '{name}': {hint}{nearest(name, known)}")
 
 
+def in_file(choice: str) -> bool:
+    """Return whether a choice is `./mine.py:Mine`, and not a plugin's name."""
+    return ".py:" in choice or choice.endswith(".py")
+
+
 def listing_of(role: str, choice: object) -> Listing:
     """Return the listing of a name, `distribution:name`, `./mine.py:Mine` or a Python instance.
 
@@ -135,7 +140,7 @@ def listing_of(role: str, choice: object) -> Listing:
     """
     if not isinstance(choice, str):
         return _listing_of_instance(role, choice)
-    if ".py:" in choice or choice.endswith(".py"):
+    if in_file(choice):
         path, _, attribute = choice.rpartition(":") if ".py:" in choice else (choice, "", "")
         if not Path(path).expanduser().is_file():
             raise UsageError(f"{role} '{choice}': there is no file {path}")

@@ -61,7 +61,7 @@ def read_run(path: Path) -> Run:
     if missing:
         raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")
     file = folder / allocation.FILE
-    ratios, importance = allocation.load(file) if file.is_file() else (None, {})
+    ratios, importance, _ = allocation.load(file) if file.is_file() else (None, {}, {})
     return Run(folder.resolve().name, path, report, ratios, bool(importance))
 
 

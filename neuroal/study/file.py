@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from neuroal import options
 from neuroal.errors import UsageError, nearest
 from neuroal.hookspecs import Budget, Comparison
+from neuroal.plugins import in_file
 from neuroal.recipe import Recipe
 
 T = TypeVar("T")
@@ -182,7 +183,7 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
     values: dict[str, Any] = dict(data)
     readers: Mapping[str, tuple[type, str, Callable[[Any], Any]]] = {
         "models": (Model, "name", lambda m: _labelled(_located(m, folder, "name", "calibration"))),
-        "pruners": (Pruner, "name", lambda p: _labelled(_located(p, folder, "name"))),
+        "pruners": (Pruner, "name", lambda p: _labelled(_located(p, folder, "name", find=_plugin))),
         "top_ups": (TopUp, "name", lambda t: _top_up(t, folder)),
         "evaluations": (Evaluation, "data", lambda e: _evaluation(e, folder)),
     }
@@ -229,7 +230,8 @@ def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collectio
     for key, value in values.items():
         if key not in fields:
             raise UsageError(f"unknown key '{key}'{inside}: {nearest(key, fields)}")
-        if key in done:
+        text = isinstance(value, str) and str in typing.get_args(hints[key])
+        if key in done or text:  # "none" too: what a study leaves out is None
             converted[key] = value
         elif key == "options":
             converted[key] = _options(value, where, hints[key] == Options)
@@ -270,9 +272,14 @@ def located(text: str, folder: Path) -> str:
     return str(folder / text) if path and (folder / path).exists() else text
 
 
-def _located(entry: T, folder: Path, *keys: str) -> T:
+def _plugin(text: str, folder: Path) -> str:
+    """Return `file.py:Class` as it is beside the study file, and any name as it stands."""
+    return located(text, folder) if in_file(text) else text
+
+
+def _located(entry: T, folder: Path, *keys: str, find: Callable[[str, Path], str] = located) -> T:
     given = {key: getattr(entry, key) for key in keys}
-    changes = {k: located(v, folder) for k, v in given.items() if isinstance(v, str)}
+    changes = {k: find(v, folder) for k, v in given.items() if isinstance(v, str)}
     return dataclasses.replace(entry, **changes)  # type: ignore[type-var]
 
 
@@ -286,9 +293,10 @@ def _short(name: str) -> str:
 
 
 def _top_up(top_up: TopUp, folder: Path) -> Any:
-    top_up = _located(top_up, folder, "name", "row_ratios", "alignment", "refiner")
+    roles = ("row_ratios", "alignment", "refiner")
+    top_up = _located(top_up, folder, "name", *roles, find=_plugin)
     if top_up.block_ratios is not None:
-        block = tuple(located(b, folder) for b in top_up.block_ratios)
+        block = tuple(_plugin(b, folder) for b in top_up.block_ratios)
         top_up = dataclasses.replace(top_up, block_ratios=block)
     return _labelled(top_up)
 

@@ -463,7 +463,9 @@ class Weighs:
         return {n: float(x[0]) for n, x in norms.items()} if self.how == "numbers" else norms
 
     @hookimpl
-    def propose_row_importance(self, layout: Any, base: Any, measurements: Any) -> Any:
+    def propose_row_importance(
+        self, layout: Any, base: Any, measurements: Any, weighs_inputs: bool
+    ) -> Any:
         given = {n: x for found in measurements for n, x in found.items()}
         norms = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in given.items()}
         if self.how == "numbers":
@@ -488,7 +490,21 @@ class Weighs:
             ratios = dict(base)
             if self.how == "other ratios":  # by which as much goes
                 ratios = dict.fromkeys(base, sum(base.values()) / len(base))
-            return Proposal(ratios, {"power": told}, row_importance=importance)
+            return Proposal(ratios, {"power": told}, False, importance, inputs(power))
+
+        def inputs(power: float) -> dict[str, torch.Tensor]:
+            match self.how:
+                case "inputs always":
+                    return of_inputs(power)
+                case "inputs too few":
+                    return {n: x[1:] for n, x in of_inputs(power).items()} if weighs_inputs else {}
+                case "inputs of the head":
+                    return {"lm_head": torch.ones(4)} if weighs_inputs else {}
+            return of_inputs(power) if weighs_inputs else {}
+
+        def of_inputs(power: float) -> dict[str, torch.Tensor]:
+            rising = {n: torch.arange(1.0, x.in_features + 1) for n, x in layout.linears.items()}
+            return {n: x**power for n, x in rising.items()}
 
         yield Generation([proposal(power) for power in (0.0, 0.5, 1.0)])
 
@@ -529,6 +545,9 @@ ROW_RATIOS: list[Broken] = [
     ("whole numbers", Weighs("whole numbers"), {"test_importance"}),
     ("of the head", Weighs("of the head"), {"test_importance"}),
     ("other ratios", Weighs("other ratios"), {"test_importance"}),
+    ("inputs always", Weighs("inputs always"), {"test_importance"}),
+    ("inputs too few", Weighs("inputs too few"), {"test_importance"}),
+    ("inputs of the head", Weighs("inputs of the head"), {"test_importance"}),
     ("one name", Weighs("one name"), {"test_parameters_identify"}),
     ("numbers", Weighs("numbers"), {"test_block_measurements"}),
 ]
@@ -592,7 +611,9 @@ def test_every_law_is_broken_by_some_plugin(role: str) -> None:
         ("block_ratios", Search("a string"), "test_ratios_are_ratios", "is str, neither"),
         ("row_ratios", Weighs("raw norms"), "test_importance", "not positive and finite"),
         ("row_ratios", Weighs("a list"), "test_importance", "is list, not a tensor"),
-        ("row_ratios", Weighs("far apart"), "test_importance", "differ by a factor of 1e+12"),
+        ("row_ratios", Weighs("far apart"), "test_importance", "apart than a factor of 1e+12"),
+        ("row_ratios", Weighs("inputs always"), "test_importance", "weighs_inputs is False"),
+        ("row_ratios", Weighs("inputs of the head"), "test_importance", "no importance"),
         ("row_ratios", Weighs("other ratios"), "test_importance", "other ratios than it was given"),
     ],
     ids=lambda x: getattr(x, "how", None),

@@ -433,11 +433,13 @@ def weighed(draw: st.DrawFn) -> tuple[Layout, Allocation]:
     found, allocation = draw(allocations())
     rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     names = draw(st.lists(st.sampled_from(list(found.linears)), unique=True))
-    importance = {
-        n: torch.rand(found.linears[n].out_features, generator=rng, dtype=torch.float64) + 0.1
-        for n in names
-    }
-    return found, Allocation.of(allocation.ratios, found, importance)
+
+    def drawn(size: int) -> Tensor:
+        return torch.rand(size, generator=rng, dtype=torch.float64) + 0.1
+
+    importance = {n: drawn(found.linears[n].out_features) for n in names}
+    inputs = {n: drawn(found.linears[n].in_features) for n in names[: draw(st.integers(0, 9))]}
+    return found, Allocation.of(allocation.ratios, found, importance, inputs)
 
 
 @given(weighed(), below_one, st.sampled_from(["row", "matrix"]))
@@ -452,19 +454,21 @@ def test_importance_keeps_the_exact_budget(
     assert total(made) == math.floor(sparsity * found.weights + 0.5)
     for name, target in made.items():
         assert int(target.counts.sum()) == int(plain[name].counts.sum())
-        importance = allocation.row_importance.get(name)
-        if importance is None:
-            assert target.row_importance is None and target.comparison == comparison
-        else:
+        if name in allocation.row_importance:
             assert target.comparison == "matrix" and target.budget == "exact"
             assert target.counts.shape == (1,)
-            if len(importance) == 1:  # a row alone counts like itself
-                assert target.row_importance is None
+        else:
+            assert target.comparison == comparison
+        for importance, scaled in (
+            (allocation.row_importance.get(name), target.row_importance),
+            (allocation.input_importance.get(name), target.input_importance),
+        ):
+            if importance is None or len(importance) == 1:  # what is alone counts like itself
+                assert scaled is None
                 continue
-            assert target.row_importance is not None
-            proportions = (importance / importance.max()).float()
-            assert torch.allclose(target.row_importance / target.row_importance.max(), proportions)
-            assert 0.5 <= float(target.row_importance.max()) <= 1
+            assert scaled is not None
+            assert torch.allclose(scaled / scaled.max(), (importance / importance.max()).float())
+            assert 0.5 <= float(scaled.max()) <= 1
 
 
 def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
@@ -495,7 +499,7 @@ def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
         ),
         (
             {"blocks.0.up": torch.tensor([1, 1, 1, 1, 1e-7, 2e5])},
-            r"'blocks.0.up' is from 1e-07 to 2e\+05: rows may differ by a factor of 1e\+12",
+            r"'blocks.0.up' is from 1e-07 to 2e\+05, further apart than a factor of 1e\+12",
         ),
         (
             {"blocks.0.up": torch.tensor([5e-324, 1e308] * 3, dtype=torch.float64)},
@@ -553,6 +557,22 @@ def test_importance_of_any_size_keeps_scores_finite_and_apart() -> None:
     assert mask_for(scores, target).int().tolist() == [[1, 0, 0], [1, 1, 0]]
 
 
+def test_wrong_importance_of_inputs_is_refused_by_name() -> None:
+    found, name = layout(1), "blocks.0.up"
+    ratios, rows = dict.fromkeys(found.linears, 0.5), {name: torch.ones(6)}
+    columns = found.linears[name].in_features
+    for inputs, problem in (
+        (torch.ones(columns + 1), rf"inputs of '{name}' has shape \({columns + 1},\)"),
+        (torch.zeros(columns), f"inputs of '{name}' is not positive and finite"),
+        ([1.0] * columns, f"inputs of '{name}' is list, not a floating tensor"),
+    ):
+        with pytest.raises(NeuroalError, match=problem):
+            Allocation.of(ratios, found, rows, {name: inputs})  # type: ignore[dict-item]
+    alone = f"inputs of '{name}' have importance and its rows have none"
+    with pytest.raises(NeuroalError, match=alone):
+        Allocation.of(ratios, found, {}, {name: torch.ones(columns)})
+
+
 def test_ratios_and_importance_of_rows_exclude_each_other() -> None:
     found = layout(1)
     ratios: dict[str, float | Tensor] = dict.fromkeys(found.linears, 0.5)
@@ -585,8 +605,12 @@ def test_a_file_holds_every_bit_of_importance(case: tuple[Layout, Allocation]) -
         (Path(folder) / FILE).write_bytes(to_bytes(allocation, found))
         again = read(Path(folder), found)
     assert again.ratios == allocation.ratios and again.rows == {}
-    assert again.row_importance.keys() == allocation.row_importance.keys()
-    assert all(again.row_importance[n].equal(x) for n, x in allocation.row_importance.items())
+    for kept, made in (
+        (again.row_importance, allocation.row_importance),
+        (again.input_importance, allocation.input_importance),
+    ):
+        assert kept.keys() == made.keys()
+        assert all(kept[n].equal(x) for n, x in made.items())
 
 
 def test_a_file_is_byte_for_byte_the_same() -> None:

@@ -1,5 +1,7 @@
 """Masks against a plain Python sort, and by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -233,8 +235,11 @@ def test_scores_that_are_not_finite_are_told(bad: float) -> None:
 IMPORTANCE = st.lists(st.integers(-20, 20), min_size=5, max_size=5)
 
 
-def by_matrix(count: int, importance: Tensor | None = None) -> Target:
-    return Target(torch.tensor([count]), 0.5, comparison="matrix", row_importance=importance)
+def by_matrix(
+    count: int, importance: Tensor | None = None, of_inputs: Tensor | None = None
+) -> Target:
+    target = Target(torch.tensor([count]), 0.5, comparison="matrix")
+    return replace(target, row_importance=importance, input_importance=of_inputs)
 
 
 def powers(exponents: list[int], rows: int) -> Tensor:
@@ -255,10 +260,29 @@ def test_rows_compete_by_their_importance(problem: tuple[Tensor, Tensor], drawn:
     assert int(mask.sum()) == count
 
 
+@given(problems(), IMPORTANCE, st.lists(st.integers(-20, 20), min_size=9, max_size=9))
+def test_rows_and_inputs_compete_by_their_importance(
+    problem: tuple[Tensor, Tensor], of_rows: list[int], of_inputs: list[int]
+) -> None:
+    scores, count = problem[0].abs().double(), int(problem[1].sum())
+    rows, inputs = powers(of_rows, len(scores)), powers(of_inputs, scores.shape[1])
+    weighed = [
+        c * d * x
+        for c, row in zip(rows.tolist(), scores.tolist(), strict=True)
+        for d, x in zip(inputs.tolist(), row, strict=True)
+    ]
+    mask = mask_for(scores, by_matrix(count, rows, inputs))
+    assert mask.flatten().tolist() == slow_row(weighed, count)
+    # What is asked of a matrix is asked of its transpose; in other places ties fall otherwise.
+    turned = mask_for(scores.T, by_matrix(count, inputs, rows)).T
+    changed = mask ^ turned
+    assert len((scores * rows[:, None] * inputs)[changed].unique()) <= 1
+
+
 @given(problems())
 def test_importance_of_ones_is_the_plain_matrix(problem: tuple[Tensor, Tensor]) -> None:
     scores, count = problem[0], int(problem[1].sum())
-    ones = by_matrix(count, torch.ones(len(scores)))
+    ones = by_matrix(count, torch.ones(len(scores)), torch.ones(scores.shape[1]))
     assert mask_for(scores, ones).equal(mask_for(scores, by_matrix(count)))
 
 
@@ -288,3 +312,7 @@ def test_importance_by_hand() -> None:
     assert mask.int().tolist() == [[1, 1, 1], [0, 0, 0]]
     mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 1.6])))
     assert mask.int().tolist() == [[1, 1, 0], [1, 0, 0]]
+    mask = mask_for(scores, by_matrix(3, None, torch.tensor([1.0, 1.0, 0.1])))
+    assert mask.int().tolist() == [[1, 0, 1], [0, 0, 1]]
+    mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 8.0]), torch.tensor([4.0, 1.0, 0.1])))
+    assert mask.int().tolist() == [[0, 1, 1], [0, 0, 1]]

@@ -196,27 +196,30 @@ def test_a_pruner_for_matrices_can_be_told_to_compare_rows() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Weighs:
-    """A row step that weighs rows."""
+    """A row step that weighs rows, with one candidate more where it may weigh inputs."""
 
     @hookimpl
-    def propose_row_importance(self, base: Mapping[str, float]) -> Any:
-        yield Generation([Proposal(dict(base), {"n": n}) for n in range(3)])
+    def propose_row_importance(self, base: Mapping[str, float], weighs_inputs: bool) -> Any:
+        yield Generation([Proposal(dict(base), {"n": n}) for n in range(3 + weighs_inputs)])
 
 
 @pytest.mark.parametrize(
-    "choice",
+    ("choice", "candidates"),
     [
-        {},
-        {"comparison": "matrix"},
-        {"pruner": Mover()},
-        *({"pruner": name} for name in ("magnitude", "ria", "sparsegpt", "admm", "alps")),
+        ({}, 4),
+        ({"comparison": "matrix"}, 4),
+        ({"pruner": Mover()}, 3),
+        *(({"pruner": name}, 4) for name in ("magnitude", "ria", "multiflow")),
+        *(({"pruner": name}, 3) for name in ("sparsegpt", "admm", "alps")),
     ],
 )
-def test_importance_of_rows_goes_with_every_pruner(choice: dict[str, Any]) -> None:
+def test_importance_of_rows_goes_with_every_pruner(choice: dict[str, Any], candidates: int) -> None:
+    """That of inputs with every one that only scores."""
     recipe = Recipe(**choice, block_ratios="uniform", row_ratios=Weighs())
     made = setup(recipe)
     assert steps(made) == ["uniform", "weighs"] and made.notes == ()
-    assert first_steps(made, FOUND, recipe)[1] == Step("row_ratios", "weighs", 3, widest=3 * 8)
+    step = Step("row_ratios", "weighs", candidates, widest=candidates * 8)
+    assert first_steps(made, FOUND, recipe)[1] == step
 
 
 NO_IMPORTANCE: list[tuple[dict[str, Any], str]] = [

@@ -740,12 +740,17 @@ class Weighs:
             case "a parameter":
                 importance = torch.arange(1.0, 11.0, requires_grad=True)
                 yield Generation([Proposal(base, {}, row_importance={"blocks.0.a": importance})])
+            case "of inputs":
+                ones = {"blocks.0.a": torch.ones(10)}
+                some = [ones, {"blocks.0.a": torch.arange(1.0, 11.0)}]
+                yield Generation([Proposal(base, {}, False, ones, inputs) for inputs in some])
+                return
         yield Generation([proposal(float(c)) for c in measurements[0]["c"]])
 
 
 @dataclass
 class Weight(Distance):
-    """The misalignment is how far the first row's importance is from 3 times the second's."""
+    """How far the first row's importance is from 3 times the second's; less if inputs have it."""
 
     def measure(self, trials: Sequence[Trial], inputs: int, tick: Callable[[], object]) -> Any:
         made = []
@@ -755,12 +760,14 @@ class Weight(Distance):
             alike = target.row_importance is None
             times = 1.0 if alike else float(target.row_importance[0] / target.row_importance[1])
             self.calls.append((inputs, [times], []))
-            cost = abs(times - 3)
+            cost = abs(times - 3) - (target.input_importance is not None) / 2
             made.append(Outcome(Measurement(cost, False, 1), {}))
         return made
 
 
-def weigh(aligner: Any, how: str = "right", journal: Any = None, *c: float) -> Choice:
+def weigh(
+    aligner: Any, how: str = "right", journal: Any = None, *c: float, inputs: bool = True
+) -> Choice:
     def steps() -> Steps:
         yield from ()
         return proposal(0.5)
@@ -768,7 +775,8 @@ def weigh(aligner: Any, how: str = "right", journal: Any = None, *c: float) -> C
     block = search(Distance()).choose_blocks([strategy(steps)], {}, False)
     measured = [{"c": torch.tensor(c or (1.0, 2.5, 4.0))}]
     plugin = load([("row_ratios", Weighs(how))])[0]
-    return search(aligner, journal).choose_rows(plugin, block, measured)
+    made = replace(search(aligner, journal), weighs_inputs=inputs)
+    return made.choose_rows(plugin, block, measured)
 
 
 def test_proposals_that_differ_only_in_importance_compete() -> None:
@@ -778,6 +786,17 @@ def test_proposals_that_differ_only_in_importance_compete() -> None:
     chosen = choice.allocation.row_importance
     assert list(chosen) == ["blocks.0.a"] and chosen["blocks.0.a"].tolist() == [2.5] + 9 * [1.0]
     assert choice.allocation.rows == {}
+
+
+def test_inputs_compete_by_their_importance_where_the_pruner_only_scores() -> None:
+    """The two differ in nothing else, not in their parameters either: both are measured."""
+    choice = weigh(Weight(), "of inputs")
+    assert [c.misalignment for c in choice.candidates] == [2.0, 1.5]
+    inputs = choice.allocation.input_importance
+    assert {n: x.tolist() for n, x in inputs.items()} == {"blocks.0.a": [*range(1, 11)]}
+    message = "hook propose_row_importance: proposed: input_importance is for pruners that only"
+    with pytest.raises(PluginError, match=message):
+        weigh(Weight(), "of inputs", inputs=False)
 
 
 def test_other_importance_is_not_taken_from_the_journal() -> None:

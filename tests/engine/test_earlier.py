@@ -33,6 +33,7 @@ USED: list[tuple[str, dict[str, Any]]] = [
     ("importance", {"pruner": "magnitude"}),
     ("importance", {"pruner": "magnitude", "comparison": "matrix"}),
     ("importance", {"pruner": "sparsegpt"}),
+    ("inputs", {"pruner": "magnitude"}),
     ("numbers", {"pruner": "magnitude", "comparison": "matrix"}),
 ]
 
@@ -44,7 +45,7 @@ def found() -> Layout:
 
 @pytest.fixture
 def earlier(tmp_path: Path, found: Layout) -> dict[str, Path]:
-    """Three allocations of the same ratios of linears, two with rows on top."""
+    """Allocations of the same ratios of linears, with rows on top, and with rows and inputs."""
     rng = torch.Generator().manual_seed(0)
     numbers = {n: 0.4 + 0.02 * k for k, n in enumerate(found.linears)}
     uneven = {
@@ -58,6 +59,11 @@ def earlier(tmp_path: Path, found: Layout) -> dict[str, Path]:
         ),
         "importance": Allocation.of(numbers, found, {n: x + 0.1 for n, x in uneven.items()}),
     }
+    inputs = {
+        n: torch.rand(x.in_features, generator=rng, dtype=torch.float64) + 0.1
+        for n, x in found.linears.items()
+    }
+    made["inputs"] = dataclasses.replace(made["importance"], input_importance=inputs)
     for name, allocation in made.items():
         (tmp_path / name).write_bytes(to_bytes(allocation, found))
     return {name: tmp_path / name for name in made}
@@ -137,7 +143,35 @@ def test_rows_that_can_be_are_used(
     assert said(report.notes) == []
     again = read(tmp_path / "out", found)
     assert bool(again.rows) == (what == "ratios")
-    assert bool(again.row_importance) == (what == "importance")
+    assert bool(again.row_importance) == (what in ("importance", "inputs"))
+    assert bool(again.input_importance) == (what == "inputs")
+
+
+def test_importance_of_inputs_is_left_out_under_a_pruner_that_moves_weights(
+    earlier: Mapping[str, Path],
+    found: Layout,
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    digests: Any,
+    tmp_path: Path,
+) -> None:
+    """What is left is the allocation with the rows alone."""
+    weights = []
+    for what in ("importance", "inputs"):
+        asked = dataclasses.replace(
+            from_file, options={}, pruner="sparsegpt", allocation=str(earlier[what])
+        )
+        out = tmp_path / f"out-{what}"
+        report = neuroal.prune(models["mistral"], recipe=asked, out=out)
+        note = (
+            f"importance of inputs in allocation '{earlier[what]}' left out: pruner 'sparsegpt' "
+            "moves weights"
+        )
+        assert (note in report.notes) == (what == "inputs")
+        again = read(out, found)
+        assert again.row_importance and not again.input_importance
+        weights.append(digests(out)["model.safetensors"])
+    assert weights[0] == weights[1]
 
 
 def test_a_dry_run_reads_the_allocation(models: Mapping[str, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from neuroal.allocation import Allocation
 from neuroal.layout import Fed, Rows
 from neuroal.plugins import load_top_up
 from neuroal.testing import tiny_model, windows
-from neuroal_plugins.row_ratios.row_sensitivity import RowSensitivity, row_scores
+from neuroal_plugins.row_ratios.row_sensitivity import RowSensitivity, input_score, row_scores
 
 WINDOWS, BASE = 32, 0.5
 Logs = Mapping[str, Tensor]
@@ -95,7 +95,8 @@ def drive(
     """Answer a search as the engine does: `equal` for the pruner's own rows, else by a formula.
 
     A block costs 2 runs a window; candidates of a generation share those of the first blocks that
-    they prune alike. Around the first of them the others cost `behind` a block.
+    they prune alike. Around the first of them the others cost `behind` a block. The formula sees
+    the importance of inputs, where there is any, under "inputs NAME".
     """
     run = Run()
     seen: set[int] = set()
@@ -104,6 +105,7 @@ def drive(
         dict.fromkeys(model.linears, BASE),
         given.get("deviation", norms(model, 200)),
         given.get("measurements", measured(model)),
+        given.get("weighs_inputs", False),
     )
     generation = next(steps)
     while True:
@@ -118,7 +120,7 @@ def drive(
             pruned = of_blocks(model, proposal)
             blocks = len(model.blocks) - max((shared(pruned, x) for x in earlier), default=0)
             earlier.append(pruned)
-            logs = {n: x.log() for n, x in proposal.row_importance.items()}
+            logs = logs_of(proposal)
             cost = damage(logs) if logs else equal
             heard.append(Measurement(cost, False, price * blocks * used))
             price = behind if generation.around_first else 2
@@ -132,13 +134,21 @@ def drive(
             return run
 
 
+def logs_of(proposal: Proposal) -> dict[str, Tensor]:
+    """Return the log importance of rows, and that of inputs under "inputs NAME"."""
+    assert proposal.input_importance.keys() <= proposal.row_importance.keys()
+    rows = {n: x.log() for n, x in proposal.row_importance.items()}
+    return rows | {f"inputs {n}": x.log() for n, x in proposal.input_importance.items()}
+
+
 def of_blocks(model: Layout, proposal: Proposal) -> list[Any]:
-    """Return what every block's rows count."""
-    if not proposal.row_importance:
+    """Return what every block's rows and inputs count."""
+    logs = logs_of(proposal)
+    if not logs:
         return [None] * len(model.blocks)
-    return [
-        [proposal.row_importance[x.name].tolist() for x in block.linears] for block in model.blocks
-    ]
+    names = [[x.name for x in block.linears] for block in model.blocks]
+    keys = [[*block, *(f"inputs {n}" for n in block)] for block in names]
+    return [[logs[k].tolist() for k in block if k in logs] for block in keys]
 
 
 def shared(a: list[Any], b: list[Any]) -> int:
@@ -163,6 +173,16 @@ def bottom(model: Layout, **exponents: float) -> dict[str, Tensor]:
 
 
 AT = {"reads": 0.2, "own": -0.3, "lost": 0.4}
+
+
+def with_inputs(model: Layout, at: Logs, norm: float) -> dict[str, Tensor]:
+    """Return a log importance of rows with one of inputs, a little different in every linear."""
+    found = dict(at)
+    for k, (n, x) in enumerate(model.linears.items()):
+        score = input_score(x, measured(model))
+        assert score is not None
+        found[f"inputs {n}"] = (1 + k / 10) * norm * score
+    return found
 
 
 def test_a_round_goes_nearly_to_the_bottom_of_a_bowl() -> None:
@@ -217,18 +237,52 @@ def test_the_pruners_own_rows_win_where_nothing_is_better(candidates: int) -> No
 @pytest.mark.parametrize("candidates", [2, 3, 5, 7, 9, 12, 20, 60, 300])
 @pytest.mark.parametrize("blocks", [1, 6, 17])
 @pytest.mark.parametrize("behind", [1, 2])
-def test_the_budget_is_kept(candidates: int, blocks: int, behind: int) -> None:
+@pytest.mark.parametrize("inputs", [False, True])
+def test_the_budget_is_kept(candidates: int, blocks: int, behind: int, inputs: bool) -> None:
     model = layout(blocks)
-    smooth = bowl(bottom(model, **AT))
+    at = bottom(model, **AT)
+    smooth = bowl(with_inputs(model, at, 0.3) if inputs else at)
 
     def wobbly(logs: Logs) -> float:
         return smooth(logs) + math.sin(40 * float(logs["0.up"][0])) / 10
 
-    run = drive(RowSensitivity(candidates=candidates), model, wobbly, behind=behind)
+    plugin = RowSensitivity(candidates=candidates)
+    run = drive(plugin, model, wobbly, behind=behind, weighs_inputs=inputs)
     assert run.block_runs <= candidates * 2 * blocks * WINDOWS
     probes = [g.windows for g in run.generations if "only" in g.proposals[-1].parameters]
     assert all(w is not None and 1 <= w <= 8 for w in probes)
     assert bool(probes) or candidates < 20
+
+
+def test_inputs_are_weighed_by_their_norms_where_the_pruner_only_scores() -> None:
+    """First by the best exponent that all linears share, then each by its own."""
+    model = layout()
+    at = with_inputs(model, bottom(model, **AT), -0.4)
+    plugin = RowSensitivity(cap=9, candidates=100, lasting=1)
+    run = drive(plugin, model, bowl(at), weighs_inputs=True)
+    rows, inputs, best = run.generations[2:5]
+    assert [set(p.input_importance) for p in rows.proposals] == [set(model.linears)] * 6
+    assert all(bool((x == 1).all()) for p in rows.proposals for x in p.input_importance.values())
+    assert [p.parameters["norm"] for p in inputs.proposals] == [-0.5, -0.25, 0.25, 0.5]
+    assert best.proposals[0].parameters["norm"] == -0.5
+    for name, x in model.linears.items():
+        score = log_centred(norms(model)[name].tolist())
+        found = best.proposals[0].input_importance[name].log().tolist()
+        assert found == pytest.approx([-0.5 * s for s in score], abs=1e-6)
+        moved = {p.parameters["score"] for g in run.generations for p in g.proposals
+                 if p.parameters.get("only") == x.name}  # fmt: skip
+        assert moved == {*known(model)[name], "norm"}
+    assert run.best[0] == pytest.approx(1, abs=1e-4)
+    without = drive(plugin, model, bowl(bottom(model, **AT)))
+    assert all(not p.input_importance for g in without.generations for p in g.proposals)
+
+
+def test_inputs_stay_as_the_pruner_has_them_where_no_exponent_is_better() -> None:
+    model = layout()
+    at = with_inputs(model, bottom(model, **AT), 0.0)
+    run = drive(RowSensitivity(), model, bowl(at), weighs_inputs=True)
+    assert all("norm" not in p.parameters for p in run.generations[4].proposals)
+    assert "reads" in run.generations[4].proposals[0].parameters
 
 
 def test_later_rounds_probe_what_promised_most() -> None:
@@ -250,14 +304,17 @@ def test_later_rounds_probe_what_promised_most() -> None:
 
 
 def test_probes_are_around_the_best() -> None:
-    run = drive(RowSensitivity(), layout(), bowl(bottom(layout(), **AT)))
+    at = with_inputs(layout(), bottom(layout(), **AT), 0.3)
+    run = drive(RowSensitivity(), layout(), bowl(at), weighs_inputs=True)
     for generation in run.generations:
         probes = [p for p in generation.proposals if "only" in p.parameters]
         assert generation.around_first == bool(probes)
-        first = generation.proposals[0].row_importance
+        first = logs_of(generation.proposals[0])
         for p in probes:
-            changed = {n for n, x in p.row_importance.items() if not x.equal(first[n])}
-            assert changed == {p.parameters["only"]}
+            now = logs_of(p)
+            changed = {n for n, x in now.items() if not x.equal(first[n])}
+            side = "inputs " if p.parameters["score"] == "norm" else ""
+            assert changed == {side + p.parameters["only"]}
 
 
 @pytest.mark.parametrize("exponent", [3.0, 20.0])
@@ -266,11 +323,16 @@ def test_importance_stays_within_what_is_allowed(exponent: float) -> None:
     model = layout()
     energies = measured(model)
     energies[0]["rows 0.up"] = torch.tensor([1.0, 1e-8, 1.0, 1.0, 1.0], dtype=torch.float64)
-    plugin = RowSensitivity(reads=(0.0,), own=(exponent,))
-    run = drive(plugin, model, lambda logs: float(logs["0.up"][1]) + 200, measurements=energies)
+    plugin = RowSensitivity(reads=(0.0,), own=(exponent,), norm=(exponent,))
+    energies[0]["inputs 0.up"] = torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+
+    def damage(logs: Logs) -> float:
+        return float(logs["0.up"][1]) + float(logs.get("inputs 0.up", logs["0.up"])[0]) + 200
+
+    run = drive(plugin, model, damage, measurements=energies, weighs_inputs=True)
     for generation in run.generations:
         for p in generation.proposals:
-            Allocation.of(p.ratios, model, p.row_importance)
+            Allocation.of(p.ratios, model, p.row_importance, p.input_importance)
 
 
 def test_no_more_probes_are_held_together_than_64() -> None:
@@ -415,6 +477,18 @@ def test_rows_that_are_read_in_part_have_no_such_score() -> None:
     part = replace(up, fed=Fed("0.down", ((0, 0, 3),)))
     found = row_scores(Layout((Block(0, "0", (part, down)),)), norms(model, 200), measured(model))
     assert list(found["0.up"]) == ["own", "lost"]
+
+
+def test_the_score_of_inputs() -> None:
+    model = layout(1)
+    up, down = model.blocks[0].linears
+    norm = norms(model) | {"0.up": torch.tensor([2.0, 0.0, 1.0, 0.5])}
+    energies = measured(model, norm=norm)
+    score = input_score(up, energies)
+    assert score is not None
+    assert score.tolist() == pytest.approx(log_centred([2.0, 2e-4, 1.0, 0.5]))  # a dead one
+    alike = measured(model, norm=norm | {"0.down": torch.full((5,), 0.3)})
+    assert input_score(down, alike) is None
 
 
 def test_dead_rows_count_as_the_faintest() -> None:

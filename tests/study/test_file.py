@@ -9,6 +9,8 @@ from string import Template
 import pytest
 
 from neuroal.errors import UsageError
+from neuroal.plugins import listing_of
+from neuroal.plugins.trust import FILE
 from neuroal.study.file import Evaluation, Model, Pruner, TopUp, read
 
 SMALL = 'models = ["demo"]\n'
@@ -58,6 +60,65 @@ def test_entries_are_strings_or_tables(tmp_path: Path) -> None:
         Evaluation("wikitext2", label="wikitext2"),
         Evaluation(tasks=("rte", "boolq"), limit=5, label="rte + boolq"),
     )
+
+
+def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
+    text = """
+    models = ["llama"]
+    pruners = ["wanda", "mine.py:Mine"]
+    evaluations = ["rows"]
+
+    [[top_ups]]
+    name = "best"
+
+    [[top_ups]]
+    name = "neuroal:owl"
+    block_ratios = ["owl", "./mine.py:Blocks"]
+    row_ratios = "neuroal"
+    alignment = "neuron"
+    refiner = "dsnot"
+
+    [[top_ups]]
+    name = "mine.py:TOP_UP"
+    row_ratios = "mine.py:Rows"
+    alignment = "mine.py:Distance"
+    refiner = "mine.py:Refiner"
+    """
+    for name in ("llama", "rows", "wanda", "best", "neuroal", "owl", "neuron", "dsnot"):
+        (tmp_path / name).mkdir()  # such as the results of another study
+    (tmp_path / "mine.py").touch()
+    study = read(write(tmp_path, text))
+    mine = f"{tmp_path}/mine.py"
+    assert study.models[0].name == f"{tmp_path}/llama"
+    assert study.evaluations[0].data == f"{tmp_path}/rows"
+    assert [x.name for x in study.pruners] == ["wanda", f"{mine}:Mine"]
+    best, owl, own = study.top_ups
+    assert best == TopUp("best", "best")
+    assert owl == TopUp(
+        "neuroal:owl", "owl", ("owl", f"{mine}:Blocks"), "neuroal", "neuron", "dsnot"
+    )
+    assert own == TopUp(
+        f"{mine}:TOP_UP", "TOP_UP", None, f"{mine}:Rows", f"{mine}:Distance", f"{mine}:Refiner"
+    )
+
+
+def test_a_study_can_remove_the_refiner_of_a_preset(tmp_path: Path) -> None:
+    top_ups = '[[top_ups]]\nname = "dsnot"\nrefiner = "none"\n'
+    study = read(write(tmp_path, SMALL + EVALUATION + top_ups))
+    assert study.top_ups == (TopUp("dsnot", "dsnot", refiner="none"),)
+
+
+@pytest.mark.parametrize("name", ["wanda", "neuroal:wanda", "x.py:Mine", "x.py", "x.pyc", "x.py.d"])
+def test_plugins_of_files_are_those_that_the_loader_takes_for_them(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name.partition(":")[0]).mkdir()
+    study = read(write(tmp_path, f'pruners = ["{name}"]\n{SMALL}{EVALUATION}'))
+    try:
+        of_file = listing_of("pruner", name).version == FILE
+    except UsageError as error:
+        of_file = "unknown" not in str(error)
+    assert study.pruners[0].name == (f"{tmp_path}/{name}" if of_file else name)
 
 
 def test_what_is_left_out(tmp_path: Path) -> None:

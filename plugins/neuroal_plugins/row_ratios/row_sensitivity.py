@@ -1,4 +1,4 @@
-"""Row importance from measured sensitivities: what reads a row, its own energy, what it lost."""
+"""Importance of rows and inputs from measured sensitivities."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from neuroal_plugins.budgeted import Purse, Unit
 from neuroal_plugins.heads import Heads
 from neuroal_plugins.row_ratios.neuroal import Neuroal
 
-Score = Literal["reads", "own", "lost"]
-Move = tuple[str, Score]  # a linear, and the score that its rows' importance moves along
-Logs = Mapping[str, Tensor]  # log importance, float64 `(out,)` by linear
+Score = Literal["reads", "own", "lost", "norm"]
+Side = tuple[str, Literal["rows", "inputs"]]  # of a linear
+Move = tuple[Side, Score]  # what log importance moves along
+Scores = Mapping[Score, Tensor]  # of one side, float64 `(out,)` or `(in,)`
+Logs = Mapping[Side, Tensor]  # log importance, float64 `(out,)` or `(in,)`
 Rated = tuple[float, Logs]  # misalignment on all search windows
+Exponents = Mapping[Score, float]  # of scores, in all linears
 TOGETHER = 64  # probes of one generation, whose states are held together
 RATIO, SMALLEST = 5 / 3, 0.1  # between shares of a step; no smaller one is followed further
 FURTHEST = 13.0  # from 1, in log importance: what is further counts as this far
@@ -37,23 +40,26 @@ FAINT = 1e-4  # of the largest energy: what is smaller counts as this much
 
 @dataclass(frozen=True, eq=False)
 class RowSensitivity:
-    """Row importance c_i, log c a sum of scores, moved along each as measured damages say.
+    """Importance c_i of rows, log c a sum of scores, moved along each as measured damages say.
 
     Three scores of a row. "reads": log energy with which what follows reads it, ||W'_:i|| ||x_i||
     of the linear W' that its output x_i feeds; for a query the energy of the key that it meets, and
     the other way round. "own": log energy of its weights, sqrt(sum_j W_ij² ||X_j||²). "lost":
     NeuroAL's deviation (Cunegatti et al. 2025) at its consumer. Energies are those of Wanda scores
-    (Sun et al. 2023), on the dense model.
+    (Sun et al. 2023), on the dense model. Where the pruner only scores, inputs have an importance
+    d_j too, log d along "norm", log ||X_j||: Wanda's own exponent of it is 1, magnitude's 0. A
+    pruner that moves weights knows its inputs by their Gram matrix.
 
     First log c = a reads + b own in all linears, a of `reads` and b of `own`, the best on few
-    windows. Then every linear's log c is moved up and down by `probe` along each score, alone,
-    scores made orthogonal in this order and scaled to a mean square of 1 over rows; D+ and D- are
-    the damages, D that of no move. It falls by scale g / (max(h, 0) + m), g = (D+ - D-) /
-    (2 probe), h = (D+ + D- - 2D) / probe², m the median of all |h|: a Newton step, shortened
-    because the moves of all linears come together. Two shares of the step are measured on all
-    windows, and further ones while the longest or the shortest is the best; the best goes on to
-    the next round, until none is better or the budget ends. Later rounds probe the moves alone that
-    promised most of what the first round could gain, g² / 2 (max(h, 0) + m) each, and keep its m.
+    windows; then log d = e norm, e of `norm` or 0. Then every linear's log c and log d are moved up
+    and down by `probe` along each score, alone, scores of rows made orthogonal in this order and
+    all scaled to a mean square of 1; D+ and D- are the damages, D that of no move. It falls by
+    scale g / (max(h, 0) + m), g = (D+ - D-) / (2 probe), h = (D+ + D- - 2D) / probe², m the median
+    of all |h|: a Newton step, shortened because the moves of all linears come together. Two shares
+    of the step are measured on all windows, and further ones while the longest or the shortest is
+    the best; the best goes on to the next round, until none is better or the budget ends. Later
+    rounds probe the moves alone that promised most of what the first round could gain,
+    g² / 2 (max(h, 0) + m) each, and keep its m.
 
     The damage is whatever the alignment metric measures. Blocks behind the one that a probe changes
     keep the weights that they have without the change. Rows that count as the pruner has it are
@@ -66,6 +72,9 @@ class RowSensitivity:
     )
     reads: tuple[float, ...] = option((0.0, 0.25, 0.5), "first exponents of the energy that reads")
     own: tuple[float, ...] = option((0.0, -0.4), "first exponents of a row's own energy")
+    norm: tuple[float, ...] = option(
+        (-0.5, -0.25, 0.25, 0.5), "first exponents of an input's norm, beside 0"
+    )
     probe_windows: int = option(8, "search windows that first exponents and probes are measured on")
     probe: float = option(0.1, "length of a probe, in units of log importance")
     share: float = option(0.5, "share of the step that is tried first, with a smaller one")
@@ -93,12 +102,14 @@ class RowSensitivity:
     def measure_block(
         self, block: Block, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]
     ) -> dict[str, Tensor]:
-        """Return squared energies of every linear's rows `(out,)` and columns `(in,)`, float64."""
+        """Return squared energies of every linear's rows, columns and inputs, float64."""
         energies = {}
         for x in block.linears:
-            squares = weights[x.name].square() * statistics[x.name]["input_norm"].square()
+            inputs = statistics[x.name]["input_norm"].square()
+            squares = weights[x.name].square() * inputs
             energies[f"rows {x.name}"] = squares.sum(dim=1, dtype=torch.float64).cpu()
             energies[f"columns {x.name}"] = squares.sum(dim=0, dtype=torch.float64).cpu()
+            energies[f"inputs {x.name}"] = inputs.double().cpu()
         return energies
 
     @hookimpl
@@ -108,6 +119,7 @@ class RowSensitivity:
         base: Mapping[str, float],
         deviation: Mapping[str, Tensor],
         measurements: Sequence[Mapping[str, Tensor]],
+        weighs_inputs: bool,
     ) -> Generator[Generation, list[Measurement], None]:
         """Yield the grid, and rounds of probes and moves; the best-aligned wins."""
         alike = {"rows": "alike"}
@@ -119,7 +131,12 @@ class RowSensitivity:
         )
         purse.pay([one], 1)
         purse.pay([all_], windows)
-        known = row_scores(layout, deviation, measurements)
+        known: dict[Side, Scores] = {}
+        for name, scores in row_scores(layout, deviation, measurements).items():
+            known[name, "rows"] = scores
+            norm = input_score(layout.linears[name], measurements) if weighs_inputs else None
+            if norm is not None:
+                known[name, "inputs"] = {"norm": norm}
         if known:
             yield from _Search(self, layout, base, known, purse).run()
 
@@ -132,25 +149,28 @@ class _Search:
         options: RowSensitivity,
         layout: Layout,
         base: Mapping[str, float],
-        known: Mapping[str, Mapping[Score, Tensor]],
+        known: Mapping[Side, Scores],
         purse: Purse,
     ) -> None:
         self.options = options
         self.base = dict(base)
         self.known = known
         self.purse = purse
-        self.along = {name: _orthogonal(scores) for name, scores in known.items()}
-        self.moves = [(n, s) for n, scores in self.along.items() for s in scores]
-        self.blocks = {name: layout.linears[name].block for name in known}
+        self.along = {side: _orthogonal(scores) for side, scores in known.items()}
+        self.moves = [(side, s) for side, scores in self.along.items() for s in scores]
+        self.blocks = {name: layout.linears[name].block for name, _ in known}
         self.few = min(options.probe_windows, purse.windows)
         self.damping = 0.0
 
     def run(self) -> Generator[Generation, list[Measurement], None]:
         """Search from the grid's best, until a round finds nothing better or the budget ends."""
-        grid = [(reads, own) for reads in self.options.reads for own in self.options.own]
-        if not self.purse.fits(0, 1 + math.ceil(len(grid) * self.few / self.purse.windows)):
+        o = self.options
+        grid: list[Exponents] = [{"reads": a, "own": b} for a in o.reads for b in o.own]
+        norms = o.norm if any(kind == "inputs" for _, kind in self.known) else ()
+        tried = len(grid) + len(norms)
+        if not self.purse.fits(0, 1 + math.ceil(tried * self.few / self.purse.windows)):
             return
-        best = yield from self._first(grid)
+        best = yield from self._first(grid, norms)
         while self.few > 1 and not self._affordable():
             self.few -= 1
         number = 0
@@ -171,18 +191,34 @@ class _Search:
             best = better
 
     def _first(
-        self, grid: Sequence[tuple[float, float]]
+        self, grid: Sequence[Exponents], norms: Sequence[float]
     ) -> Generator[Generation, list[Measurement], Rated]:
         """Return the best of exponents that all linears share, measured on all windows."""
-        tried = [{n: _shared(x, *exponents) for n, x in self.known.items()} for exponents in grid]
-        told = [{"reads": reads, "own": own} for reads, own in grid]
-        subset = self.few < self.purse.windows
-        costs = yield from self._ask(tried, told, self.few if subset else None)
-        k = costs.index(min(costs))
-        if subset:
-            (cost,) = yield from self._ask([tried[k]], [told[k]])
-            return cost, tried[k]
-        return costs[k], tried[k]
+        seen = self.few if self.few < self.purse.windows else None
+        cost, best = yield from self._best_of(grid, seen)
+        if norms:
+            weighed: list[Exponents] = [{**best, "norm": x} for x in norms]
+            cost, best = min(
+                (cost, best), (yield from self._best_of(weighed, seen)), key=lambda rated: rated[0]
+            )
+        if seen is not None:
+            cost, best = yield from self._best_of([best])
+        return cost, self._at(best)
+
+    def _best_of(
+        self, grid: Sequence[Exponents], seen: int | None = None
+    ) -> Generator[Generation, list[Measurement], tuple[float, Exponents]]:
+        told = [{str(score): x for score, x in exponents.items()} for exponents in grid]
+        costs = yield from self._ask([self._at(x) for x in grid], told, seen)
+        return min(zip(costs, grid, strict=True), key=lambda rated: rated[0])
+
+    def _at(self, exponents: Exponents) -> Logs:
+        """Return the log importance that exponents shared by all linears make."""
+        logs = {}
+        for side, scores in self.known.items():
+            parts = (x * scores[score] for score, x in exponents.items() if score in scores)
+            logs[side] = sum(parts, torch.zeros_like(next(iter(scores.values()))))
+        return logs
 
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
@@ -198,7 +234,7 @@ class _Search:
         probes: list[tuple[Proposal, Unit]] = []
         for move, sign in ((move, sign) for move in self.moves for sign in (1, -1)):
             by = sign * self.options.probe
-            told = {"round": number, "only": move[0], "score": move[1], "by": by}
+            told = {"round": number, "only": move[0][0], "score": move[1], "by": by}
             made = self._proposal(self._moved(at, {move: by}), told, True)
             probes.append((made, self._unit(move)))
         here, damages = 0.0, list[float]()
@@ -211,7 +247,7 @@ class _Search:
         return [here, *damages]
 
     def _unit(self, move: Move) -> Unit:
-        name, score = move
+        (name, _), score = move
         return Unit(f"{name} {score}", (), self.blocks[name])
 
     def _differences(self, damages: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -258,13 +294,15 @@ class _Search:
         return [m.misalignment for m in heard]
 
     def _proposal(self, logs: Logs, told: dict[str, Any], probe: bool) -> Proposal:
-        importance = {n: x.clamp(-FURTHEST, FURTHEST).exp() for n, x in logs.items()}
-        return Proposal(self.base, told, probe, importance)
+        found = {side: x.clamp(-FURTHEST, FURTHEST).exp() for side, x in logs.items()}
+        rows = {name: x for (name, kind), x in found.items() if kind == "rows"}
+        inputs = {name: x for (name, kind), x in found.items() if kind == "inputs"}
+        return Proposal(self.base, told, probe, rows, inputs)
 
     def _moved(self, logs: Logs, by: Mapping[Move, float]) -> Logs:
         moved = dict(logs)
-        for (name, score), length in by.items():
-            moved[name] = moved[name] + length * self.along[name][score]
+        for (side, score), length in by.items():
+            moved[side] = moved[side] + length * self.along[side][score]
         return moved
 
 
@@ -291,13 +329,26 @@ def row_scores(
         }
         for score, energy in of_rows.items():
             if energy is not None and bool(energy.max() > energy.min()):
-                own[score] = energy.clamp(min=float(energy.max()) * FAINT**2).log() / 2
+                own[score] = _log_energy(energy)
         deviated = lost[name]
         if deviated is not None:
             own["lost"] = deviated.double()
         if own:
             scores[name] = {score: values - values.mean() for score, values in own.items()}
     return scores
+
+
+def input_score(linear: Linear, measurements: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+    """Return log ||X_j|| of a linear's inputs, float64 `(in,)` of mean 0; None if all are alike."""
+    energy = measurements[linear.block][f"inputs {linear.name}"]
+    if not bool(energy.max() > energy.min()):
+        return None
+    score = _log_energy(energy)
+    return score - score.mean()
+
+
+def _log_energy(squares: Tensor) -> Tensor:
+    return squares.clamp(min=float(squares.max()) * FAINT**2).log() / 2
 
 
 def _reads(layout: Layout, linear: Linear, energies: Mapping[str, Tensor]) -> Tensor | None:
@@ -335,15 +386,7 @@ def _met(
         yield named["k"], heads.summed(found["q"])
 
 
-def _shared(scores: Mapping[Score, Tensor], reads: float, own: float) -> Tensor:
-    """Return the log importance of a linear's rows from exponents that all linears share."""
-    rows = next(iter(scores.values()))
-    exponents: dict[Score, float] = {"reads": reads, "own": own}
-    logs = (x * scores[score] for score, x in exponents.items() if score in scores)
-    return sum(logs, torch.zeros_like(rows))
-
-
-def _orthogonal(scores: Mapping[Score, Tensor]) -> dict[Score, Tensor]:
+def _orthogonal(scores: Scores) -> dict[Score, Tensor]:
     """Return scores made orthogonal in their order, of mean square 1; without what is left of none.
 
     Moves along them hardly depend on each other.
