@@ -76,13 +76,14 @@ class Allocation:
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
         weighed, inputs = row_importance or {}, input_importance or {}
-        alone = inputs.keys() - weighed.keys()
+        unknown, alone = weighed.keys() - linears.keys(), inputs.keys() - weighed.keys()
+        if unknown:
+            raise NeuroalError(f"allocation and model differ in linear '{min(unknown)}'")
         if alone:
             raise NeuroalError(f"inputs of '{min(alone)}' have importance and its rows have none")
         importance = {
             name: _importance(f"'{name}'", given, linears[name].out_features)
             for name, given in weighed.items()
-            if _known(name, layout)
         }
         of_inputs = {
             name: _importance(f"inputs of '{name}'", given, linears[name].in_features)
@@ -91,12 +92,6 @@ class Allocation:
         if by_row and importance:
             raise NeuroalError("an allocation has ratios of rows or importance of rows, not both")
         return cls(means, rows, importance, of_inputs)
-
-
-def _known(name: str, layout: Layout) -> bool:
-    if name not in layout.linears:
-        raise NeuroalError(f"allocation and model differ in linear '{name}'")
-    return True
 
 
 def _importance(whose: str, given: Tensor, size: int) -> Tensor:
