@@ -76,11 +76,14 @@ class Allocation:
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
         weighed, inputs = row_importance or {}, input_importance or {}
-        unknown, alone = weighed.keys() - linears.keys(), inputs.keys() - weighed.keys()
+        unknown = (weighed.keys() | inputs.keys()) - linears.keys()
         if unknown:
             raise NeuroalError(f"allocation and model differ in linear '{min(unknown)}'")
+        alone = inputs.keys() - weighed.keys()
         if alone:
-            raise NeuroalError(f"inputs of '{min(alone)}' have importance and its rows have none")
+            raise NeuroalError(
+                f"inputs of '{min(alone)}' have importance and its rows have none: give them ones"
+            )
         importance = {
             name: _importance(f"'{name}'", given, linears[name].out_features)
             for name, given in weighed.items()

@@ -129,6 +129,9 @@ def _side(
                 raise UsageError(
                     f"'{file}' is no allocation: '{linear}' has no importance of {what}"
                 )
+    if inputs.keys() - importance.keys():
+        linear = min(inputs.keys() - importance.keys())
+        raise UsageError(f"'{file}' is no allocation: '{linear}' has importance of inputs alone")
     wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
     vectors = (rows, importance, inputs)
     double = [{linear: x.double() for linear, x in given.items()} for given in vectors]
@@ -154,7 +157,7 @@ def check_comparable(a: Side, b: Side) -> None:
                 )
     for name in a.wanted:
         for what, *both in zip(("rows", "inputs"), a.sizes(name), b.sizes(name), strict=True):
-            sizes = sorted({*both} - {0, 1})
+            sizes = sorted({*both} - {0} - ({1} if what == "rows" else set()))
             if len(sizes) > 1:
                 raise UsageError(
                     f"'{a.name}' and '{b.name}' are of different models: linear '{name}' has "

@@ -56,11 +56,11 @@ def earlier_allocation(
     earlier = allocation.read(Path(recipe.allocation), found)
     asked, can = recipe.comparison, traits(made.pruner)
     if earlier.row_importance:
-        what = "importance"
+        what = "importance of rows" + (" and inputs" if earlier.input_importance else "")
         why = no_importance(made.pattern, asked)
         otherwise = no_importance(made.pattern, None)
     elif earlier.rows:
-        what = "ratios"
+        what = "ratios of rows"
         why = no_rows(made.pruner.name, can, made.pattern, made.comparison)
         otherwise = no_rows(made.pruner.name, can, made.pattern, can.comparison)
     else:
@@ -71,7 +71,7 @@ def earlier_allocation(
         return kept, [f"{named} left out: pruner '{made.pruner.name}' moves weights"]
     if why is None:
         return earlier, []
-    named = f"{what} of rows in allocation '{recipe.allocation}'"
+    named = f"{what} in allocation '{recipe.allocation}'"
     if otherwise is None:
         raise UsageError(f"{named} cannot be used here: {why}: drop --comparison {asked}")
     kept = dataclasses.replace(earlier, rows={}, row_importance={}, input_importance={})

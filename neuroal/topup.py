@@ -240,7 +240,10 @@ class TopUpSearch:
                 raise NeuroalError(f"{key} is for propose_row_importance")
             found.append(given)
         if proposal.input_importance and not self.weighs_inputs:
-            raise NeuroalError("input_importance is for pruners that only score: see weighs_inputs")
+            raise NeuroalError(
+                "input_importance under a pruner that moves weights: give it only where "
+                "weighs_inputs is True"
+            )
         return found
 
     def _measure(

@@ -96,8 +96,8 @@ def compare(
     A and B are output folders of neuroal prune, or allocation.safetensors files. Of runs it shows
     what was asked for differently, the ratios achieved in every block, and how far the masks agree:
     intersection over union of what is pruned, and the share of weights that both treat alike. With
-    an allocation on one side, the ratios are the wanted ones. Where rows have ratios or importance
-    of their own, it shows how far these are apart.
+    an allocation on one side, the ratios are the wanted ones. Ratios of rows and importance, where
+    there are any, are shown by how far they are apart.
     """
     for name, value in (("--length", length), ("--windows", windows)):
         if value is not None and data is None:

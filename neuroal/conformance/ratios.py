@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -218,6 +218,12 @@ class RowRatiosConformance(RatiosConformance):
                 numbers = {n: r for n, r in proposal.ratios.items() if not isinstance(r, Tensor)}
                 same = not weighs or numbers == s.arguments["base"]
                 expect(same, f"proposes other ratios than it was given ({s.name})")
+                both = {"row": proposal.row_importance, "input": proposal.input_importance}
+                for side, importance in both.items():
+                    what = f"{side}_importance ({s.name})"
+                    kind = type(importance).__name__
+                    expect(isinstance(importance, Mapping), f"{what} is {kind}, not a mapping")
+                    expect(weighs or not importance, f"{what} is for propose_row_importance")
                 for name, given in proposal.row_importance.items():
                     with situation(f"linear '{name}', {s.name}"):
                         expect(name in s.layout.linears, "importance of what is no linear")

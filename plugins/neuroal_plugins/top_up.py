@@ -57,5 +57,5 @@ BEST_SLOW = TopUp(
         "row_sensitivity": {"candidates": 49.5},
     },
     search_samples=32,
-    help="like best with ten times the block runs, on more windows, and rows weighed by importance",
+    help="like best with ten times the block runs, on more windows, rows and inputs weighed",
 )

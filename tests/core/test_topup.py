@@ -794,7 +794,7 @@ def test_inputs_compete_by_their_importance_where_the_pruner_only_scores() -> No
     assert [c.misalignment for c in choice.candidates] == [2.0, 1.5]
     inputs = choice.allocation.input_importance
     assert {n: x.tolist() for n, x in inputs.items()} == {"blocks.0.a": [*range(1, 11)]}
-    message = "hook propose_row_importance: proposed: input_importance is for pruners that only"
+    message = "hook propose_row_importance: proposed: input_importance under a pruner that moves"
     with pytest.raises(PluginError, match=message):
         weigh(Weight(), "of inputs", inputs=False)
 

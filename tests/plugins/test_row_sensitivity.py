@@ -277,6 +277,18 @@ def test_inputs_are_weighed_by_their_norms_where_the_pruner_only_scores() -> Non
     assert all(not p.input_importance for g in without.generations for p in g.proposals)
 
 
+@pytest.mark.parametrize("candidates", [2, 3, 4, 4.5, 5, 6, 8])
+def test_inputs_take_no_budget_that_the_first_exponents_of_rows_need(candidates: float) -> None:
+    model = layout()
+    damage = bowl(bottom(model, **AT))
+    found = [
+        drive(RowSensitivity(candidates=candidates), model, damage, weighs_inputs=inputs)
+        for inputs in (False, True)
+    ]
+    costs = [run.best[0] for run in found]
+    assert (costs[0] < 2.0) == (costs[1] < 2.0) == (candidates >= 5)
+
+
 def test_inputs_stay_as_the_pruner_has_them_where_no_exponent_is_better() -> None:
     model = layout()
     at = with_inputs(model, bottom(model, **AT), 0.0)

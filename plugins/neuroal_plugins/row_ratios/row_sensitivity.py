@@ -109,7 +109,7 @@ class RowSensitivity:
             squares = weights[x.name].square() * inputs
             energies[f"rows {x.name}"] = squares.sum(dim=1, dtype=torch.float64).cpu()
             energies[f"columns {x.name}"] = squares.sum(dim=0, dtype=torch.float64).cpu()
-            energies[f"inputs {x.name}"] = inputs.double().cpu()
+            energies[f"inputs {x.name}"] = inputs.cpu().double()
         return energies
 
     @hookimpl
@@ -167,9 +167,10 @@ class _Search:
         o = self.options
         grid: list[Exponents] = [{"reads": a, "own": b} for a in o.reads for b in o.own]
         norms = o.norm if any(kind == "inputs" for _, kind in self.known) else ()
-        tried = len(grid) + len(norms)
-        if not self.purse.fits(0, 1 + math.ceil(tried * self.few / self.purse.windows)):
+        if not self._pays(len(grid)):
             return
+        if not self._pays(len(grid) + len(norms)):
+            norms = ()
         best = yield from self._first(grid, norms)
         while self.few > 1 and not self._affordable():
             self.few -= 1
@@ -189,6 +190,10 @@ class _Search:
             if better is best:
                 break
             best = better
+
+    def _pays(self, tried: int) -> bool:
+        """Return whether so many candidates on few windows, and one on all, can be paid."""
+        return self.purse.fits(0, 1 + math.ceil(tried * self.few / self.purse.windows))
 
     def _first(
         self, grid: Sequence[Exponents], norms: Sequence[float]
