@@ -10,7 +10,7 @@ Perplexity: the first 100 windows of 256 tokens of each text.
 
 Without --out, tables are of the cases in FOLDER. With it, these are merged into the record, which
 is the .csv beside --out, and tables of the whole record replace what stands between the markers of
---out; FOLDER need not be there for that.
+--out; with --only-tables FOLDER need not be there, and SHARED may be any folder.
 """
 
 from __future__ import annotations
