@@ -221,7 +221,7 @@ def main(
     logging.disable(logging.WARNING)
     if not only_tables:
         results.mkdir(parents=True, exist_ok=True)
-        file = results.with_suffix(".toml")
+        file = results.with_name(results.name + ".toml")
         file.write_text(study(shared, **axes), encoding="utf-8")
         prepared = prepare(file, results)
         for result in tqdm(run(prepared, How(jobs=jobs)), total=len(prepared.jobs)):

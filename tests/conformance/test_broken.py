@@ -447,7 +447,10 @@ class Rows:
                 ratios[name] = ratios[name] + spread
             if self.how == "writes":
                 deviation[name].numpy()[:] = 7
-        yield Generation([Proposal(ratios, {})])
+        sizes = {n: x.in_features for n, x in layout.linears.items()}
+        ones = {n: torch.ones(size) for n, size in sizes.items()}
+        weighs = ones if self.how == "weighs inputs" else {}
+        yield Generation([Proposal(ratios, {}, input_importance=weighs)])
         return None
 
 
@@ -538,6 +541,7 @@ ROW_RATIOS: list[Broken] = [
     ("per column", Rows("per column"), {"test_ratios_are_ratios"}),
     ("divides", Rows("divides"), {"test_ratios_are_ratios"}),
     ("writes", Rows("writes"), {"test_search_leaves_inputs_alone"}),
+    ("weighs inputs", Rows("weighs inputs"), {"test_importance"}),
     ("raw norms", Weighs("raw norms"), {"test_importance"}),
     ("far apart", Weighs("far apart"), {"test_importance"}),
     ("one for all", Weighs("one for all"), {"test_importance"}),
