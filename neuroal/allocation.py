@@ -160,6 +160,18 @@ class Rules:
     varies: bool = False
     dense: frozenset[str] = frozenset()
 
+    def left_dense(self, layout: Layout) -> list[str]:
+        """Return what the pattern leaves dense, in one line if anything."""
+        names = [name for name in layout.linears if name in self.dense]
+        if not names:
+            return []
+        share = sum(layout.linears[name].weights for name in names) / layout.weights
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return [
+            f"pattern {self.pattern} does not divide the inputs: {names[0]}{more}, {share:.1%} of "
+            f"the weights of all linears"
+        ]
+
 
 def project(ratios: Tensor, weights: Tensor, mean: float, highest: float = HIGHEST) -> Tensor:
     """Shift ratios by one constant and clip them so that their weighted mean is `mean`.

@@ -35,6 +35,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         if data
         else "none"
     )
+    notes = "".join(f"- {note}\n" for note in report["notes"])
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---
 library_name: transformers
@@ -46,14 +47,14 @@ tags:
 
 # {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
 
-Of the weights inside the decoder blocks, {report["counts"]["pruned"]:,} of
+Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,} of
 {report["counts"]["weights"]:,} are zero. Nothing was re-trained. {zeros}
 
 | role | plugin | distribution |
 |---|---|---|
 {plugins}
 
-{found}
+{found}{notes}\
 - calibration: {calibration}
 - seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
 - made with neuroal {environment["neuroal"]}, torch {environment["torch"]},

@@ -115,7 +115,8 @@ def plan(
     found = layout.find(model)
     rules = made.rules(recipe, found)
     _, left_out = earlier_allocation(made, recipe, found)
-    made = dataclasses.replace(made, notes=(*made.notes, *left_out))
+    dense = [f"stays dense: {line}" for line in rules.left_dense(found)]
+    made = dataclasses.replace(made, notes=(*made.notes, *left_out, *dense))
     config = model.config
     context = checkpoint.context_length(config)
     length = recipe.length or min(2048, context or 2048)

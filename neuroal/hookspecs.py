@@ -417,6 +417,16 @@ class RefinerSpec:
     """Mask refinement after pruning (DSnoT and its like)."""
 
     @hookspec(firstresult=True)
+    def needs_paper_budget(self) -> str:  # type: ignore[empty-body]
+        """Say why masks do not keep their counts, as budget "exact" wants it.
+
+        Called once, before any weight is read. Optional; without it masks keep their counts.
+
+        Returns:
+            The reason, for which budget "exact" is refused; empty if masks keep their counts.
+        """
+
+    @hookspec(firstresult=True)
     def refine_mask(  # type: ignore[empty-body]
         self,
         weight: Tensor,

@@ -68,8 +68,9 @@ def convert(value: Any, annotation: Any) -> Any:
                 return choice
         raise ValueError
     if origin is tuple and arguments[1:] == (Ellipsis,):
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(convert(i.strip() if isinstance(i, str) else i, arguments[0]) for i in items)
+        if isinstance(value, str):  # nothing at all is an empty list
+            value = value.split(",") if value.strip() else ()
+        return tuple(convert(i.strip() if isinstance(i, str) else i, arguments[0]) for i in value)
     if annotation is bool:
         if isinstance(value, bool):
             return value

@@ -14,7 +14,7 @@ from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.hookspecs import Comparison, Measurement, Pattern, PrunerTraits, TopUp
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
-from neuroal.pruning import generator, moves, traits
+from neuroal.pruning import generator, moves, needs_paper_budget, traits
 from neuroal.recipe import Recipe
 from neuroal.statistics import resolve
 
@@ -138,6 +138,11 @@ def setup(recipe: Recipe) -> Setup:
     )
     can = traits(pruner)
     comparison: Comparison = recipe.comparison or can.comparison
+    if pattern is not None and recipe.comparison is not None:
+        raise UsageError(
+            f"--comparison {recipe.comparison} makes no sense here: weights compete within the "
+            f"groups of pattern {pattern}"
+        )
     if pattern is not None and not can.patterns:
         raise UsageError(f"pruner '{pruner.name}' has no N:M patterns")
     notes: list[str] = []
@@ -186,6 +191,10 @@ def setup(recipe: Recipe) -> Setup:
         raise UsageError(
             f"refiner '{made.refiner.name}' needs scores, which pruner '{pruner.name}' has not"
         )
+    if made.refiner is not None and recipe.budget == "exact":
+        why = needs_paper_budget(made.refiner)
+        if why:
+            raise UsageError(f"refiner '{made.refiner.name}' needs --budget paper: {why}")
     _check_statistics(made)
     return made
 

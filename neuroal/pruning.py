@@ -363,3 +363,17 @@ def traits(pruner: Plugin) -> PrunerTraits:
     if not isinstance(result, PrunerTraits):
         raise pruner.error("describe", f"returned {type(result).__name__}, not PrunerTraits")
     return result
+
+
+def needs_paper_budget(refiner: Plugin) -> str:
+    """Return why the refiner's masks do not keep their counts; empty if they do.
+
+    Raises:
+        PluginError: `needs_paper_budget` answered something else.
+    """
+    if not refiner.has("needs_paper_budget"):
+        return ""
+    why = refiner.call("needs_paper_budget")
+    if not isinstance(why, str):
+        raise refiner.error("needs_paper_budget", f"returned {type(why).__name__}, not str")
+    return why

@@ -133,7 +133,7 @@ class Recipe:
         if self.sparsity is not None:
             return self.sparsity
         pattern = self.parsed_pattern()
-        return 0.5 if pattern is None else 1 - pattern.kept / pattern.of
+        return 0.5 if pattern is None else (pattern.of - pattern.kept) / pattern.of
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values; a plugin instance becomes its class and options."""

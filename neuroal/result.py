@@ -98,7 +98,8 @@ def fill_sparsity(
         }
         if name in norms:
             report.linears[name]["input_norm"] = norms[name]
-    report.notes += [f"stays dense: {line}" for line in found.dense()]
+    dense = [*found.dense(), *rules.left_dense(found)]
+    report.notes += [f"stays dense: {line}" for line in dense]
     report.notes += _unseen(found, norms)
     for block in found.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}

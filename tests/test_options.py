@@ -70,6 +70,7 @@ GOOD: list[tuple[Any, Any, Any]] = [
     ("0.1", tuple[float, ...], (0.1,)),
     ([0.1, 1], tuple[float, ...], (0.1, 1.0)),
     ((), tuple[float, ...], ()),
+    ("", tuple[float, ...], ()),
     ("a,b", tuple[str, ...], ("a", "b")),
     ("row,row", tuple[Literal["row"], ...], ("row", "row")),
     ([[1], [2, 3]], tuple[tuple[int, ...], ...], ((1,), (2, 3))),

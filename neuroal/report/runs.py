@@ -24,7 +24,7 @@ def run_subject(run: Run) -> Subject:
     model = model_title(report["model"]["name"])
     lead = (
         f"{model}, pruned by {method(report['recipe'])}: {counts['pruned']:,} of "
-        f"{counts['weights']:,} weights inside the decoder blocks are zero."
+        f"{counts['weights']:,} prunable weights inside the decoder blocks are zero."
     )
     return Subject(
         title=f"{model}, {method(report['recipe'])}, {percent(sparsity['achieved'])}",

@@ -289,6 +289,18 @@ def test_block_ratios_that_were_asked_for_are_refused_under_a_fixed_pattern() ->
     assert steps(made) == ["uniform", "uniform"] and made.notes == ()
 
 
+def test_a_pattern_may_keep_one_of_any_m() -> None:
+    for of in range(2, 65):  # 1 - 1/3 is not what 2/3 is
+        assert setup(Recipe(pattern=f"1:{of}", top_up="uniform")).pattern == Pattern(1, of)
+
+
+@pytest.mark.parametrize("comparison", ["row", "matrix"])
+def test_a_comparison_makes_no_sense_under_a_pattern(comparison: Any) -> None:
+    match = f"--comparison {comparison} makes no sense here: weights compete within the groups of"
+    with pytest.raises(UsageError, match=match):
+        setup(Recipe(pattern="2:4", comparison=comparison))
+
+
 def test_a_pruner_without_patterns() -> None:
     with pytest.raises(UsageError, match="pruner 'mover' has no N:M patterns"):
         setup(Recipe(pruner=Mover(patterns=False), pattern="2:4"))
@@ -301,6 +313,9 @@ def test_m_must_divide_the_inputs() -> None:
     recipe = Recipe(pattern="4:8", skip_indivisible=True)
     rules = setup(recipe).rules(recipe, FOUND)
     assert rules.dense == {"blocks.0.b", "blocks.1.b", "blocks.2.b"}
+    (line,) = rules.left_dense(FOUND)
+    assert line.startswith("pattern 4:8 does not divide the inputs: blocks.0.b and 2 more, ")
+    assert setup(Recipe()).rules(Recipe(), FOUND).left_dense(FOUND) == []
     recipe = Recipe(pattern="4:16", skip_indivisible=True)
     with pytest.raises(NeuroalError, match="pattern 4:16 divides the inputs of no linear"):
         setup(recipe).rules(recipe, FOUND)

@@ -134,6 +134,11 @@ BROKEN: dict[str, tuple[str, str]] = {
             "return (dense_logits - pruned_logits).square().mean((1, 2))",
         ),
     ),
+    "a yes in place of a reason": (
+        "refiner",
+        hook("needs_paper_budget(self)", "return True")
+        + hook("refine_mask(self, mask)", "return mask.clone()"),
+    ),
     "a mask of floats": ("refiner", hook("refine_mask(self, mask)", "return mask.float()")),
     "a mask of another size": ("refiner", hook("refine_mask(self, mask)", "return ~mask")),
     "a defaulted argument": (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import neuroal
 from neuroal import Recipe, Report, hookimpl
+from neuroal.dryrun import plan
 from neuroal.layout import find
 from neuroal.testing import tiny_model, tiny_tokenizer
 from neuroal.walk import Prefix, Walker
@@ -157,6 +158,31 @@ def test_files_of_a_run(
     card = (out / "README.md").read_text()
     assert card.startswith("---\n") and "\n# llama, pruned to 60.0%\n" in card
     assert "60.0%" in card and "wanda" in card and "neither smaller nor faster" in card
+
+
+def test_what_a_pattern_leaves_dense_is_said(
+    models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    changes = {"pattern": "1:3", "skip_indivisible": True, "top_up": "uniform", "options": {}}
+    recipe = dataclasses.replace(from_file, model=str(models["llama"]), sparsity=None, **changes)
+    note = (
+        "stays dense: pattern 1:3 does not divide the inputs: model.layers.0.self_attn.q_proj and "
+        "17 more, 82.4% of the weights of all linears"
+    )
+    assert note in plan(recipe).to_json()["notes"]
+    report = neuroal.prune(models["llama"], recipe=recipe, out=tmp_path / "out")
+    assert note in report.notes
+    from transformers import AutoModelForCausalLM
+
+    zeros = 3 * 32 * 48 * 2 // 3  # two of three inputs of three down projections
+    assert (report.counts["pruned"], report.counts["weights"]) == (zeros, 3 * 32 * 48)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    linears = find(saved).linears
+    found = sum(int((saved.get_submodule(n).weight == 0).sum()) for n in linears)
+    assert found == zeros
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"- {note}\n" in card
+    assert "Of the prunable weights inside the decoder blocks, 3,072 of\n4,608 are zero" in card
 
 
 def test_neuroal_json(

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal
+import neuroal
+from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal, Recipe
 from neuroal.statistics import Statistics
+from neuroal.testing import tiny_model, windows
 from neuroal_plugins import density
 from neuroal_plugins.block_ratios.alphapruning import Alphapruning, exponent
 from neuroal_plugins.block_ratios.dlp import Dlp
@@ -565,6 +567,17 @@ def test_evolution_keeps_its_budget(budget: int) -> None:
     if budget >= 3000:
         assert run.block_runs > budget * 0.7
         assert cost(run.best) < cost(run.full[0][1])
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda"])
+def test_evolution_counts_what_its_metric_refers_to(pruner: str) -> None:
+    options = {"evolution": {"block_runs": 400, "windows": (1, 2)}}
+    recipe = Recipe(
+        sparsity=0.6, pruner=pruner, top_up="evolution", search_samples=4, options=options
+    )
+    report = neuroal.prune(tiny_model("llama"), None, recipe, windows=windows(8, 16))
+    final = 0 if pruner == "magnitude" else (2 * 3 - 1) * 8
+    assert 300 < report.counts["block_runs"] - final <= 400
 
 
 def test_evolution_repeats_itself() -> None:

@@ -1,6 +1,7 @@
 """DSnoT against a loop over rows and cycles, and the laws that it keeps."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuroal import Linear, Pattern, Statistics, Target, UsageError
+from neuroal import Linear, Pattern, Recipe, Statistics, Target, UsageError
+from neuroal.plan import setup
 from neuroal_plugins.refiner.dsnot import Dsnot, grow_list, prune_list
 
 Lists = list[list[float]]
@@ -249,9 +251,12 @@ def test_the_published_code_drifts_to_more_pruned_weights_and_the_default_does_n
 
 
 def test_the_published_code_is_refused_under_the_exact_budget() -> None:
-    weight, mask = problem(2, 8, [4, 4])
-    with pytest.raises(UsageError, match=r"dsnot\.published_code.*budget 'paper'"):
-        refine(Dsnot(published_code=True), weight, mask, statistics(8))
+    options = {"dsnot": {"published_code": True}}
+    recipe = Recipe(refiner="dsnot", top_up="neuroal", options=options)
+    with pytest.raises(UsageError, match=r"--budget paper: dsnot\.published_code"):
+        setup(recipe)
+    assert setup(replace(recipe, budget="paper")).refiner is not None
+    assert setup(replace(recipe, options={})).refiner is not None
 
 
 @pytest.mark.parametrize("published", [False, True])

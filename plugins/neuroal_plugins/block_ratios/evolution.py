@@ -35,7 +35,7 @@ class Evolution:
     survivors: tuple[int, ...] = option((8, 2), "offspring that pass each stage but the last")
     step: float = option(0.05, "change of ratio that one level means in the smallest linear")
     block_runs: int | None = option(
-        None, "block runs at most, in all; what does not fit any more is not begun"
+        None, "block runs at most, the metric's dense reference counted; uniform ratios always run"
     )
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Evolution:
         parent = space.start
         (heard,) = yield Generation([space.proposal(parent, 0, 0)])
         least = math.inf if heard.dropped else heard.misalignment
-        budget = Budget(self.block_runs, heard.block_runs)
+        budget = Budget(self.block_runs, heard.block_runs, len(layout.blocks))
         for generation in range(1, self.generations + 1):
             pool = list(enumerate(space.offspring(parent, self.offspring, rng)))
             for windows, keep in (*zip(self.windows, self.survivors, strict=True), (None, 1)):
@@ -167,21 +167,29 @@ def _draw(choices: Sequence[int], rng: torch.Generator) -> int:
 class Budget:
     """Block runs that are left, and what one candidate costs on so many windows."""
 
-    def __init__(self, block_runs: int | None, price: int) -> None:
-        """Start after one candidate was measured on all windows for `price`."""
-        self._left = None if block_runs is None else block_runs - price
-        self._prices: dict[int | None, int] = {}
+    def __init__(self, block_runs: int | None, price: int, blocks: int) -> None:
+        """Start after one candidate was measured on all windows for `price`.
+
+        The dense reference of a metric is counted once for every number of windows, needed or not;
+        on all windows it costs one run of every block, and `price` at most.
+        """
+        self._left = math.inf if block_runs is None else block_runs - 2 * price
+        self._blocks = blocks
         self._highest = price
+        self._prices: dict[int | None, int] = {}
 
     def affordable(self, windows: int | None) -> int | None:
         """Return how many candidates still fit on so many windows; None for any number."""
-        if self._left is None:
+        if math.isinf(self._left):
             return None
-        return max(self._left, 0) // max(self._prices.get(windows, self._highest), 1)
+        left = max(self._left - self._reference(windows), 0)
+        return int(left // max(self._prices.get(windows, self._highest), 1))
 
     def spend(self, windows: int | None, costs: Sequence[Measurement]) -> None:
         """Subtract what was measured; the price of a candidate is the highest heard so far."""
+        self._left -= sum(cost.block_runs for cost in costs) + self._reference(windows)
         highest = max(cost.block_runs for cost in costs)
         self._prices[windows] = max(self._prices.get(windows, 0), highest)
-        if self._left is not None:
-            self._left -= sum(cost.block_runs for cost in costs)
+
+    def _reference(self, windows: int | None) -> int:
+        return 0 if windows is None or windows in self._prices else self._blocks * windows

@@ -67,7 +67,8 @@ class SparseGPT:
     damping: float = option(0.01, "added to the Gram matrix's diagonal, times its mean")
     slice: int = option(128, "columns that are masked together")
     published_code: bool = option(
-        False, "weigh the k-th search window by 1/k in the input norms, as the published search"
+        False,
+        "weigh the k-th window by 1/k in input norms, as the published search; dsnot reads them",
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroal import Linear, Statistics, Target, UsageError, hookimpl, option
+from neuroal import Linear, Statistics, Target, hookimpl, option
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,22 +41,22 @@ class Dsnot:
         return frozenset({"input_norm", "input_sum", "input_var"})
 
     @hookimpl
+    def needs_paper_budget(self) -> str:
+        """Return that rows drift with `published_code`."""
+        return (
+            "dsnot.published_code prunes more than it is asked for" if self.published_code else ""
+        )
+
+    @hookimpl
     def refine_mask(
         self, weight: Tensor, mask: Tensor, target: Target, statistics: Statistics, linear: Linear
     ) -> Tensor:
         """Return a mask with as many weights pruned in every row and every N:M group.
 
         With `published_code`, and without a pattern, rows drift towards more pruned weights.
-
-        Raises:
-            UsageError: `published_code` under the exact budget, which it cannot keep.
         """
         if self.attention_only and linear.part != "attention":
             return mask
-        if self.published_code and target.budget == "exact":
-            raise UsageError(
-                "dsnot.published_code prunes more than it is asked for: it needs budget 'paper'"
-            )
         criterion = weight * statistics["input_sum"]  # C, (out, in)
         wanda = weight.abs() * statistics["input_norm"]
         grow = grow_list(criterion, mask, statistics["input_var"], self.gamma)
