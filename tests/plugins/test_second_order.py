@@ -15,6 +15,7 @@ from torch import Tensor
 
 import neuroal
 from neuroal import Linear, NeuroalError, Pattern, Statistics, Target, testing
+from neuroal.layout import find
 from neuroal.plugins import load
 from neuroal.pruning import BasePruner
 from neuroal_plugins import second_order
@@ -426,11 +427,13 @@ def test_the_better_the_method_the_smaller_the_output_error(ratio: float) -> Non
     assert sparsegpt < 0.8 * plain
 
 
-def hidden_activations(folder: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight and Gram matrix of every linear of the first and last block of the shared llama."""
+def hidden_activations(folder: Path, model_name: str) -> list[tuple[Tensor, Tensor]]:
+    """Weight and Gram matrix of every linear of the first and last block of a shared model."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "models/llama", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "models" / model_name, dtype=torch.float32
+    )
     lines = (folder / "reference/llama.calibration.jsonl").read_text().splitlines()[:8]
     grams: dict[str, Tensor] = {}
 
@@ -441,12 +444,11 @@ def hidden_activations(folder: Path) -> list[tuple[Tensor, Tensor]]:
 
         return hook
 
-    blocks = model.model.layers
+    blocks = find(model).blocks
     linears = {
-        f"{i}.{name}": module
-        for i in (0, len(blocks) - 1)
-        for name, module in blocks[i].named_modules()
-        if isinstance(module, torch.nn.Linear)
+        x.name: model.get_submodule(x.name)
+        for block in (blocks[0], blocks[-1])
+        for x in block.linears
     }
     for name, module in linears.items():
         module.register_forward_pre_hook(read(name))
@@ -456,11 +458,12 @@ def hidden_activations(folder: Path) -> list[tuple[Tensor, Tensor]]:
     return [(module.weight.detach(), grams[name]) for name, module in linears.items()]
 
 
+@pytest.mark.parametrize("model", ["llama", "mistral", "phi", "opt"])
 def test_the_better_the_method_the_smaller_the_output_error_on_hidden_activations(
-    shared: Path,
+    shared: Path, model: str
 ) -> None:
-    problems = hidden_activations(shared)
-    assert len(problems) == 14
+    problems = hidden_activations(shared, model)
+    assert len(problems) == 2 * (7 if model in ("llama", "mistral") else 6)
     for ratio in (0.5, 0.7):
         alps, admm, sparsegpt, plain = mean_errors(problems, ratio)
         assert alps <= admm <= sparsegpt < plain
