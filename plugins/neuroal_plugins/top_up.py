@@ -42,7 +42,7 @@ EVOLUTION = TopUp(
 BEST = TopUp(
     block_ratios=("sensitivity",),
     alignment="output_kl",
-    help="one ratio per linear from measured sensitivities; as many block runs as NeuroAL",
+    help="one ratio per linear by measured sensitivity, in the block runs of the paper's search",
 )
 
 # In candidates of 32 windows: the paper's search is 29 of 8 windows, ten times that 72.5. One more
