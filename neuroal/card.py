@@ -61,5 +61,6 @@ Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,
   transformers {environment["transformers"]}
 
 `neuroal.json` beside this file holds the whole report; `neuroal prune --recipe neuroal.json`
-repeats the run, and `allocation.safetensors` holds every ratio, and importance if any.
+repeats the run (from the folder where it was started, if it names relative paths), and
+`allocation.safetensors` holds every ratio, and importance if any.
 """

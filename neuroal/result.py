@@ -100,6 +100,7 @@ def fill_sparsity(
             report.linears[name]["input_norm"] = norms[name]
     dense = [*found.dense(), *rules.left_dense(found)]
     report.notes += [f"stays dense: {line}" for line in dense]
+    report.notes += _varied(found, rules, wanted)
     report.notes += _unseen(found, norms)
     for block in found.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}
@@ -115,6 +116,20 @@ def fill_sparsity(
     pruned = sum(zeros[x.name].zeros for x in prunable)
     report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
     report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
+
+
+def _varied(found: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[str]:
+    """Return a note on the patterns that blocks have, where they are not all the one asked for."""
+    if rules.pattern is None or not rules.varies:
+        return []
+    of = rules.pattern.of
+    kept = [
+        round((1 - next(wanted[x.name].ratio for x in block.linears if x.name in wanted)) * of)
+        for block in found.blocks
+        if any(x.name in wanted for x in block.linears)
+    ]
+    each = ", ".join(f"{n}:{of} in {kept.count(n)}" for n in sorted(set(kept), reverse=True))
+    return [f"N varies to meet the sparsity: of {len(kept)} blocks, {each}"]
 
 
 def _unseen(found: Layout, norms: Mapping[str, InputNorms]) -> list[str]:

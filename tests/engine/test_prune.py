@@ -160,6 +160,22 @@ def test_files_of_a_run(
     assert "60.0%" in card and "wanda" in card and "neither smaller nor faster" in card
 
 
+def test_patterns_of_blocks_are_said_where_they_vary(
+    models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    changes = {"pattern": "2:4", "top_up": "uniform", "options": {}}
+    recipe = dataclasses.replace(from_file, model=str(models["llama"]), **changes)
+    report = neuroal.prune(
+        models["llama"], recipe=dataclasses.replace(recipe, sparsity=0.6), out=tmp_path / "out"
+    )
+    note = "N varies to meet the sparsity: of 3 blocks, 2:4 in 2, 1:4 in 1"
+    assert report.notes == [note]
+    assert [b["achieved"] for b in report.blocks] == pytest.approx([0.75, 0.5, 0.5])
+    assert f"- {note}\n" in (tmp_path / "out" / "README.md").read_text()
+    own = dataclasses.replace(recipe, sparsity=None)
+    assert neuroal.prune(models["llama"], recipe=own, out=tmp_path / "own").notes == []
+
+
 def test_what_a_pattern_leaves_dense_is_said(
     models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ class Dsnot:
     threshold: float = option(0.1, "a row is done when its error is not above this")
     attention_only: bool = option(True, "refine only the linears of the attention")
     published_code: bool = option(
-        False, "go on exchanging in finished rows while another is not, as the published loop"
+        False, "go on exchanging in finished rows, as the published loop; needs --budget paper"
     )
 
     def __post_init__(self) -> None:
