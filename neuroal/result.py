@@ -123,11 +123,8 @@ def _varied(found: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[s
     if rules.pattern is None or not rules.varies:
         return []
     of = rules.pattern.of
-    kept = [
-        round((1 - next(wanted[x.name].ratio for x in block.linears if x.name in wanted)) * of)
-        for block in found.blocks
-        if any(x.name in wanted for x in block.linears)
-    ]
+    by_block = {x.block: wanted[n].ratio for n, x in found.linears.items() if n in wanted}
+    kept = [round((1 - ratio) * of) for ratio in by_block.values()]
     each = ", ".join(f"{n}:{of} in {kept.count(n)}" for n in sorted(set(kept), reverse=True))
     return [f"N varies to meet the sparsity: of {len(kept)} blocks, {each}"]
 
