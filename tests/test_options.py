@@ -120,7 +120,6 @@ BAD: list[tuple[Any, Any]] = [
     ("rows", Literal["row", "matrix"]),
     (True, Literal[1, 2]),
     (3, Literal[2, 4]),
-    ("", tuple[float, ...]),
     ("0.1,,0.2", tuple[float, ...]),
     ("0.1,x", tuple[float, ...]),
     (0.1, tuple[float, ...]),
