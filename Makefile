@@ -15,7 +15,8 @@ WHEEL_TESTS ?=
 SHARD ?= 1/1
 # What depends on the releases of others: not the texts, the documentation or the packaging, and not
 # the teams of processes, one of which streams its model: that needs transformers 5.
-COMPAT_TESTS ?= tests/core tests/engine tests/plugins tests/cli tests/evaluation tests/test_calibration.py \
+COMPAT_TESTS ?= tests/layout tests/data tests/model tests/walk tests/pruning tests/search tests/run \
+	tests/cost tests/engine tests/testing/test_models.py tests/builtin tests/cli tests/evaluation \
 	tests/test_parity.py \
 	--ignore=tests/engine/test_team.py
 
@@ -38,10 +39,10 @@ test: $(VENV)/.dev ## run the test suite, without the long parts
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not matrix"
 
 test-full: $(VENV)/.dev ## prune a model of every architecture; SHARD=1/4 takes a part of them
-	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests/coverage
+	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests/architectures
 
 models: $(VENV)/.dev ## measure docs/models.md anew; goes on where it was stopped
-	$(VENV)/bin/python -m tests.coverage
+	$(VENV)/bin/python -m tests.architectures
 
 check: lint test ## all that has to pass: format, lint, types, import contracts, tests
 
@@ -93,17 +94,17 @@ distclean: clean ## remove the environments too
 	$*/bin/python $(PIP_INSTALL) torch
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml neuroal/__init__.py
+$(VENV)/.run: $(VENV)/.torch pyproject.toml neuroal/version.py
 	@echo "installing neuroal and what it needs"
 	$(VENV)/bin/python $(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml neuroal/__init__.py
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml neuroal/version.py
 	@echo "installing neuroal, what it needs and what its checks need"
 	$(VENV)/bin/python $(PIP_INSTALL) -e ".[dev]"
 	@touch $(VENV)/.run $@
 
-$(VENV)/.docs: $(VENV)/.torch pyproject.toml constraints.txt neuroal/__init__.py
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml constraints.txt neuroal/version.py
 	@echo "installing what the documentation needs"
 	$(VENV)/bin/python $(PIP_INSTALL) -e ".[docs]"
 	@touch $(VENV)/.run $@
@@ -114,7 +115,7 @@ $(WHEEL_VENV)/.run: $(WHEEL_VENV)/.torch dist/.built
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) "$$(echo dist/neuroal-*.whl)[test]"
 	@touch $@
 
-$(COMPAT_VENV)/.run: $(COMPAT_VENV)/.torch pyproject.toml constraints-compat.txt neuroal/__init__.py
+$(COMPAT_VENV)/.run: $(COMPAT_VENV)/.torch pyproject.toml constraints-compat.txt neuroal/version.py
 	@echo "installing neuroal with older releases of what it needs"
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
 		-c constraints-compat.txt -e ".[test]"

@@ -41,7 +41,7 @@ def main() -> None:
     if not given.wall:
         time.perf_counter = time.process_time
     from neuroal import Recipe, engine
-    from neuroal.dryrun import plan
+    from neuroal.cost.plan import plan
 
     windows = given.shared / "reference/llama.calibration.jsonl"
     print("| model | run | seconds, estimated | taken | ratio | GiB, estimated | taken | ratio |")

@@ -22,8 +22,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import neuroal
-from neuroal import checkpoint, layout
+from neuroal import layout
 from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+from neuroal.model import pretrained
 
 TEXTS = {"wikitext2": "wikitext2.test.txt", "ptb": "ptb.test.txt"}
 COLUMNS = [
@@ -169,7 +170,7 @@ def main(
     ]
     calibration = (shared / "reference/llama.calibration.jsonl").read_text().splitlines()
     ids = torch.tensor([json.loads(line)["input_ids"] for line in calibration])
-    dense, tokenizer = checkpoint.load(str(shared / "models/llama"))
+    dense, tokenizer = pretrained.load(str(shared / "models/llama"))
     texts = {
         name: evaluation_windows(str(shared / "data" / f), tokenizer, length=256, windows=100)
         for name, f in TEXTS.items()

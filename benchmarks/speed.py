@@ -36,9 +36,10 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import neuroal
-from neuroal import checkpoint, layout
-from neuroal.masks import prune_rows, row_mask, zeroed
-from neuroal.walk import batch_size
+from neuroal import layout
+from neuroal.model import pretrained
+from neuroal.pruning.masks import prune_rows, row_mask, zeroed
+from neuroal.walk.walker import batch_size
 from neuroal_plugins.block_ratios.linear_schedule import LAMBDAS as BLOCK
 from neuroal_plugins.row_ratios.neuroal import LAMBDAS as ROW
 
@@ -63,7 +64,7 @@ MASKS = ((512, 192), (768, 2048), (4096, 4096))
 def load(name: str, device: str) -> nn.Module:
     """Return a model in evaluation mode: a folder's, or a random one."""
     if name not in RANDOM:
-        return checkpoint.load(name, device)[0]
+        return pretrained.load(name, device)[0]
     hidden, intermediate, blocks, heads = RANDOM[name]
     config = LlamaConfig(
         hidden_size=hidden,

@@ -117,7 +117,7 @@ def gib(size: float) -> str:
 def bound(recipe: dict[str, Any], model: Path, spill: bool) -> float:
     """Return what a streamed run may take: two blocks, activations (of one batch) and 1 GB."""
     from neuroal import Recipe
-    from neuroal.dryrun import plan
+    from neuroal.cost.plan import plan
 
     needs = plan(Recipe.from_json(recipe | {"model": str(model)})).needs
     block = (model / "model-0.safetensors").stat().st_size

@@ -8,12 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from neuroal.version import __version__
 
 if TYPE_CHECKING:
     from neuroal.engine import prune
     from neuroal.errors import NeuroalError, PluginError, UsageError
-    from neuroal.hookspecs import (
+    from neuroal.hookspecs import hookimpl
+    from neuroal.layout import Block, Layout, Linear
+    from neuroal.options import option
+    from neuroal.pruning.masks import mask_for, row_mask
+    from neuroal.recipe import Recipe
+    from neuroal.run.report import Report
+    from neuroal.types import (
         Accumulator,
         Generation,
         Measurement,
@@ -23,39 +29,33 @@ if TYPE_CHECKING:
         PrunerTraits,
         Target,
         TopUp,
-        hookimpl,
     )
-    from neuroal.layout import Block, Layout, Linear
-    from neuroal.masks import mask_for, row_mask
-    from neuroal.options import option
-    from neuroal.recipe import Recipe
-    from neuroal.result import Report
-    from neuroal.statistics import Statistics
+    from neuroal.walk.statistics import Statistics
 
 _HOME = {
-    "Accumulator": "hookspecs",
+    "Accumulator": "types",
     "Block": "layout",
-    "Generation": "hookspecs",
+    "Generation": "types",
     "Layout": "layout",
     "Linear": "layout",
-    "Measurement": "hookspecs",
+    "Measurement": "types",
     "NeuroalError": "errors",
-    "Pattern": "hookspecs",
+    "Pattern": "types",
     "PluginError": "errors",
-    "Proposal": "hookspecs",
-    "PrunedLinear": "hookspecs",
-    "PrunerTraits": "hookspecs",
+    "Proposal": "types",
+    "PrunedLinear": "types",
+    "PrunerTraits": "types",
     "Recipe": "recipe",
-    "Report": "result",
-    "Statistics": "statistics",
-    "Target": "hookspecs",
-    "TopUp": "hookspecs",
+    "Report": "run.report",
+    "Statistics": "walk.statistics",
+    "Target": "types",
+    "TopUp": "types",
     "UsageError": "errors",
     "hookimpl": "hookspecs",
-    "mask_for": "masks",
+    "mask_for": "pruning.masks",
     "option": "options",
     "prune": "engine",
-    "row_mask": "masks",
+    "row_mask": "pruning.masks",
 }
 __all__ = [
     "Accumulator",

@@ -19,32 +19,37 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from neuroal import activations, calibration, checkpoint, layout, output
-from neuroal import allocation as allocations
-from neuroal.activations import Hold
-from neuroal.alignment import Aligner, Tick
-from neuroal.allocation import Allocation, Rules, targets
-from neuroal.blocks import Blocks, InMemory
-from neuroal.calibration import Windows
-from neuroal.card import model_card
-from neuroal.commit import commit
-from neuroal.earlier import earlier_allocation, with_its_sparsity
+from neuroal import layout
+from neuroal.cost.estimate import needs
+from neuroal.cost.first_steps import first_steps, reads_data
+from neuroal.cost.offload import Needs, Offload, decide
+from neuroal.data import calibration
+from neuroal.data.calibration import Windows
+from neuroal.data.source import Source, parse_source
+from neuroal.distributed import Team
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.estimate import needs
-from neuroal.hookspecs import Target
 from neuroal.layout import Layout
-from neuroal.ondisk import Needs, OnDisk, decide
-from neuroal.plan import Setup, first_steps, search_dtype, setup
-from neuroal.pruning import BasePruner, moves
+from neuroal.model import files, memory, pretrained, run_folder
+from neuroal.model.blocks import Blocks, InMemory, state_sha256
+from neuroal.model.memory import available_memory
+from neuroal.model.streaming import Streamed, folder_of
+from neuroal.model.zeros import count_saved_zeros, count_zeros
+from neuroal.pruning import allocation as allocations
+from neuroal.pruning.allocation import Allocation, Rules, targets
+from neuroal.pruning.pruner import BasePruner, updates_weights
 from neuroal.recipe import Recipe
-from neuroal.resources import available_memory
-from neuroal.result import InputNorms, Report, environment, fill_sparsity, peak_memory
-from neuroal.shared import Measurements, Shared
-from neuroal.source import Source, parse_source
-from neuroal.streaming import Streamed, folder_of
-from neuroal.team import Team
-from neuroal.topup import Candidate, TopUpSearch
-from neuroal.walk import Inputs, Walker
+from neuroal.run.commit import commit
+from neuroal.run.model_card import model_card
+from neuroal.run.report import InputNorms, Report, environment, fill_sparsity, peak_memory
+from neuroal.run.reuse import earlier_allocation, with_its_sparsity
+from neuroal.run.setup import Setup, search_dtype, setup
+from neuroal.search.alignment import Aligner
+from neuroal.search.measurements import Measurements, Shared
+from neuroal.search.topup import Candidate, TopUpSearch
+from neuroal.types import Target, Tick
+from neuroal.walk import activations
+from neuroal.walk.activations import MakeStore
+from neuroal.walk.walker import Inputs, Walker
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +116,7 @@ def prune(
 
     def earlier() -> Report | None:
         if target is not None:
-            output.check(target, overwrite, resume)
+            run_folder.check(target, overwrite, resume)
         there = resume and target is not None and target.exists()
         return run.finished(model, windows, target) if there and target is not None else None
 
@@ -191,19 +196,19 @@ class _Run:
             UsageError: `out` holds another run.
         """
         if isinstance(model, nn.Module):
-            sha256: str | None = checkpoint.state_sha256(model)
+            sha256: str | None = state_sha256(model)
         else:
-            sha256 = checkpoint.fingerprint(str(model))
+            sha256 = files.fingerprint(str(model))
         same: dict[str, Any] = {"plugins": self.plugins}
         if sha256 is not None:  # that of a hub's model is known once it is loaded
             same["model"] = {"name": self._name(model), "sha256": sha256}
         if given is not None:
             same["data"] = Windows(given.cpu(), "windows").to_json()
-        done = output.finished(out, self.recipe.digest(), **same)
+        done = run_folder.finished(out, self.recipe.digest(), **same)
         if done is None:
             return None
         if isinstance(model, nn.Module):
-            checkpoint.restore(model, out, layout.find(model))
+            pretrained.restore(model, out, layout.find(model))
         return Report(**done)
 
     def _name(self, model: nn.Module | str | Path) -> str:
@@ -223,7 +228,7 @@ class _Run:
         with self._phase("load"):
             if path is not None and self.stream:
                 folder_of(path)
-            shape: Any = model if path is None else checkpoint.skeleton(path, self.trust)
+            shape: Any = model if path is None else pretrained.skeleton(path, self.trust)
             found = layout.find(shape)
             rules = self.setup.rules(recipe, found)
             self._check_needs(found, given)
@@ -231,7 +236,7 @@ class _Run:
             self.notes += left_out
         with self._phase("calibrate"):
             if path is not None:
-                tokenizer = checkpoint.load_tokenizer(path, self.trust)
+                tokenizer = pretrained.load_tokenizer(path, self.trust)
             data = self._windows(shape, tokenizer, given)
         length = 0 if data is None else data.ids.shape[1]
         needed = needs(self.setup, found, recipe, shape, length)
@@ -239,20 +244,20 @@ class _Run:
             if isinstance(model, nn.Module):
                 on_disk = self._on_disk(None, str(next(model.parameters()).device), needed)
                 blocks: Blocks = InMemory(model, found)
-                fingerprint = None if out is None else checkpoint.state_sha256(model)
+                fingerprint = None if out is None else state_sha256(model)
             else:
-                fingerprint = checkpoint.fingerprint(str(model))
-                device = self.team.device(checkpoint.device_of(recipe.device))
+                fingerprint = files.fingerprint(str(model))
+                device = self.team.device(memory.device_of(recipe.device))
                 on_disk = self._on_disk(str(model), device, needed)
                 blocks = self._open(str(model), found, device, on_disk.blocks)
-                fingerprint = fingerprint or checkpoint.state_sha256(blocks.model)
+                fingerprint = fingerprint or state_sha256(blocks.model)
             blocks.check_finite()
         model = blocks.model
         ratios = None if earlier is None else allocations.to_bytes(earlier, found).hex()
         data_sha256 = data.sha256 if data else None
         decides = [recipe.digest(), fingerprint, data_sha256, self.plugins, ratios]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        journal = output.Journal.open(out, digest, resume, self.team)
+        journal = run_folder.Journal.open(out, digest, resume, self.team)
         report = Report(
             recipe=recipe.to_json(),
             recipe_sha256=recipe.digest(),
@@ -292,7 +297,7 @@ class _Run:
             raise
         return report
 
-    def _on_disk(self, path: str | None, device: str, needed: Needs) -> OnDisk:
+    def _on_disk(self, path: str | None, device: str, needed: Needs) -> Offload:
         """Return what of the run is on the disk, where there has to be room for it.
 
         Raises:
@@ -303,9 +308,9 @@ class _Run:
             self.notes.append(note)
             log.warning("%s", note)
         if self.place is not None and self.team.leads:
-            checkpoint.check_disk(self.place, needed.disk(chosen))
+            files.check_disk(self.place, needed.disk(chosen))
         elif chosen.activations:
-            checkpoint.check_disk(self._disk, needed.activations)
+            files.check_disk(self._disk, needed.activations)
         return chosen
 
     @property
@@ -315,9 +320,9 @@ class _Run:
         temporary = Path(tempfile.gettempdir())
         return next((p for p in parents if os.access(p, os.W_OK)), temporary)
 
-    def _hold(self, on_disk: OnDisk) -> AbstractContextManager[Hold]:
+    def _hold(self, on_disk: Offload) -> AbstractContextManager[MakeStore]:
         """Return what makes the sequences of activations, for as long as these are there."""
-        kept: Hold = list
+        kept: MakeStore = list
         return activations.on_disk(self._disk) if on_disk.activations else nullcontext(kept)
 
     def _open(self, name: str, found: Layout, device: str, streams: bool) -> Blocks:
@@ -325,7 +330,7 @@ class _Run:
         recipe = self.recipe
         if streams:
             return Streamed(name, found, device, recipe.dtype, self.trust)
-        model, _ = checkpoint.load(name, device, recipe.dtype, self.trust)
+        model, _ = pretrained.load(name, device, recipe.dtype, self.trust)
         return InMemory(model, found)
 
     # -- phases ------------------------------------------------------------------------------
@@ -358,7 +363,7 @@ class _Run:
 
     def _check_needs(self, found: Layout, given: Tensor | None) -> None:
         if self.recipe.calibration is None and given is None:
-            if self.setup.reads_data(first_steps(self.setup, found, self.recipe)):
+            if reads_data(self.setup, first_steps(self.setup, found, self.recipe)):
                 raise UsageError(
                     f"model '{self.recipe.model or 'in memory'}' needs --calibration: a .txt, "
                     ".jsonl, .json or .parquet file, c4, wikitext2, ptb, or a hub data set "
@@ -368,7 +373,7 @@ class _Run:
     def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
         recipe = self.recipe
         config = getattr(model, "config", None)
-        context = checkpoint.context_length(config)
+        context = pretrained.context_length(config)
         vocabulary = getattr(config, "vocab_size", None)
         if given is not None:
             if given.dim() != 2 or given.dtype != torch.int64:
@@ -396,7 +401,7 @@ class _Run:
         found: Layout,
         rules: Rules,
         data: Windows | None,
-        journal: output.Journal,
+        journal: run_folder.Journal,
     ) -> tuple[Allocation, list[Candidate]]:
         recipe = self.recipe
         aligner = None
@@ -414,8 +419,8 @@ class _Run:
             return cut[windows]
 
         search = TopUpSearch(
-            *(aligner, found, rules, inputs, len(ids), journal.outcomes, self._tick),
-            *(recipe.seed, not moves(self.setup.pruner), self.team),
+            *(aligner, found, rules, inputs, len(ids), journal.recall, self._tick),
+            *(recipe.seed, not updates_weights(self.setup.pruner), self.team),
         )
         measurements: Measurements = {}
         if self.setup.measures:
@@ -450,12 +455,12 @@ class _Run:
     ) -> Report:
         start = time.perf_counter()
         found = blocks.layout
-        work = None if out is None else output.partial(out) / "checkpoint"
+        work = None if out is None else run_folder.partial(out) / "checkpoint"
         if work is None:
-            zeros = checkpoint.count_zeros(blocks.model, found)
+            zeros = count_zeros(blocks.model, found)
         else:
             blocks.save(tokenizer, work)
-            zeros = checkpoint.count_saved_zeros(work, found, blocks.model)
+            zeros = count_saved_zeros(work, found, blocks.model)
             (work / allocations.FILE).write_bytes(allocations.to_bytes(allocation, found))
         fill_sparsity(report, found, rules, wanted, zeros, norms)
         report.peak_memory_bytes = self.memory["save"] = peak_memory()
@@ -465,8 +470,8 @@ class _Run:
         if out is not None and work is not None:
             (work / "README.md").write_text(model_card(report.to_json()), encoding="utf-8")
             text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-            checkpoint.write_atomically(work / checkpoint.MARKER, text.encode())
-            output.publish(out)
+            files.write_atomically(work / files.MARKER, text.encode())
+            run_folder.publish(out)
         return report
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from neuroal import options as _options
 from neuroal.errors import UsageError, nearest
-from neuroal.hookspecs import Budget, Comparison, Pattern
+from neuroal.types import Budget, Comparison, Pattern
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import checkpoint, testing
+from neuroal import testing
+from neuroal.model import pretrained
 
 SEARCH_LAMBDAS = [0.01 * i for i in range(1, 11)] + [0.12, 0.15, 0.2, 0.25]
 
@@ -268,7 +269,7 @@ def test_tiny(family: str, case: tuple[str, float, str]) -> None:
     ("family", "pruner"), [("mistral", "wanda"), ("phi", "magnitude"), ("opt", "wanda")]
 )
 def test_trained(family: str, pruner: str, shared: Path) -> None:
-    model, _ = checkpoint.load(str(shared / "models" / family))
+    model, _ = pretrained.load(str(shared / "models" / family))
     lines = (shared / "reference" / "llama.calibration.jsonl").read_text().splitlines()
     ids = torch.tensor([json.loads(line)["input_ids"] for line in lines[:12]])
     # Windows in one batch and one by one round differently, and two scores may change places.

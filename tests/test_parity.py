@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import neuroal
-from neuroal import Recipe, checkpoint
+from neuroal import Recipe
 from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+from neuroal.model import pretrained
 
 pytestmark = pytest.mark.shared
 
@@ -40,7 +41,7 @@ def pruned(
 ) -> tuple[torch.nn.Module, Any, neuroal.Report]:
     lines = (shared / "reference" / "llama.calibration.jsonl").read_text().splitlines()
     ids = torch.tensor([json.loads(line)["input_ids"] for line in lines])
-    model, tokenizer = checkpoint.load(str(shared / "models" / "llama"))
+    model, tokenizer = pretrained.load(str(shared / "models" / "llama"))
     options: dict[str, dict[str, Any]] = {}
     if pruner == "sparsegpt":
         options["sparsegpt"] = {"published_code": True}

@@ -25,8 +25,8 @@ from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES
 
 if TYPE_CHECKING:
-    from neuroal.agreement import Masks
-    from neuroal.comparison import Line, Side
+    from neuroal.evaluation.comparison import Line, Side
+    from neuroal.evaluation.mask_overlap import Masks
     from neuroal.evaluation.perplexity import Perplexity
     from neuroal.layout import Layout
 
@@ -102,7 +102,7 @@ def compare(
     for name, value in (("--length", length), ("--windows", windows)):
         if value is not None and data is None:
             raise UsageError(f"{name} is for --data, which is not given")
-    from neuroal import comparison
+    from neuroal.evaluation import comparison
 
     sides = (comparison.read_side(a), comparison.read_side(b))
     comparison.check_comparable(*sides)
@@ -140,25 +140,26 @@ def _measure(
     progress: bool,
 ) -> Measured:
     """Load a run's model once, for its masks and its perplexity."""
-    from neuroal import checkpoint, comparison
-    from neuroal.agreement import masks_of
+    from neuroal.evaluation import comparison
+    from neuroal.evaluation.mask_overlap import masks_of
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
     from neuroal.layout import find
+    from neuroal.model import memory, pretrained
 
-    place = checkpoint.device_of(device)
+    place = memory.device_of(device)
     cut = None
     if data is not None:
-        config = checkpoint.load_config(side.name, trust_remote_code)
+        config = pretrained.load_config(side.name, trust_remote_code)
         cut = evaluation_windows(
             data,
-            checkpoint.load_tokenizer(side.name, trust_remote_code),
+            pretrained.load_tokenizer(side.name, trust_remote_code),
             length=length,
             windows=windows,
-            context=checkpoint.context_length(config),
+            context=pretrained.context_length(config),
             vocabulary=getattr(config, "vocab_size", None),
             progress=progress,
         )
-    model, _ = checkpoint.load(side.name, place, dtype, trust_remote_code)
+    model, _ = pretrained.load(side.name, place, dtype, trust_remote_code)
     layout = find(model)
     comparison.check_layout(side, layout)
     read = None if cut is None else perplexity(model, cut, progress=progress)
@@ -168,7 +169,7 @@ def _measure(
 def _json(
     sides: Sequence[Side], measured: Sequence[Measured], blocks: Sequence[Line], total: Line
 ) -> dict[str, Any]:
-    from neuroal.comparison import differences
+    from neuroal.evaluation.comparison import differences
 
     found: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
     found["ratios"] = "achieved" if measured else "wanted"
@@ -191,7 +192,7 @@ def _texts(
     total: Line,
     every: bool,
 ) -> Iterator[str]:
-    from neuroal.comparison import differences
+    from neuroal.evaluation.comparison import differences
 
     yield table(_summary(sides, measured), ("", "A", "B"))
     if measured:

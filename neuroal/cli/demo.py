@@ -90,13 +90,15 @@ def demo(as_json: bool, quiet: bool, progress: bool | None) -> None:
 def _cases(progress: bool) -> Iterator[Case]:
     from tqdm import tqdm
 
-    from neuroal import calibration, checkpoint, engine
+    from neuroal import engine
+    from neuroal.data import calibration
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+    from neuroal.model import pretrained
     from neuroal.recipe import Recipe
 
     start = time.perf_counter()
-    model, tokenizer = checkpoint.load("demo")
-    length = calibration.default_length(checkpoint.context_length(model.config))
+    model, tokenizer = pretrained.load("demo")
+    length = calibration.default_length(pretrained.context_length(model.config))
     heldout = evaluation_windows("demo", tokenizer, length=length, windows=WINDOWS)
     plans = [(s, p, t) for s in SPARSITIES for p in PRUNERS for t in TOP_UPS]
     with tqdm(total=len(plans) + 1, desc="dense", disable=not progress, leave=False) as bar:

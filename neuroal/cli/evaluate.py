@@ -126,20 +126,20 @@ def evaluate(
     ):
         if value is not None and given is None:
             raise UsageError(f"{name} is for {needed}, which is not given")
-    from neuroal.source import parse_source
+    from neuroal.data.source import parse_source
 
     parsed = None if source is None else parse_source(source)
-    from neuroal import checkpoint
-    from neuroal.evaluation import overlap, perplexity, zero_shot
+    from neuroal.evaluation import perplexity, text_overlap, zero_shot
     from neuroal.evaluation import tasks as harness
+    from neuroal.model import memory, pretrained
 
     zero_shot.check_sizes(batch, limit)
     shown = shows_progress(progress, quiet)
     start = time.perf_counter()
     with clean_stdout(as_json):
-        place = checkpoint.device_of(device)
-        config = checkpoint.load_config(model, trust_remote_code)
-        tokenizer = checkpoint.load_tokenizer(model, trust_remote_code)
+        place = memory.device_of(device)
+        config = pretrained.load_config(model, trust_remote_code)
+        tokenizer = pretrained.load_tokenizer(model, trust_remote_code)
         asked = cut = None
         if tasks is not None:
             zero_shot.check_tokenizer(tokenizer)
@@ -150,14 +150,14 @@ def evaluate(
                 tokenizer,
                 length=length,
                 windows=windows,
-                context=checkpoint.context_length(config),
+                context=pretrained.context_length(config),
                 vocabulary=getattr(config, "vocab_size", None),
                 progress=shown,
             )
-            calibrated = overlap.calibration_of(model, tokenizer)
+            calibrated = text_overlap.calibration_of(model, tokenizer)
             if calibrated is not None:
-                overlap.warn_of_overlap(calibrated, cut)
-        loaded, _ = checkpoint.load(model, place, dtype, trust_remote_code)
+                text_overlap.warn_of_overlap(calibrated, cut)
+        loaded, _ = pretrained.load(model, place, dtype, trust_remote_code)
         read = answered = None
         if cut is not None:
             read = perplexity.perplexity(loaded, cut, batch=batch, progress=shown)

@@ -28,10 +28,10 @@ def layout(model: str, trust_remote_code: bool, every: bool, as_json: bool) -> N
     MODEL is a folder, a hub name, or demo, the built-in model. Linears of one group read the same
     input; a linear's consumer is the one whose input its rows are scored by.
     """
-    from neuroal import checkpoint
     from neuroal.layout import find
+    from neuroal.model import pretrained
 
-    found = find(checkpoint.skeleton(model, trust_remote_code))
+    found = find(pretrained.skeleton(model, trust_remote_code))
     if as_json:
         print_json({"model": model} | layout_json(found))
         return

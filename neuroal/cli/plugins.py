@@ -173,7 +173,7 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
 
     The plugin does something simple; put your own equation in its place.
     """
-    from neuroal import scaffold
+    from neuroal.plugins import scaffold
 
     folder = scaffold.write(name, role, Path(out) if out else None)
     flag = role.replace("_", "-")
@@ -214,8 +214,8 @@ def check_plugins(
     NAME is a name from the list or distribution:name; without one, every installed plugin is
     checked. Searches are not run to their end.
     """
-    from neuroal.conformance import check_installed
     from neuroal.plugins import available, find
+    from neuroal.testing import check_installed
 
     listings = [x for name in names for x in find(name, role)] if names else available(role)
     results: list[tuple[Listing, str]] = []

@@ -28,7 +28,7 @@ from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
 
 if TYPE_CHECKING:
-    from neuroal.result import Report
+    from neuroal.run.report import Report
 
 _DEFAULT = Recipe()
 _PLUGIN = "NAME"
@@ -244,8 +244,8 @@ def prune(
     recipe = recipe_of(ctx, recorded, plugin_options)
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
-    from neuroal import output
-    from neuroal.earlier import with_its_sparsity
+    from neuroal.model import run_folder
+    from neuroal.run.reuse import with_its_sparsity
 
     recipe = with_its_sparsity(recipe)
     target = Path(out or default_out(recipe))
@@ -253,7 +253,7 @@ def prune(
         if not leads():
             return
         from neuroal.cli.summary import plan_json, plan_text
-        from neuroal.dryrun import plan
+        from neuroal.cost.plan import plan
 
         with clean_stdout(as_json):
             made = plan(recipe, trust_remote_code, timed=True, stream=stream, spill=spill)
@@ -263,7 +263,7 @@ def prune(
             click.echo(plan_text(made, recipe, target))
         return
     if leads():
-        output.check(target, overwrite, resume)
+        run_folder.check(target, overwrite, resume)
     if not quiet and leads():
         _say_how_long(recipe, trust_remote_code, stream, spill)
     with clean_stdout(as_json):
@@ -296,7 +296,7 @@ def prune(
 def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> None:
     """Say before a long run how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
-    from neuroal.dryrun import LONG, plan
+    from neuroal.cost.plan import LONG, plan
 
     made = plan(recipe, trust, stream=stream, spill=spill)
     if made.operations > LONG:
@@ -306,12 +306,13 @@ def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool 
 
 
 def _run(recipe: Recipe, out: Path, **how: Any) -> Report:
-    from neuroal import engine, output
+    from neuroal import engine
+    from neuroal.model import run_folder
 
     assert recipe.model is not None
     try:
         return engine.prune(recipe.model, recipe=recipe, out=out, **how)
     except KeyboardInterrupt:
-        rest = output.partial(out)
+        rest = run_folder.partial(out)
         hint = f"; --resume goes on from '{rest}'" if rest.exists() else ""
         raise Stopped(f"interrupted{hint}") from None

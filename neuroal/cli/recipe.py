@@ -28,7 +28,7 @@ def read_recipe(file: str | None) -> Mapping[str, Any] | None:
     """
     if file is None:
         return None
-    from neuroal.checkpoint import read_report
+    from neuroal.model.files import read_report
 
     data = read_report(Path(file))
     if "schema" not in data:
@@ -50,7 +50,7 @@ def recipe_of(
     }
     options = {name: dict(values) for name, values in recipe.options.items()}
     if options and given.keys() & _CHOOSE:  # those of a plugin that is replaced go with it
-        from neuroal.plan import setup
+        from neuroal.run.setup import setup
 
         used = {p.name for p in setup(dataclasses.replace(recipe, **given, options={})).plugins}
         options = {name: values for name, values in options.items() if name in used}

@@ -40,7 +40,7 @@ def report(
 
     Needs the extra: pip install 'neuroal[report]'.
     """
-    from neuroal.report import write
+    from neuroal.html_report import write
 
     count = write(
         subjects, out, title=title, overwrite=overwrite, progress=shows_progress(progress, quiet)

@@ -70,7 +70,7 @@ def init(file: str, paper: bool) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder '{path.parent}' to write '{path.name}' in")
     template = "paper.toml.in" if paper else "study.toml.in"
-    text = (importlib.resources.files("neuroal") / "templates" / template).read_text("utf-8")
+    text = (importlib.resources.files("neuroal.study") / "templates" / template).read_text("utf-8")
     path.write_text(Template(text).substitute(name=file), encoding="utf-8")
     click.echo(f"{file}: see what it would do with `neuroal study plan {file}`")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from neuroal.cli.layout_tables import layout_json, layout_tables
 from neuroal.cli.tables import parameters, size, table
-from neuroal.dryrun import Plan
-from neuroal.ondisk import OnDisk
-from neuroal.plan import Step
+from neuroal.cost.first_steps import Step
+from neuroal.cost.offload import Offload
+from neuroal.cost.plan import Plan
 from neuroal.recipe import Recipe
-from neuroal.result import Report
+from neuroal.run.report import Report
 
 _STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
 
@@ -63,7 +63,7 @@ def _memory(plan: Plan) -> str:
     said += ["activations on the disk"] if chosen.activations else []
     if said:
         return f"{size(plan.needs.memory(chosen))}, {', '.join(said)}"
-    streamed, both = (size(plan.needs.memory(OnDisk(True, spills))) for spills in (False, True))
+    streamed, both = (size(plan.needs.memory(Offload(True, spills))) for spills in (False, True))
     return f"{size(plan.needs.memory(chosen))} ({streamed} with --stream, {both} with --spill too)"
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from neuroal import calibration
-from neuroal.calibration import Windows
+from neuroal.data import calibration
+from neuroal.data.calibration import Windows
+from neuroal.data.source import Source, origin, parse_source, read
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.source import Source, origin, parse_source, read
 
 LOG = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuroal.data.source import cause_of, quiet_datasets
 from neuroal.errors import NeuroalError, UsageError, nearest
-from neuroal.source import cause_of, quiet_datasets
 
 PAPER = (
     "rte",

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import nn
 
+from neuroal.data.source import quiet_datasets
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation.perplexity import evaluating
 from neuroal.evaluation.tasks import Tasks, quiet_harness
-from neuroal.source import quiet_datasets
 
 LOG = logging.getLogger(__name__)
 

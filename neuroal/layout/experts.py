@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from neuroal.layout.matrices import Place
 from neuroal.layout.trace import Event
-from neuroal.weights import Place
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ _MOST = 8  # strands of one tensor: what has more sources is no one's
 
 
 @dataclass(frozen=True, eq=False)
-class Strand:
+class RowOrigin:
     """The rows that a tensor's entries came from.
 
     Attributes:
@@ -59,7 +59,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             role: Told of a source, rows of it and what they are: q, k, v, gate or up.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._strands: dict[int, list[Strand]] = {}
+        self._strands: dict[int, list[RowOrigin]] = {}
         self._alive: list[Any] = []  # a tensor is known by its address
         self._done: set[Any] = set()
         self._fed, self._role = fed, role
@@ -77,7 +77,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A linear returned a tensor, its rows along `axis`."""
         rows = torch.arange(tensor.shape[axis], dtype=torch.int32)
         rows = rows if axis == -1 else rows[:, None]
-        self._keep(tensor, [Strand(source, rows.expand(tensor.shape))])
+        self._keep(tensor, [RowOrigin(source, rows.expand(tensor.shape))])
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         """Attention returned a tensor `(..., heads, tokens, columns of v)`."""
@@ -142,7 +142,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._keep(result, self._of(args[0]))
             return
         outs = result if isinstance(result, (list, tuple)) else [result]
-        made: list[list[Strand]] = [[] for _ in outs]
+        made: list[list[RowOrigin]] = [[] for _ in outs]
         for strand in self._of(args[0]):
             moved = func(strand.rows, *args[1:], **{k: v for k, v in kwargs.items() if k == "dim"})
             for k, rows in enumerate(moved if isinstance(moved, (list, tuple)) else [moved]):
@@ -159,7 +159,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 own = [s.rows for s in self._of(x) if (s.source, s.bent) == (source, bent)]
                 none = torch.full(x.shape, -1, dtype=torch.int32)
                 parts.append(own[0] if own else none)
-            made.append(Strand(source, func(parts, *args[1:], **kwargs), bent))
+            made.append(RowOrigin(source, func(parts, *args[1:], **kwargs), bent))
         self._keep(result, made)
 
     def _sum(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
@@ -199,7 +199,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         self._keep(result, made)
 
-    def _gate(self, one: Iterable[Strand], other: Sequence[Strand]) -> None:
+    def _gate(self, one: Iterable[RowOrigin], other: Sequence[RowOrigin]) -> None:
         """Rows that pass an activation function and meet rows that did not are a gate's."""
         for a in one:
             for b in other:
@@ -209,11 +209,11 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- bookkeeping -------------------------------------------------------------------------
 
-    def _of(self, tensor: Any) -> list[Strand]:
+    def _of(self, tensor: Any) -> list[RowOrigin]:
         return [s for s in self._strands.get(id(tensor), ()) if s.source not in self._done]
 
-    def _keep(self, tensor: Tensor, strands: Sequence[Strand]) -> None:
-        known: list[Strand] = []
+    def _keep(self, tensor: Tensor, strands: Sequence[RowOrigin]) -> None:
+        known: list[RowOrigin] = []
         for s in strands:
             same = [x for x in known if x.source == s.source and x.rows.equal(s.rows)]
             if not same:
@@ -234,7 +234,7 @@ def _same_along(rows: Tensor, dims: Sequence[int]) -> bool:
     )
 
 
-def _of_tokens(strands: Sequence[Strand], result: Tensor) -> list[Strand]:
+def _of_tokens(strands: Sequence[RowOrigin], result: Tensor) -> list[RowOrigin]:
     """Return strands of tokens that are picked or put elsewhere, where they are all the same."""
     made = []
     for strand in strands:

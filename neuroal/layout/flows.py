@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from neuroal.layout.experts import Experts
+from neuroal.layout.matrices import Place
 from neuroal.layout.parts import Fed, Rows
 from neuroal.layout.trace import Event, Trace
-from neuroal.weights import Place
 
 
 @dataclass(frozen=True)

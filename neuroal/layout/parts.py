@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from neuroal.weights import NOWHERE, Place
+from neuroal.layout.matrices import NOWHERE, Place
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuroal.errors import NeuroalError
 from neuroal.layout.flow import Flow
-from neuroal.weights import Place, Products
+from neuroal.layout.matrices import Place, Products
 
 TRACE_TOKENS = 8
 _READERS = 3  # a router may read the rows before the linears that count

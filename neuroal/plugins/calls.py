@@ -16,10 +16,11 @@ from typing import Any
 
 from neuroal import options
 from neuroal.errors import NeuroalError, PluginError
-from neuroal.hookspecs import ROLES, Accumulator, Generation, Proposal, Proposals
+from neuroal.hookspecs import ROLES
 from neuroal.plugins import contract
 from neuroal.plugins.listing import one_line
 from neuroal.plugins.trust import FILE, INSTANCE
+from neuroal.types import Accumulator, Generation, Proposal, Proposals
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import pluggy
 
 from neuroal import options as _options
 from neuroal.errors import NeuroalError, PluginError, UsageError, nearest
-from neuroal.hookspecs import ROLES, SPECS, TopUp
+from neuroal.hookspecs import ROLES, SPECS
 from neuroal.plugins import contract
 from neuroal.plugins.calls import Plugin
 from neuroal.plugins.listing import (
@@ -29,6 +29,7 @@ from neuroal.plugins.listing import (
     one_line,
     refuse,
 )
+from neuroal.types import TopUp
 
 
 @dataclass(frozen=True)

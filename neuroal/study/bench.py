@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuroal import checkpoint, engine, layout
+from neuroal import engine, layout
 from neuroal.errors import NeuroalError
-from neuroal.shared import Shared
+from neuroal.model import memory, pretrained
+from neuroal.search.measurements import Shared
 from neuroal.study.cases import Case
 from neuroal.study.file import Evaluation
 from neuroal.study.results import DONE, FAILED, Result
@@ -105,8 +106,8 @@ class Bench:
         key = (case.model, case.dtype, case.device)
         if self._loaded is None or self._loaded.key != key:
             self._loaded = None
-            device = checkpoint.device_of(case.device)
-            model, tokenizer = checkpoint.load(
+            device = memory.device_of(case.device)
+            model, tokenizer = pretrained.load(
                 case.model, device, case.dtype, self.trust_remote_code
             )
             linears = layout.find(model).linears.values()

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import neuroal
-from neuroal import checkpoint, layout
+from neuroal import layout
+from neuroal.cost.first_steps import first_steps, reads_data
+from neuroal.data.source import parse_source
 from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.layout import Layout
-from neuroal.plan import Setup, first_steps, setup
+from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
 from neuroal.recipe import Recipe
-from neuroal.source import parse_source
+from neuroal.run.setup import Setup, setup
 from neuroal.study.file import Model, Pruner, Study, TopUp
 
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
@@ -105,8 +107,8 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
         try:
-            found = layout.find(checkpoint.skeleton(model.name, trust_remote_code))
-            sha256 = checkpoint.fingerprint(model.name)
+            found = layout.find(pretrained.skeleton(model.name, trust_remote_code))
+            sha256 = files.fingerprint(model.name)
             plain = dataclasses.replace(plain, **_calibration(study, model))
             cases.append(_case({"model": model.label, **DENSE}, plain, sha256, None))
             for labels, recipe in _combinations(study, plain):
@@ -186,7 +188,7 @@ def _fit(recipe: Recipe, found: Layout) -> Setup | str:
 
 
 def _check_calibration(made: Setup, recipe: Recipe, found: Layout) -> None:
-    if recipe.calibration is None and made.reads_data(first_steps(made, found, recipe)):
+    if recipe.calibration is None and reads_data(made, first_steps(made, found, recipe)):
         raise UsageError("give it calibration: a source in [calibration], or one of its own")
 
 

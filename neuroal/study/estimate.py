@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from neuroal import calibration, checkpoint, dryrun, layout
+from neuroal import layout
+from neuroal.cost import plan
+from neuroal.data import calibration
+from neuroal.model import memory, pretrained
 from neuroal.study.cases import Case
 from neuroal.study.executors import Job
 from neuroal.study.file import Evaluation
@@ -138,20 +141,18 @@ class _Pace:
         assert case.recipe is not None
         recipe = dataclasses.replace(case.recipe, seed=0)  # which the work does not depend on
         if recipe.digest() not in self._block_runs:
-            self._block_runs[recipe.digest()] = dryrun.plan(
-                recipe, self.trust_remote_code
-            ).block_runs
+            self._block_runs[recipe.digest()] = plan.plan(recipe, self.trust_remote_code).block_runs
         passes = self._block_runs[recipe.digest()] / len(layout.find(self._loaded[0]).blocks)
         return passes * self._length(recipe.length) * self._per_token
 
     def _length(self, asked: int | None) -> int:
-        context = checkpoint.context_length(self._loaded[0].config)
+        context = pretrained.context_length(self._loaded[0].config)
         return asked or calibration.default_length(context)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        device = checkpoint.device_of(self.device)
-        return checkpoint.load(self.model, device, self.dtype, self.trust_remote_code)
+        device = memory.device_of(self.device)
+        return pretrained.load(self.model, device, self.dtype, self.trust_remote_code)
 
     @cached_property
     def _per_token(self) -> float:

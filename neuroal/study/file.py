@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from neuroal import options
 from neuroal.errors import UsageError, nearest
-from neuroal.hookspecs import Budget, Comparison
 from neuroal.plugins import in_file
 from neuroal.recipe import Recipe
+from neuroal.types import Budget, Comparison
 
 T = TypeVar("T")
 Options = Mapping[str, Mapping[str, Any]]

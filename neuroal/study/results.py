@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import neuroal
-from neuroal.checkpoint import write_atomically
 from neuroal.errors import UsageError
+from neuroal.model.files import write_atomically
 from neuroal.study.cases import Case, Expansion
 from neuroal.study.file import Study
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from neuroal import checkpoint
 from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.model import memory
 from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
@@ -146,7 +146,7 @@ def _results(prepared: Prepared, how: How) -> Iterator[Result]:
         with on_ray(make_bench, how.jobs, how.gpus_per_case) as executor:
             yield from run_on(executor, jobs)
         return
-    checkpoint.device_of(prepared.study.device)
+    memory.device_of(prepared.study.device)
     if how.jobs is None or how.jobs == 1:
         yield from run_here(make_bench(how.progress), jobs)
     else:

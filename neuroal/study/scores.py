@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from neuroal import checkpoint
-from neuroal.calibration import Windows
-from neuroal.evaluation.overlap import warn_of_overlap
+from neuroal.data.calibration import Windows
+from neuroal.data.source import parse_source
 from neuroal.evaluation.perplexity import Perplexity, evaluation_windows, perplexity
 from neuroal.evaluation.tasks import check_names, load_tasks
+from neuroal.evaluation.text_overlap import warn_of_overlap
 from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
-from neuroal.source import parse_source
+from neuroal.model import pretrained
 from neuroal.study.cases import file_sha256, source_identity
 from neuroal.study.file import Evaluation
 
@@ -97,7 +97,7 @@ class Measurer:
             self.tokenizer,
             length=evaluation.length,
             windows=evaluation.windows,
-            context=checkpoint.context_length(config),
+            context=pretrained.context_length(config),
             vocabulary=getattr(config, "vocab_size", None),
             progress=self.progress,
         )

@@ -67,7 +67,7 @@ class Space:
         """Return the proposal of one ratio per linear."""
         return Proposal(dict(zip(self.names, ratios.tolist(), strict=True)), parameters, probe)
 
-    def units(self, purse: Purse) -> tuple[Unit, ...]:
+    def units(self, purse: RunBudget) -> tuple[Unit, ...]:
         """Return the finest units of which probes on one window cost half the budget at most."""
         levels: tuple[Callable[[Linear], str], ...] = (
             lambda x: x.name,
@@ -86,7 +86,7 @@ class Space:
         return units
 
 
-class Purse:
+class RunBudget:
     """Block runs that are left, and what things cost."""
 
     def __init__(self, budget: int, blocks: int, windows: int, candidate: int) -> None:

@@ -14,15 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from neuroal import (
-    Linear,
-    NeuroalError,
-    PrunedLinear,
-    Statistics,
-    Target,
-    mask_for,
-    row_mask,
-)
+from neuroal import Linear, NeuroalError, PrunedLinear, Statistics, Target, mask_for, row_mask
 
 log = logging.getLogger(__name__)
 

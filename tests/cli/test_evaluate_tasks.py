@@ -83,9 +83,10 @@ def test_tasks_and_text_in_one_call(run: Any) -> None:
 def test_bad_tasks_end_in_one_line(
     options: tuple[str, ...], says: str, code: int, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuroal import checkpoint
 
-    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded"))
+    from neuroal.model import pretrained
+
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the model was loaded"))
     result = run("evaluate", "tiny", *options)
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
@@ -130,9 +131,10 @@ def test_without_the_extra_the_cure_is_named(
 def test_a_model_without_a_tokenizer_is_refused_before_it_is_loaded(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuroal import checkpoint
 
-    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded"))
+    from neuroal.model import pretrained
+
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the model was loaded"))
     for file in Path("tiny").glob("tokenizer*"):
         file.unlink()
     result = run("evaluate", "tiny", "--tasks", "goings", "--include-path", "mine")

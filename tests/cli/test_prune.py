@@ -187,7 +187,7 @@ def test_a_folder_that_exists_is_refused_before_anything_is_planned(
     def planned(*_: Any, **__: Any) -> None:
         raise AssertionError("planned")
 
-    monkeypatch.setattr("neuroal.dryrun.plan", planned)
+    monkeypatch.setattr("neuroal.cost.plan.plan", planned)
     Path("out").mkdir()
     result = prune("--out", "out")
     assert result.exit_code == 2 and "output folder 'out' exists" in result.stderr

@@ -20,10 +20,10 @@ from click.exceptions import Exit
 
 import neuroal
 from neuroal.cli import main
-from neuroal.conformance import CLASSES
 from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
 from neuroal.plugins import available, describe, find
+from neuroal.testing import CLASSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(p for p in DOCS.rglob("*.md") if "examples" not in p.relative_to(DOCS).parts)
@@ -84,7 +84,7 @@ def test_no_hook_is_documented_that_does_not_exist() -> None:
 
 
 def test_built_in_statistics_are_documented() -> None:
-    from neuroal.statistics import BUILT_IN
+    from neuroal.walk.statistics import BUILT_IN
 
     text = section((DOCS / "hooks.md").read_text(encoding="utf-8"), "Statistics")
     assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(BUILT_IN)

@@ -41,10 +41,9 @@ from click.testing import CliRunner
 
 import neuroal
 from neuroal.cli import main
-from neuroal.conformance import failures
 from neuroal.hookspecs import ROLES
 from neuroal.plugins import Plugin, load
-from neuroal.testing import tiny_model, tiny_tokenizer, windows
+from neuroal.testing import failures, tiny_model, tiny_tokenizer, windows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Pages of results show the commands of the benchmarks; examples have tests of their own.

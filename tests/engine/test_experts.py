@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import Recipe, checkpoint
+from neuroal import Recipe
 from neuroal.layout import find
-from neuroal.statistics import resolve
-from neuroal.walk import Prefix, Walker
-from neuroal.weights import weight
+from neuroal.layout.matrices import weight
+from neuroal.model import pretrained
+from neuroal.walk.statistics import resolve
+from neuroal.walk.walker import CandidateState, Walker
 
 pytest.importorskip(
     "transformers.conversion_mapping", reason="stacks of experts came with transformers 5"
@@ -43,7 +44,7 @@ def windows(samples: int = 6, length: int = 16) -> Tensor:
 def dense_statistics(model: nn.Module, ids: Tensor, batch: int) -> dict[str, Any]:
     walker = Walker(model, find(model))
     inputs = walker.inputs(ids, batch)
-    prefix, found = Prefix.start(inputs), {}
+    prefix, found = CandidateState.start(inputs), {}
     for block in walker.layout.blocks:
         with walker.block(block) as module:
             run = walker.run(block, module, inputs, prefix, resolve({"input_norm", "input_sum"}))
@@ -121,7 +122,7 @@ def test_experts_are_found_again_in_the_files(tmp_path: Any) -> None:
     said = report.linears["model.layers.1.mlp.experts.gate_up_proj.3"]
     at = "model.layers.1.block_sparse_moe.experts.3."
     assert said["tensors"] == [f"{at}w1.weight", f"{at}w3.weight"]
-    again, _ = checkpoint.load(str(tmp_path / "out"))
+    again, _ = pretrained.load(str(tmp_path / "out"))
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         assert again(input_ids=ids, use_cache=False).logits.equal(logits)
@@ -142,7 +143,7 @@ def test_all_experts_may_be_shown_all_tokens(implementation: str) -> None:
     tokens = given[0].double()
     walker = Walker(model, find(model), all_experts=True)
     inputs = walker.inputs(ids, 2)
-    prefix = Prefix.start(inputs)
+    prefix = CandidateState.start(inputs)
     for block in walker.layout.blocks:
         with walker.block(block) as module:
             run = walker.run(block, module, inputs, prefix, resolve({"input_norm", "input_sum"}))
@@ -196,4 +197,4 @@ def test_experts_that_are_called_otherwise_cannot_be_shown_all_tokens() -> None:
     inputs = walker.inputs(windows(2))
     [block] = walker.layout.blocks
     with walker.block(block) as module, pytest.raises(neuroal.NeuroalError, match="--all-experts"):
-        walker.run(block, module, inputs, Prefix.start(inputs), resolve({"input_norm"}))
+        walker.run(block, module, inputs, CandidateState.start(inputs), resolve({"input_norm"}))

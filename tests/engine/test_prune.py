@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import neuroal
 from neuroal import Recipe, Report, hookimpl
-from neuroal.dryrun import plan
+from neuroal.cost.plan import plan
 from neuroal.layout import find
 from neuroal.testing import tiny_model, tiny_tokenizer
-from neuroal.walk import Prefix, Walker
+from neuroal.walk.walker import CandidateState, Walker
 
 Tensors = dict[str, Tensor]
 Read = Callable[[Path], Tensors]
@@ -360,7 +360,7 @@ def test_a_pruner_reads_no_statistic_that_only_the_report_records(
 def test_committed_walk_ends_in_the_models_own_output(
     structure: str, recipe: Recipe, windows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed: list[Prefix] = []
+    passed: list[CandidateState] = []
     run = Walker.run
 
     def spy(self: Walker, *args: Any, **how: Any) -> Any:

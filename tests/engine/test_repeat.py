@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import neuroal
 from neuroal import Recipe, Report, UsageError
-from neuroal.alignment import Aligner
+from neuroal.search.alignment import Aligner
 from neuroal.testing import tiny_model
 
 Digests = Callable[[Path], dict[str, str]]
@@ -290,9 +290,9 @@ def test_importance_and_comparison_by_row_exclude_each_other(
 def test_a_run_with_importance_is_compared_and_reported(
     weighed: tuple[Path, Report], first: tuple[Path, Report]
 ) -> None:
-    from neuroal.comparison import read_side
-    from neuroal.report.allocation_figures import row_ratios
-    from neuroal.report.reading import read_run
+    from neuroal.evaluation.comparison import read_side
+    from neuroal.html_report.allocation_figures import row_ratios
+    from neuroal.html_report.reading import read_run
 
     sides = [read_side(str(folder)) for folder, _ in (weighed, first)]
     assert sides[0].wanted is not None and sides[1].wanted is not None

@@ -14,9 +14,10 @@ import pytest
 from torch import Tensor, nn
 
 import neuroal
-from neuroal import Recipe, UsageError, checkpoint, hookimpl, output
-from neuroal.alignment import Aligner
-from neuroal.pruning import BasePruner
+from neuroal import Recipe, UsageError, hookimpl
+from neuroal.model import pretrained, run_folder
+from neuroal.pruning.pruner import BasePruner
+from neuroal.search.alignment import Aligner
 from neuroal.testing import tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 Digests = Callable[[Path], dict[str, str]]
 Tree = Callable[[], dict[str, str]]
 Results = list[dict[str, Any]]
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,11 @@ def killed(
         "again": by_path | {"again": 8},
     }
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed.py")), str(root / "cases")],
+        [
+            sys.executable,
+            str(Path(__file__).parents[1] / "programs/killed.py"),
+            str(root / "cases"),
+        ],
         input=json.dumps(cases),
         capture_output=True,
         text=True,
@@ -174,7 +181,7 @@ def stopped(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", interrupt)
+            patch.setattr(pretrained, "save", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 asked = dataclasses.replace(small, **changes)
                 neuroal.prune(folder, recipe=asked, out=tmp_path / "out")
@@ -250,7 +257,7 @@ def test_resume_refuses_other_weights_data_and_plugins(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupt)
+        patch.setattr(pretrained, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             neuroal.prune(model, recipe=asked, out=tmp_path / "out")
     before = tree()
@@ -295,7 +302,7 @@ def test_resume_refuses_another_model_in_memory(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupt)
+        patch.setattr(pretrained, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             neuroal.prune(tiny_model("phi"), None, recipe, windows=windows, out=tmp_path / "out")
     with pytest.raises(UsageError, match="belongs to another"):
@@ -311,7 +318,7 @@ def test_resume_of_a_finished_run_returns_its_report(
     report = neuroal.prune(folder, recipe=small, out=tmp_path / "out")
     before = tree()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "load", None)
+        patch.setattr(pretrained, "load", None)
         again = neuroal.prune(folder, recipe=small, out=tmp_path / "out", resume=True)
     assert json.dumps(again.to_json()) == json.dumps(report.to_json())
     with pytest.raises(UsageError, match="holds another run: its recipe differs"):
@@ -363,7 +370,7 @@ def test_leavings_without_a_mark_are_not_trusted(
 ) -> None:
     """A kill while an unfinished run is removed may leave steps of nobody knows what run."""
     out = stopped(sparsity=0.3)
-    (output.partial(out) / "run.json").unlink()
+    (run_folder.partial(out) / "run.json").unlink()
     neuroal.prune(folder, recipe=small, out=out, resume=True)
     assert digests(out) == digests(reference)
 
@@ -388,7 +395,7 @@ def test_a_failing_resumed_run_keeps_what_was_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(output.Journal, "keep_block", interrupt)
+        patch.setattr(run_folder.Journal, "keep_block", interrupt)
         with pytest.raises(KeyboardInterrupt):
             neuroal.prune(folder, recipe=asked, out=tmp_path / "out")
     with pytest.raises(neuroal.PluginError):

@@ -11,7 +11,7 @@ import neuroal
 from neuroal import Recipe, UsageError
 from neuroal.layout import find
 from neuroal.testing import tiny_model
-from neuroal.walk import Prefix, Walker
+from neuroal.walk.walker import CandidateState, Walker
 
 IDS = torch.randint(0, 60, (4, 16), generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +36,7 @@ def test_a_block_in_another_dtype_is_that_of_a_model_in_it(family: str) -> None:
     whole = copy.deepcopy(model).bfloat16()
     walker, found = Walker(model, find(model)), []
     inputs = walker.inputs(IDS, dtype=torch.bfloat16)
-    prefix = Prefix.start(inputs)
+    prefix = CandidateState.start(inputs)
     for block in walker.layout.blocks:
         with walker.block(block) as module:
             runs = copy.deepcopy(module).bfloat16()

@@ -15,14 +15,14 @@ from torch import Tensor
 
 import neuroal
 from neuroal import Recipe
-from neuroal.statistics import Collector, resolve
-from neuroal.team import ALONE, Team
+from neuroal.distributed import ALONE, Team
+from neuroal.walk.statistics import Collector, resolve
 
 Read = Callable[[Path], dict[str, Tensor]]
 
 WEIGHED = {
     "block_ratios": ("uniform",),
-    "row_ratios": f"{Path(__file__).with_name('weighs.py')}:Weighs",
+    "row_ratios": f"{Path(__file__).parents[1] / 'programs/weighs.py'}:Weighs",
 }
 RUNS: dict[str, dict[str, Any]] = {
     "neuroal": {},
@@ -69,7 +69,7 @@ def together(
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(Path(__file__).with_name("together.py")), str(folder / "given.json")),
+            *(str(Path(__file__).parents[1] / "programs/together.py"), str(folder / "given.json")),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

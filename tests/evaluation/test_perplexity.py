@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from neuroal.calibration import Windows
+from neuroal.data.calibration import Windows
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation import perplexity as module
 from neuroal.evaluation.perplexity import (

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from neuroal.checkpoint import load
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation.tasks import PAPER, Tasks, load_tasks
 from neuroal.evaluation.zero_shot import zero_shot
 from neuroal.layout import find
+from neuroal.model.pretrained import load
 from neuroal.testing import tiny_model, tiny_tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: neuroal[eval]")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from neuroal import checkpoint, dryrun
+from neuroal.cost import plan
+from neuroal.model import pretrained
 from neuroal.study import estimate as module
 from neuroal.study.estimate import estimate
 from neuroal.study.results import Result
@@ -25,9 +26,9 @@ def test_a_new_study_is_judged_by_its_models_pace(
     found = estimate(what.jobs, what.study.evaluations, ())
     recipes = [case.recipe for case, _ in what.jobs if case.recipe is not None]
     blocks, length, context = 2, 16, 64
-    config = checkpoint.load_config("llama")
-    context = checkpoint.context_length(config) or 0
-    runs = sum(dryrun.plan(recipe).block_runs for recipe in recipes)
+    config = pretrained.load_config("llama")
+    context = pretrained.context_length(config) or 0
+    runs = sum(plan.plan(recipe).block_runs for recipe in recipes)
     texts = 8 * length + 3 * length  # rows, and windows of text
     assert found.seconds == pytest.approx(runs / blocks * min(2048, context) + 18 * texts)
     assert (found.timed, found.unknown) == (18, ())
@@ -48,7 +49,7 @@ def test_finished_cases_tell_more(prepared: Change, monkeypatch: pytest.MonkeyPa
         return done | {"seconds": {"prune": seconds}}
 
     known = [result(0, 0.0), result(1, 5.0), result(2, 7.0)]  # dense; magnitude + uniform, twice
-    monkeypatch.setattr(checkpoint, "load", None)  # nothing is timed
+    monkeypatch.setattr(pretrained, "load", None)  # nothing is timed
     found = estimate([(what.expansion.cases[2], {})], what.study.evaluations, known)
     assert (found.seconds, found.timed) == (6.0 + 3.0, 0)
     half = {"rows": {"evaluation": keys[0]}}  # is not measured again

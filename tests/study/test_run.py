@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 import neuroal
-from neuroal import calibration, checkpoint, shared
+from neuroal.data import calibration
 from neuroal.errors import UsageError
 from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+from neuroal.model import pretrained
+from neuroal.search import measurements
 from neuroal.study import bench, scores
 from neuroal.study.results import Result, case_file, read_study
 from neuroal.study.run import How, Prepared, prepare, run
@@ -81,7 +83,7 @@ def test_each_case_equals_the_same_case_run_alone(
             for linear in report["linears"].values():
                 linear["tensors"] = []  # which of a model in memory are in no file
             assert without_time(result["report"]) == without_time(report)
-        model, tokenizer = checkpoint.load(folder)
+        model, tokenizer = pretrained.load(folder)
         rows = evaluation_windows("rows.jsonl", tokenizer)
         text = evaluation_windows("text.txt", tokenizer, length=16, windows=3)
         expected = {"rows": perplexity(model, rows), "text": perplexity(model, text)}
@@ -106,9 +108,9 @@ def test_what_cases_share_is_made_once(
         monkeypatch.setattr(module, name, call)
 
     what = prepared()
-    counted(checkpoint, "load")
+    counted(pretrained, "load")
     counted(calibration, "calibration_windows")
-    counted(shared, "measure_blocks")
+    counted(measurements, "measure_blocks")
     counted(scores, "evaluation_windows")
     finish(what)
     # Two models; two texts for each.
@@ -134,7 +136,7 @@ def test_a_finished_case_is_never_run_again(
     assert len(before) == 18
     again = prepared()
     assert (again.finished, again.jobs) == (18, ())
-    monkeypatch.setattr(checkpoint, "load", None)  # nothing is loaded either
+    monkeypatch.setattr(pretrained, "load", None)  # nothing is loaded either
     assert finish(again) == []
     more = prepared(("[0.5, 0.7]", "[0.5, 0.6, 0.7]"))
     assert [case.labels["sparsity"] for case, _ in more.jobs] == [0.6] * 8
@@ -275,14 +277,14 @@ def test_a_bench_lets_go_of_one_model_before_the_next(
 ) -> None:
     what = prepared()
     working = bench.Bench(what.study.evaluations, False)
-    load = checkpoint.load
+    load = pretrained.load
     held: list[object] = []
 
     def watched(*arguments: Any) -> Any:
         held.append(working._loaded)
         return load(*arguments)
 
-    monkeypatch.setattr(checkpoint, "load", watched)
+    monkeypatch.setattr(pretrained, "load", watched)
     for case in (what.expansion.cases[0], what.expansion.cases[9], what.expansion.cases[0]):
         assert working.run(case, {})["status"] == "done"
     assert held == [None] * 3

@@ -8,16 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroal import (
-    Block,
-    Generation,
-    Layout,
-    Measurement,
-    Proposal,
-    Statistics,
-    hookimpl,
-    option,
-)
+from neuroal import Block, Generation, Layout, Measurement, Proposal, Statistics, hookimpl, option
 from neuroal_plugins import density
 from neuroal_plugins.pruner.wanda import Wanda
 

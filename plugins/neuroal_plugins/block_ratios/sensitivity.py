@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
-from neuroal_plugins.budgeted import Purse, Space, Unit, Vector
+from neuroal_plugins.budgeted import RunBudget, Space, Unit, Vector
 
 Rated = tuple[float, Vector]  # misalignment on all search windows, ratios
 SMALLEST_STEP, SMALLEST_PROBE = 0.002, 0.02
@@ -74,7 +74,7 @@ class Sensitivity:
         (one,) = yield Generation([probe], windows=1)
         (all_,) = yield Generation([space.proposal(space.uniform, {"at": "uniform"})])
         windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
-        purse = Purse(
+        purse = RunBudget(
             self.block_runs or int(self.candidates * 2 * len(layout.blocks) * windows),
             len(layout.blocks),
             windows,
@@ -95,7 +95,7 @@ class _Search:
     """The state that start and rounds share."""
 
     def __init__(
-        self, options: Sensitivity, space: Space, purse: Purse, units: tuple[Unit, ...]
+        self, options: Sensitivity, space: Space, purse: RunBudget, units: tuple[Unit, ...]
     ) -> None:
         self.options = options
         self.space = space

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroal import (
-    Linear,
-    PrunedLinear,
-    PrunerTraits,
-    Statistics,
-    Target,
-    hookimpl,
-    option,
-)
+from neuroal import Linear, PrunedLinear, PrunerTraits, Statistics, Target, hookimpl, option
 from neuroal_plugins import second_order
 
 CHECK_EVERY = 3  # iterations between two looks at how much the support changed

@@ -21,7 +21,7 @@ from neuroal import (
     hookimpl,
     option,
 )
-from neuroal_plugins.budgeted import Purse, Unit
+from neuroal_plugins.budgeted import RunBudget, Unit
 from neuroal_plugins.heads import Heads
 from neuroal_plugins.row_ratios.neuroal import Neuroal
 
@@ -126,7 +126,7 @@ class RowSensitivity:
         (one,) = yield Generation([Proposal(dict(base), alike, probe=True)], windows=1)
         (all_,) = yield Generation([Proposal(dict(base), alike)])
         windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
-        purse = Purse(
+        purse = RunBudget(
             int(self.candidates * all_.block_runs), len(layout.blocks), windows, all_.block_runs
         )
         purse.pay([one], 1)
@@ -150,7 +150,7 @@ class _Search:
         layout: Layout,
         base: Mapping[str, float],
         known: Mapping[Side, Scores],
-        purse: Purse,
+        purse: RunBudget,
     ) -> None:
         self.options = options
         self.base = dict(base)

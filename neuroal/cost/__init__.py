@@ -1,0 +1,1 @@
+"""What a run will cost: block runs, seconds, memory and disk."""

@@ -1,0 +1,104 @@
+"""How many candidates every strategy starts with, as far as it is known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuroal.errors import PluginError
+from neuroal.layout import Layout
+from neuroal.plugins import Plugin
+from neuroal.pruning.pruner import generator, updates_weights
+from neuroal.recipe import Recipe
+from neuroal.run.setup import Setup
+from neuroal.search.alignment import generation_runs
+from neuroal.types import Measurement
+
+_AHEAD = 8  # generations of a strategy that are looked at before it runs
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the search, as far as it is known before it runs.
+
+    Attributes:
+        role: `block_ratios` or `row_ratios`.
+        plugin: Its name.
+        candidates: Proposals of its first generation; None where they depend on measurements.
+        goes_on: Whether it answers that generation's costs with another.
+        widest: Windows of all candidates of its largest generation, whose states are held together;
+            of the first few generations, as they are where all candidates cost the same.
+    """
+
+    role: str
+    plugin: str
+    candidates: int | None
+    goes_on: bool = False
+    widest: int = 0
+
+
+def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
+    """Return how many candidates every strategy starts with; runs no model."""
+    steps = []
+    for plugin in made.block_ratios:
+        if plugin.has("measure_block"):
+            steps.append(Step(plugin.role, plugin.name, None))
+            continue
+        given = {"sparsity": recipe.wanted, "measurements": ()}
+        steps.append(_first_step(made, plugin, "propose_block_ratios", layout, recipe, **given))
+    if made.row_ratios is not None:
+        rows = made.row_ratios
+        zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
+        base = dict.fromkeys(layout.linears, recipe.wanted)
+        given = {"base": base, "deviation": zeros, "measurements": ()}
+        if rows.has("propose_row_importance"):
+            given["weighs_inputs"] = not updates_weights(made.pruner)
+        if rows.has("measure_block"):
+            steps.append(Step(rows.role, rows.name, None))
+        else:
+            steps.append(_first_step(made, rows, rows.proposes, layout, recipe, **given))
+    return steps
+
+
+def _first_step(
+    made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
+) -> Step:
+    rng = generator(recipe.seed, plugin.role, plugin.name)
+    proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
+    search = min(made.search_samples, recipe.samples)
+    measures = (made.alignment, made.pruner, made.reads_deviation)
+    counts: list[int] = []
+    widest = 0
+    answer: list[Measurement] | None = None
+    ended = False
+    try:
+        while len(counts) < _AHEAD:
+            generation = next(proposals) if answer is None else proposals.send(answer)
+            windows = min(generation.windows or search, search)
+            counts.append(len(generation.proposals))
+            widest = max(widest, counts[-1] * windows)
+            runs = generation_runs(*measures, len(layout.blocks), 1, windows)
+            answer = [Measurement(1.0, False, runs)] * counts[-1]
+    except StopIteration:
+        ended = True
+    except PluginError:
+        if len(counts) < 2:
+            raise
+        # Equal costs again and again are no run's: what a strategy makes of them is its own affair.
+    proposals.close()
+    goes_on = len(counts) > 1 or not ended
+    return Step(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)
+
+
+def reads_data(made: Setup, steps: Sequence[Step]) -> bool:
+    """Return whether anything reads activations, given the search's first steps."""
+    final = [p for p in (made.pruner, made.refiner) if p is not None]
+    return (
+        made.reads_deviation
+        or len(made.block_ratios) > 1
+        or any(step.candidates != 0 for step in steps)
+        or any(p.required_statistics() for p in final)
+    )

@@ -1,0 +1,119 @@
+"""What of a run is on the disk: what was asked for, or what it takes to fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuroal.errors import NeuroalError
+from neuroal.model import files
+from neuroal.model.memory import held_memory
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What of a run is on the disk while it is not at work.
+
+    Attributes:
+        blocks: The model's: one at a time is in memory.
+        activations: What blocks are given and hand on: one batch's at a time is in memory.
+    """
+
+    blocks: bool = False
+    activations: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a run needs.
+
+    Attributes:
+        work: Memory at its peak, whatever is on the disk: the process itself with what it holds
+            already, a block's pruned weights, and what is at work on a batch.
+        weights: The model's, still to be loaded; none of one that is in memory.
+        streamed: Of these what is in memory with one block at a time.
+        activations: What blocks are given and hand on.
+        batch: Of these what is in memory with one batch at a time.
+        checkpoint: The model's files.
+    """
+
+    work: int
+    weights: int
+    streamed: int
+    activations: int
+    batch: int
+    checkpoint: int
+
+    def memory(self, on_disk: Offload) -> int:
+        """Return the memory at its peak, the process itself included."""
+        weights = self.streamed if on_disk.blocks else self.weights
+        return self.work + weights + (self.batch if on_disk.activations else self.activations)
+
+    def disk(self, on_disk: Offload) -> int:
+        """Return the disk while it runs."""
+        # Pruned blocks are in the journal and in the result, but where they are its files at once.
+        files = self.checkpoint if on_disk.blocks else 2 * self.checkpoint
+        return files + (self.activations if on_disk.activations else 0)
+
+    def lack(self, on_disk: Offload, free: int | None) -> str | None:
+        """Return what to say where less memory is free than is needed; None where it is enough."""
+        more = self.memory(on_disk) - held_memory()
+        if free is None or more <= free:
+            return None
+        return f"the run needs about {_size(more)} of memory, {_size(free)} are available"
+
+    def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
+        """Return what to put on the disk: no more than it takes to fit, blocks first.
+
+        Args:
+            blocks: As asked; None where the choice is free.
+            activations: The same.
+            free: Bytes of memory; None fits everything.
+
+        Returns:
+            Where nothing fits, what needs the least memory.
+        """
+        ways = [Offload(b, a) for a in _either(activations) for b in _either(blocks)]
+        return next((way for way in ways if self.lack(way, free) is None), ways[-1])
+
+
+def decide(
+    needs: Needs, path: str | None, stream: bool | None, spill: bool | None, free: int | None
+) -> tuple[Offload, str | None]:
+    """Return what of a run is on the disk, and what to say of it where that was not asked for.
+
+    Args:
+        needs: Memory and disk of the run.
+        path: Of the model; None for one in memory.
+        stream: Blocks, as asked; None where they are read from the disk if it takes that to fit.
+        spill: Activations, the same.
+        free: Bytes of memory; None fits everything.
+
+    Raises:
+        NeuroalError: Memory is too small.
+    """
+    if path is None or (stream is None and not Path(files.locate(path)).is_dir()):
+        stream = False
+    chosen = needs.choose(stream, spill, free)
+    lack = needs.lack(chosen, free)
+    if lack is not None:
+        best = needs.choose(False if path is None else None, None, free)
+        flags = ["--stream"] if best.blocks and not chosen.blocks else []
+        flags += ["--spill"] if best.activations and not chosen.activations else []
+        cure = " ".join(flags) or "a smaller --batch or a shorter --length"
+        raise NeuroalError(f"{lack}: {cure} needs less")
+    said = []
+    if chosen.blocks and stream is None:
+        said.append("blocks are read from the disk one at a time")
+    if chosen.activations and spill is None:
+        said.append("activations are held on the disk")
+    asked = Offload(bool(stream), bool(spill))
+    return chosen, f"{needs.lack(asked, free)}: {', '.join(said)}" if said else None
+
+
+def _either(asked: bool | None) -> tuple[bool, ...]:
+    return (False, True) if asked is None else (asked,)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,1 @@
+"""From text, or rows of token ids, to calibration windows; the only door to `datasets`."""

@@ -1,0 +1,294 @@
+"""Two runs, or allocations, side by side: ratios, masks, recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.evaluation.mask_overlap import MaskOverlap, Masks, agreement
+from neuroal.layout import Block, Layout
+from neuroal.model.files import MARKER, read_report
+from neuroal.pruning.allocation import FILE, importance_problem, load
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two that are compared.
+
+    Attributes:
+        name: The folder or file as it was given.
+        report: Content of a run's `neuroal.json`; None for an allocation alone.
+        ratios: Of every linear, in order: achieved by a run, wanted by an allocation alone.
+        wanted: Of every linear, as the allocation has them.
+        rows: Of every linear, float64 `(out,)`, or `(1,)` where its rows have one ratio.
+        importance: Of the rows of the linears that have it, float64 `(out,)`.
+        inputs: Importance of the inputs of the linears that have it, float64 `(in,)`.
+    """
+
+    name: str
+    report: Mapping[str, Any] | None
+    ratios: Mapping[str, float]
+    wanted: Mapping[str, float]
+    rows: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+    @property
+    def by_row(self) -> bool:
+        """Return whether rows have ratios of their own."""
+        return any(len(x) > 1 for x in self.rows.values())
+
+    def sizes(self, linear: str) -> tuple[int, int]:
+        """Return how many rows and how many inputs of a linear the allocation tells apart."""
+        rows = max(len(self.rows[linear]), len(self.importance.get(linear, ())))
+        return rows, len(self.inputs.get(linear, ()))
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Ratios and masks of a linear, of a block, or of everything.
+
+    Attributes:
+        name: Of the linear or block.
+        a: Ratio of the first side.
+        b: Ratio of the second side.
+        masks: None where a side has no weights.
+        rows: Mean over rows of how far the wanted ratios of a row are apart; None where no side has
+            ratios of rows.
+        importance: The factor by which the importance of a weight, that of its row times that of
+            its input, differs, in root mean square of logarithms: 1 where proportions within
+            linears agree, which are all that counts; None where no side has importance. Rows and
+            inputs without count alike.
+        linears: A block's lines.
+    """
+
+    name: str
+    a: float
+    b: float
+    masks: MaskOverlap | None = None
+    rows: float | None = None
+    importance: float | None = None
+    linears: tuple[Line, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, a block with its linears."""
+        found: dict[str, Any] = {"name": self.name, "a": self.a, "b": self.b}
+        if self.masks is not None:
+            found["masks"] = self.masks.to_json()
+        if self.rows is not None:
+            found["rows_apart"] = self.rows
+        if self.importance is not None:
+            found["importance_apart"] = self.importance
+        if self.linears:
+            found["linears"] = [x.to_json() for x in self.linears]
+        return found
+
+
+def read_side(text: str) -> Side:
+    """Read a run's report, or an allocation.
+
+    Args:
+        text: A run's folder, or an `allocation.safetensors`.
+
+    Raises:
+        UsageError: It is neither, or a report of another schema.
+        NeuroalError: A file of it is broken.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / MARKER).is_file():
+            raise UsageError(f"folder '{text}' is no run: it holds no {MARKER}")
+        report = read_report(path)
+        try:
+            ratios = {name: float(x["achieved"]) for name, x in report["linears"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"'{path / MARKER}' is no report of a run: {error!r}") from error
+        return _side(text, report, ratios, path / FILE)
+    if not path.is_file():
+        raise UsageError(f"'{text}' is neither a run's folder nor an {FILE}")
+    return _side(text, None, None, path)
+
+
+def _side(
+    name: str, report: Mapping[str, Any] | None, achieved: Mapping[str, float] | None, file: Path
+) -> Side:
+    rows, importance, inputs = load(file)
+    for linear, ratios in rows.items():
+        if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
+            raise UsageError(f"'{file}' is no allocation: '{linear}' is no ratio of a linear")
+    for what, known in (("rows", importance), ("inputs", inputs)):
+        for linear, given in known.items():
+            if linear not in rows or not _is_vector(given) or importance_problem(given):
+                raise UsageError(
+                    f"'{file}' is no allocation: '{linear}' has no importance of {what}"
+                )
+    if inputs.keys() - importance.keys():
+        linear = min(inputs.keys() - importance.keys())
+        raise UsageError(f"'{file}' is no allocation: '{linear}' has importance of inputs alone")
+    wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
+    vectors = (rows, importance, inputs)
+    double = [{linear: x.double() for linear, x in given.items()} for given in vectors]
+    return Side(name, report, wanted if achieved is None else achieved, wanted, *double)
+
+
+def _is_vector(values: Tensor) -> bool:
+    return values.dim() == 1 and len(values) > 0 and values.is_floating_point()
+
+
+def check_comparable(a: Side, b: Side) -> None:
+    """Refuse two sides of different models.
+
+    Raises:
+        UsageError: Linears, or the files of the dense models, differ.
+    """
+    for one, other in ((a, b), (b, a)):
+        for name in one.wanted:
+            if name not in other.wanted:
+                raise UsageError(
+                    f"'{a.name}' and '{b.name}' are of different models: only '{one.name}' has "
+                    f"the linear '{name}'"
+                )
+    for name in a.wanted:
+        for what, *both in zip(("rows", "inputs"), a.sizes(name), b.sizes(name), strict=True):
+            sizes = sorted({*both} - {0} - ({1} if what == "rows" else set()))
+            if len(sizes) > 1:
+                raise UsageError(
+                    f"'{a.name}' and '{b.name}' are of different models: linear '{name}' has "
+                    f"{sizes[0]} or {sizes[1]} {what}"
+                )
+    if a.report is None or b.report is None:
+        return
+    models = [x.report["model"] for x in (a, b) if x.report is not None]
+    if models[0].get("sha256") != models[1].get("sha256"):
+        raise UsageError(
+            f"'{a.name}' and '{b.name}' are of different models: '{models[0].get('name')}' and "
+            f"'{models[1].get('name')}' do not hold the same weights"
+        )
+
+
+def lines(
+    a: Side, b: Side, layout: Layout | None = None, masks: tuple[Masks, Masks] | None = None
+) -> list[Line]:
+    """Return a line per block, each with one per linear.
+
+    Args:
+        a: One side.
+        b: The other; `check_comparable` has passed.
+        layout: Of their model; without it blocks are told by the linears' names, and the ratio of
+            a block is the mean over its linears, not over its weights.
+        masks: Of both, where both have weights.
+    """
+    achieved = a.report is not None and b.report is not None
+    first, second = (a.ratios, b.ratios) if achieved else (a.wanted, b.wanted)
+    found = []
+    for name, members in _blocks(a, layout).items():
+        parts = []
+        for linear, weights in members.items():
+            agreed = None
+            if masks is not None:
+                agreed = agreement(masks[0][linear], masks[1][linear], weights)
+            apart = _rows_apart(a, b, linear), _importance_apart(a, b, linear)
+            parts.append(Line(linear, first[linear], second[linear], agreed, *apart))
+        found.append(_together(name, parts, list(members.values())))
+    return found
+
+
+def overall(blocks: list[Line], layout: Layout | None = None) -> Line:
+    """Return one line for all blocks together."""
+    weights = [1] * len(blocks) if layout is None else [x.weights for x in layout.blocks]
+    return replace(_together("all blocks", blocks, weights), linears=())
+
+
+def _rows_apart(a: Side, b: Side, linear: str) -> float | None:
+    if not (a.by_row or b.by_row):
+        return None
+    return float((a.rows[linear] - b.rows[linear]).abs().mean())
+
+
+def _importance_apart(a: Side, b: Side, linear: str) -> float | None:
+    if not (a.importance or b.importance):
+        return None
+    alike = torch.ones(1, dtype=torch.float64)
+    variance = 0.0  # over all weights: row and input vary independently
+    for one, other in ((a.importance, b.importance), (a.inputs, b.inputs)):
+        apart = one.get(linear, alike).log() - other.get(linear, alike).log()
+        variance += float(apart.var(correction=0))
+    return math.exp(math.sqrt(variance))
+
+
+def _together(name: str, parts: list[Line], weights: list[int]) -> Line:
+    total = sum(weights)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(x * n for x, n in zip(values, weights, strict=True)) / total
+
+    agreed = [x.masks for x in parts if x.masks is not None]
+    rows = [x.rows for x in parts if x.rows is not None]
+    squares = [math.log(x.importance) ** 2 for x in parts if x.importance is not None]
+    return Line(
+        name,
+        mean(x.a for x in parts),
+        mean(x.b for x in parts),
+        sum(agreed, MaskOverlap()) if agreed else None,
+        mean(rows) if rows else None,
+        math.exp(math.sqrt(mean(squares))) if squares else None,
+        tuple(parts),
+    )
+
+
+def _blocks(side: Side, layout: Layout | None) -> dict[str, dict[str, int]]:
+    """Return the weights of every linear by block; 1 each where nobody says."""
+    if layout is not None:
+        return {x.name: _sizes(x) for x in layout.blocks}
+    found: dict[str, dict[str, int]] = {}
+    for linear in side.wanted:
+        parts = linear.split(".")
+        number = next((n for n, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+        found.setdefault(".".join(parts[: number + 1]), {})[linear] = 1
+    return found
+
+
+def _sizes(block: Block) -> dict[str, int]:
+    return {x.name: x.weights for x in block.linears}
+
+
+def differences(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what two runs were asked for differently: key, one value, the other.
+
+    The keys are a recipe's, then the hashes of what a recipe only names.
+    """
+    if a.report is None or b.report is None:
+        return
+    one, other = a.report.get("recipe", {}), b.report.get("recipe", {})
+    for key in dict.fromkeys([*one, *other]):
+        if one.get(key) != other.get(key):
+            yield key, one.get(key), other.get(key)
+    for key, first in _hashes(a.report).items():
+        second = _hashes(b.report).get(key, first)
+        if first != second:
+            yield key, first, second
+
+
+def _hashes(report: Mapping[str, Any]) -> dict[str, Any]:
+    found = {f"{x['role']} {x['name']} sha256": x.get("sha256") for x in report.get("plugins", ())}
+    if report.get("data"):
+        found["calibration sha256"] = report["data"].get("sha256")
+    return found
+
+
+def check_layout(side: Side, layout: Layout) -> None:
+    """Refuse a run whose report is not of the model in its folder.
+
+    Raises:
+        NeuroalError: The linears differ.
+    """
+    wrong = side.wanted.keys() ^ layout.linears.keys()
+    if wrong:
+        raise NeuroalError(f"report and model of '{side.name}' differ in linear '{min(wrong)}'")

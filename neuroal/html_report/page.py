@@ -1,0 +1,71 @@
+"""Subjects laid out as one page; every text is escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from tqdm import tqdm
+
+from neuroal.html_report.drawing import draw
+from neuroal.html_report.figure import Figure, number
+from neuroal.html_report.subject import Subject
+from neuroal.version import __version__
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    ident: str
+    figure: Figure
+    svg: Markup | None
+
+
+def page(subjects: Sequence[Subject], title: str | None, progress: bool = False) -> str:
+    """Return the HTML of a report.
+
+    Args:
+        subjects: Its sections.
+        title: Its heading; that of the only subject, or `neuroal report`, when None.
+        progress: Show a progress bar.
+    """
+    if title is None:
+        title = subjects[0].title if len(subjects) == 1 else "neuroal report"
+    total = sum(len(s.figures) for s in subjects)
+    sections: list[dict[str, Any]] = []
+    with tqdm(total=total, desc="report", disable=not progress, leave=False) as bar:
+        for i, subject in enumerate(subjects, start=1):
+            drawn = []
+            for k, figure in enumerate(subject.figures, start=1):
+                drawn.append(_drawn(figure, f"subject-{i}-figure-{k}"))
+                bar.update()
+            sections.append({"ident": f"subject-{i}", "subject": subject, "drawn": drawn})
+    environment = Environment(
+        loader=PackageLoader("neuroal.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["number"] = _shown
+    loader = environment.loader
+    assert loader is not None
+    style = Markup(loader.get_source(environment, "style.css")[0])
+    template = environment.get_template("page.html")
+    return template.render(title=title, sections=sections, style=style, version=__version__)
+
+
+def _drawn(figure: Figure, ident: str) -> _Drawn:
+    if figure.spec is None:
+        return _Drawn(ident, figure, None)
+    # The drawing escapes its own texts.
+    return _Drawn(ident, figure, Markup(draw(figure.spec, ident, figure.title, figure.caption)))
+
+
+def _shown(value: float) -> str:
+    """Return a number of a table: whole ones in full, others to six digits."""
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and value > 1e6):
+        return f"{int(value):,}"
+    return number(value)

@@ -1,0 +1,122 @@
+"""What a report says of one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
+from neuroal.html_report.figure import Table, finite, memory, number, percent, seconds
+from neuroal.html_report.reading import FinishedRun
+from neuroal.html_report.search_figures import STEPS, misalignment
+from neuroal.html_report.subject import Fact, Listing, Subject
+from neuroal.html_report.walk_figures import input_norms, phases
+from neuroal.run.model_card import model_title
+
+_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
+
+
+def run_subject(run: FinishedRun) -> Subject:
+    """Return the section of a run."""
+    report = run.report
+    sparsity, counts = report["sparsity"], report["counts"]
+    model = model_title(report["model"]["name"])
+    lead = (
+        f"{model}, pruned by {method(report['recipe'])}: {counts['pruned']:,} of "
+        f"{counts['weights']:,} prunable weights inside the decoder blocks are zero."
+    )
+    return Subject(
+        title=f"{model}, {method(report['recipe'])}, {percent(sparsity['achieved'])}",
+        lead=lead,
+        facts=list(_facts(report)),
+        notes=report["notes"],
+        figures=[
+            sparsity_map(run),
+            *(misalignment(run, role) for role in STEPS),
+            row_ratios(run),
+            input_norms(run),
+            phases(run),
+        ],
+        listings=[_recipe(run), _provenance(report), _plugins(report)],
+    )
+
+
+def method(recipe: Mapping[str, Any]) -> str:
+    """Return what a recipe prunes by, in a few words: `wanda + neuroal`."""
+    decided = recipe["top_up"] if recipe.get("allocation") is None else "a given allocation"
+    others = []
+    for role in _ROLES:
+        choice = recipe.get(role)
+        if choice is not None:
+            names = ", ".join(choice) if isinstance(choice, list) else choice
+            others.append(f"{role.replace('_', ' ')} {names}")
+    pattern = "" if recipe.get("pattern") in (None, "unstructured") else f" {recipe['pattern']}"
+    more = f" ({'; '.join(others)})" if others else ""
+    return f"{recipe['pruner']}{pattern} + {decided}{more}"
+
+
+def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
+    sparsity, counts = report["sparsity"], report["counts"]
+    wanted = f"{percent(sparsity['wanted'], 2)} wanted, over {counts['weights']:,} weights"
+    yield Fact("Achieved sparsity", percent(sparsity["achieved"], 2), wanted)
+    chosen = [c for c in report["candidates"] if c["selected"]]
+    measured = [c for c in report["candidates"] if finite(c["misalignment"]) is not None]
+    scored = [c for c in chosen if finite(c["misalignment"]) is not None]
+    if scored:
+        several = len(measured) > 1
+        more = f"the chosen one of {len(measured)} candidates" if several else "one candidate"
+        yield Fact("Misalignment", number(scored[-1]["misalignment"], 4), more)
+    runs = f"{counts['block_runs']:,} block runs"
+    yield Fact("Time", seconds(sum(report["timings"].values())), runs)
+    where = report["environment"]
+    yield Fact(
+        "Peak memory", memory(report["peak_memory_bytes"]), f"{where['device']}, {where['dtype']}"
+    )
+
+
+def _recipe(run: FinishedRun) -> Listing:
+    recipe = run.report["recipe"]
+    pairs = [(key, _value(x)) for key, x in recipe.items() if x not in (None, {}, [])]
+    return Listing("Recipe", "This repeats the run:", f"neuroal prune --recipe {run.path}", pairs)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _plugins(report: Mapping[str, Any]) -> Listing:
+    rows = [
+        (
+            p["role"],
+            p["name"],
+            f"{p['distribution']} {p['version']}",
+            ", ".join(f"{key} = {_value(x)}" for key, x in p["options"].items()) or "none",
+            str(p["sha256"])[:12],
+        )
+        for p in report["plugins"]
+    ]
+    return Listing("Plugins", table=Table(("role", "plugin", "from", "options", "SHA-256"), rows))
+
+
+def _provenance(report: Mapping[str, Any]) -> Listing:
+    data, where = report["data"], report["environment"]
+    versions = ", ".join(f"{k} {where[k]}" for k in ("neuroal", "torch", "transformers", "python"))
+    pairs = [
+        ("model", str(report["model"]["name"])),
+        ("SHA-256 of the model", str(report["model"]["sha256"])),
+    ]
+    if data:
+        pairs += [
+            (
+                "calibration",
+                f"{data['windows']} windows of {data['length']} tokens, {data['source']}",
+            ),
+            ("SHA-256 of the tokens", str(data["sha256"])),
+        ]
+    pairs += [
+        ("SHA-256 of the recipe", str(report.get("recipe_sha256"))),
+        ("versions", versions),
+        ("platform", f"{where['platform']}, {where['threads']} threads"),
+    ]
+    return Listing("Provenance", pairs=pairs)

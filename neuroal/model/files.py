@@ -1,0 +1,215 @@
+"""The tensors of a checkpoint's safetensors files, read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from neuroal.errors import NeuroalError, UsageError
+
+MARKER = "neuroal.json"
+SCHEMA = 1
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PIECE = 4 << 20
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""By their names in a file's header."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: its file, and the bytes within it."""
+
+    file: Path
+    start: int
+    end: int
+
+
+class Shards:
+    """The safetensors files of a model folder.
+
+    Attributes:
+        folder: The folder.
+        places: Where every tensor lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[Path, Any] = {}
+        self.places: dict[str, Place] = {}
+        listed = self._listed()
+        for file in sorted(set(listed.values())) if listed else [folder / ONE]:
+            self._open[file] = open_file(file)
+            self.places |= self.header(file)
+        for name, file in listed.items():
+            if name not in self.places or self.places[name].file != file:
+                raise NeuroalError(f"'{file}' lacks the tensor '{name}' that {INDEX} names")
+        if listed:
+            self.places = {name: self.places[name] for name in listed}
+
+    def _listed(self) -> dict[str, Path]:
+        """Return the file of every tensor that the index names; none without an index."""
+        if (self.folder / ONE).is_file():
+            return {}
+        index = self.folder / INDEX
+        if not index.is_file():
+            raise NeuroalError(f"folder '{self.folder}' holds no {ONE} and no {INDEX}")
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            listed = {str(name): self.folder / str(file) for name, file in names.items()}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise NeuroalError(f"'{index}' is no index of safetensors files: {error}") from error
+        for file in listed.values():
+            if not file.is_file():
+                raise NeuroalError(f"'{index}' names '{file.name}', which is not there")
+        return listed
+
+    @staticmethod
+    def header(file: Path) -> dict[str, Place]:
+        """Return the places of a sound file's tensors, which its first bytes say."""
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+        return {n: Place(file, 8 + size + a, 8 + size + b) for n, (a, b) in offsets.items()}
+
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating tensor."""
+        for name in self.places:
+            part = self._open[self.places[name].file].get_slice(name)
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is not None and dtype.is_floating_point:
+                return dtype
+        raise NeuroalError(f"folder '{self.folder}' holds no floating tensor")
+
+    def slices(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return tensors that are read when they are sliced, by name."""
+        return {name: self._open[self.places[name].file].get_slice(name) for name in names}
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Let the operating system have tensors at hand: no memory of this process is used."""
+        buffer = memoryview(bytearray(_PIECE))
+        for place in sorted((self.places[n] for n in names), key=lambda p: (p.file, p.start)):
+            with place.file.open("rb", buffering=0) as stream:
+                stream.seek(place.start)
+                left = place.end - place.start
+                while left > 0 and (read := stream.readinto(buffer[: min(left, _PIECE)])):
+                    left -= read
+
+
+def open_file(file: Path) -> Any:
+    """Return an open safetensors file that is not mapped into memory as a whole.
+
+    Raises:
+        NeuroalError: It is broken.
+    """
+    try:
+        try:  # reads what is asked for, where a map of the whole file might exceed a limit
+            return safe_open(file, framework="pt", backend="pread")
+        except TypeError:  # safetensors before 0.8
+            return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise NeuroalError(f"cannot read '{file}': {error}") from error
+
+
+def locate(model: str) -> str:
+    """Return the folder or hub name that `from_pretrained` takes.
+
+    Args:
+        model: "demo", a folder, or a hub name.
+
+    Raises:
+        NeuroalError: It is neither.
+    """
+    if model == "demo":
+        from neuroal.demo import MODEL
+
+        return str(MODEL)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise NeuroalError(f"folder '{model}' is no model: it holds no config.json")
+        return str(path)
+    hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model)
+    if path.exists() or not hub_name:
+        raise NeuroalError(f"model '{model}' is neither a folder, a hub name nor 'demo'")
+    return model
+
+
+def fingerprint(model: str) -> str | None:
+    """Return the SHA-256 over a folder's config and safetensors files; None for a hub name."""
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file.
+
+    Raises:
+        NeuroalError: The file does not exist or is broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise NeuroalError(f"cannot read '{path}': {error}") from error
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the JSON of a `neuroal.json`, given the file or its folder.
+
+    Raises:
+        UsageError: There is none, it is broken, or of another schema.
+    """
+    file = path / MARKER if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read recipe '{file}': {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe '{file}' is not a JSON object")
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"'{file}' has schema {data['schema']!r:.20}, this neuroal reads {SCHEMA}")
+    return data
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse to start what the disk cannot hold."""
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise NeuroalError(
+            f"'{folder}' needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free"
+        )

@@ -1,0 +1,255 @@
+"""The output folder while it is made: everything in `OUT.partial`, renamed on success.
+
+`OUT.partial` comes into being with the first thing worth keeping. It holds `run.json` (what decides
+the result, and whether an earlier run in `OUT` is to be replaced), `journal/` (finished search
+generations and pruned blocks), `checkpoint/` (what becomes `OUT`) and, for the moment of the
+exchange, `replaced/` (the earlier run).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from neuroal.distributed import ALONE, Team
+from neuroal.errors import UsageError
+from neuroal.model.files import MARKER, load_tensors, read_report, write_atomically
+
+_MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
+
+
+def check(out: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse an output folder that would lose something, or that cannot be made.
+
+    Raises:
+        UsageError: It exists and may not be replaced, or has no place to be in.
+    """
+    if out.name in ("", ".."):
+        raise UsageError(f"output folder '{out}' has no name of its own")
+    parent = next(p for p in out.absolute().parents if os.path.exists(p))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output folder '{out}' cannot be made: '{parent}' is no folder to write in"
+        )
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume exclude each other")
+    if out.exists() and not resume:
+        if not overwrite:
+            raise UsageError(f"output folder '{out}' exists: choose another or add --overwrite")
+        if not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"'{out}' was not written by neuroal: remove it yourself")
+    work = partial(out)
+    if work.exists() and not _is_ours(work):
+        raise UsageError(f"'{work}', which the run needs, is not neuroal's: remove it yourself")
+    if work.exists() and not (resume or overwrite):
+        raise UsageError(f"'{work}' holds an unfinished run: add --resume to go on, or --overwrite")
+
+
+def partial(out: Path) -> Path:
+    """Return the folder of the unfinished run."""
+    return out.with_name(out.name + ".partial")
+
+
+def _is_ours(work: Path) -> bool:
+    ours = {_MARK, f"{_MARK}.tmp", _JOURNAL, _CHECKPOINT, _REPLACED}
+    return work.is_dir() and all(p.name in ours for p in work.iterdir())
+
+
+def _mark(work: Path) -> dict[str, Any]:
+    """Return what the unfinished run in a folder says of itself; empty where there is none."""
+    file = work / _MARK
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
+    """Return the report of the same run, finished, in `out`; what it left unfinished is removed.
+
+    Args:
+        out: The output folder.
+        digest: The recipe's.
+        **more: Other entries of the report that have to be the same.
+
+    Returns:
+        None where the run is not finished: nothing is there, or the earlier run that it is to
+        replace still is.
+
+    Raises:
+        UsageError: `out` holds another run.
+    """
+    work = partial(out)
+    if not out.exists() or (_mark(work).get("replaces") and not (work / _REPLACED).exists()):
+        return None
+    if not (out / MARKER).is_file():
+        raise UsageError(f"'{out}' was not written by neuroal: choose another output folder")
+    data = read_report(out)
+    expected = {"recipe_sha256": digest, **json.loads(json.dumps(more))}
+    for key, value in expected.items():
+        if data.get(key) != value:
+            what = key.removesuffix("_sha256")
+            raise UsageError(f"'{out}' holds another run: its {what} differs")
+    _remove(work)
+    return data
+
+
+def _remove(work: Path) -> None:
+    """Remove an unfinished run, the mark first: what a kill leaves of the rest says nothing."""
+    if work.exists():
+        (work / _MARK).unlink(missing_ok=True)
+        shutil.rmtree(work)
+
+
+def _norms_file(index: int) -> str:
+    return f"norms-{index:04d}.json"
+
+
+def _block_file(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What an unfinished run has done so far, one file a step; None remembers nothing.
+
+    Attributes:
+        out: The output folder, or None.
+        mark: What the run says of itself in `OUT.partial`.
+        team: The processes of the run, of which the first alone has an output folder.
+    """
+
+    out: Path | None
+    mark: Mapping[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
+
+    @classmethod
+    def open(cls, out: Path | None, digest: str, resume: bool, team: Team = ALONE) -> Journal:
+        """Start or go on with a run.
+
+        Args:
+            out: The output folder.
+            digest: SHA-256 of everything that decides the result.
+            resume: Go on with what is there.
+            team: The processes of the run.
+
+        Raises:
+            UsageError: What is there belongs to another recipe.
+        """
+        if out is None:
+            return cls(None, team=team)
+        work = partial(out)
+        mark = _mark(work)
+        if resume and mark:
+            if mark["sha256"] != digest:
+                raise UsageError(f"'{work}' belongs to another recipe, model, data or plugin")
+            return cls(out, mark, team)
+        if (work / _REPLACED).exists() and not out.exists():
+            os.replace(work / _REPLACED, out)
+        _remove(work)
+        return cls(out, {"sha256": digest, "replaces": out.exists()}, team)
+
+    @property
+    def folder(self) -> Path | None:
+        """Return `OUT.partial/journal`, or None without an output folder."""
+        return None if self.out is None else partial(self.out) / _JOURNAL
+
+    def _set_mark(self) -> None:
+        assert self.out is not None
+        work = partial(self.out)
+        if not (work / _MARK).is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            write_atomically(work / _MARK, json.dumps(dict(self.mark)).encode())
+
+    def _keep(self, name: str, data: bytes) -> None:
+        assert self.folder is not None
+        self._set_mark()
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self.folder / name, data)
+
+    def recall(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """Return the bytes kept under a key by an earlier try; else make them and keep them."""
+        file = None if self.folder is None else self.folder / f"{key}.safetensors"
+        there = file is not None and file.is_file()
+        known = self.team.first(lambda: file.read_bytes() if file is not None and there else None)
+        if known is not None:
+            return known
+        made = make()
+        if file is not None:
+            self._keep(file.name, made)
+        return made
+
+    def block(self, index: int) -> dict[str, Tensor] | None:
+        """Return the pruned weights of a finished block by linear name."""
+        if self.folder is None or not (self.folder / _block_file(index)).is_file():
+            return None
+        return load_tensors(self.folder / _block_file(index))
+
+    def norms(self, index: int) -> dict[str, float]:
+        """Return the dense input norms of a finished block by linear name; empty if unknown."""
+        file = None if self.folder is None else self.folder / _norms_file(index)
+        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
+
+    def keep_norms(self, index: int, norms: Mapping[str, float]) -> None:
+        """Keep the dense input norms of a block that is about to be finished."""
+        if self.folder is not None:
+            self._keep(_norms_file(index), json.dumps(dict(norms)).encode())
+
+    def shard(self, name: str) -> Path | None:
+        """Return a file of the checkpoint that is written already."""
+        if self.out is None:
+            return None
+        file = partial(self.out) / _CHECKPOINT / name
+        return file if file.is_file() else None
+
+    def keep_shard(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file of the checkpoint, which is either whole or not there."""
+        if self.out is not None:
+            self._set_mark()
+            folder = partial(self.out) / _CHECKPOINT
+            folder.mkdir(exist_ok=True)
+            write(folder / f"{name}.tmp")
+            os.replace(folder / f"{name}.tmp", folder / name)
+
+    def abandon(self, everything: bool = False) -> None:
+        """Remove the unfinished run's folder if nothing in it is worth going on from.
+
+        Args:
+            everything: Finished steps are not: the run would fail again.
+        """
+        if self.out is not None:
+            work = partial(self.out)
+            if everything or not any((work / name).is_dir() for name in (_JOURNAL, _CHECKPOINT)):
+                _remove(work)
+
+    def keep_block(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the pruned weights of a finished block."""
+        if self.folder is not None:
+            data = to_safetensors({k: w.detach().cpu().contiguous() for k, w in weights.items()})
+            self._keep(_block_file(index), data)
+
+
+def publish(out: Path) -> None:
+    """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up.
+
+    Raises:
+        FileExistsError: `out` came into being while the run went on.
+    """
+    work = partial(out)
+    replaced = work / _REPLACED
+    if out.exists():
+        if not _mark(work).get("replaces"):
+            raise FileExistsError(f"'{out}' was made meanwhile: see '{work / _CHECKPOINT}'")
+        os.replace(out, replaced)
+    try:
+        os.replace(work / _CHECKPOINT, out)
+    except OSError:
+        if replaced.exists():
+            os.replace(replaced, out)
+        raise
+    _remove(work)

@@ -1,0 +1,64 @@
+"""What is checked of a pruner's and a refiner's answers, and how what is wrong is told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuroal.errors import PluginError
+from neuroal.layout import Linear
+from neuroal.plugins import Plugin
+from neuroal.types import Target
+
+NOT_FINITE = "returned NaN or infinity"
+
+
+def wrong(plugin: Plugin, hook: str, linear: Linear, what: str) -> PluginError:
+    """Return the error that names plugin, hook and linear, and what helps."""
+    return plugin.error(hook, f"{what} for linear '{linear.name}': {plugin.cure}")
+
+
+def check(plugin: Plugin, hook: str, linear: Linear, values: object) -> None:
+    """Refuse what is not a floating tensor of the linear's shape."""
+    shape = (linear.out_features, linear.in_features)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise wrong(plugin, hook, linear, f"returned {_kind(values)}, not a floating tensor")
+    if tuple(values.shape) != shape:
+        raise wrong(plugin, hook, linear, f"returned shape {tuple(values.shape)}, not {shape},")
+
+
+def finite(values: Tensor) -> Tensor:
+    """Return whether all values are finite, as a 0-d bool tensor."""
+    if values.device.type == "cpu":
+        # Anything not finite shows in the sum, in a fraction of the time.
+        flag = values.sum().isfinite()
+        if flag:
+            return flag
+    return values.isfinite().all()
+
+
+def check_mask(plugin: Plugin, hook: str, linear: Linear, mask: object, target: Target) -> None:
+    """Refuse what is not a bool mask of the linear's shape that meets an exact target."""
+    shape = (linear.out_features, linear.in_features)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise wrong(plugin, hook, linear, f"returned mask {_kind(mask)}, not bool {shape},")
+    if target.budget != "exact":
+        return
+    if target.pattern is not None:
+        groups = mask.reshape(-1, target.pattern.of).sum(dim=1)
+        if bool((groups != target.pattern.of - target.pattern.kept).any()):
+            raise wrong(plugin, hook, linear, f"returned a mask that is not {target.pattern}")
+        return
+    pruned = mask.sum(dim=1).cpu() if target.comparison == "row" else mask.sum().cpu()
+    if bool((pruned != target.counts.cpu()).any()):
+        asked, total = int(target.counts.sum()), int(pruned.sum())
+        what = f"pruned {total}, not {asked}, weights"
+        if total == asked:
+            what = "pruned other rows than it was asked to"
+        raise wrong(plugin, hook, linear, what)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__

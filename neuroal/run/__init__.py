@@ -1,0 +1,1 @@
+"""One run: its plugins, its final pruning, its report and model card."""

@@ -1,0 +1,121 @@
+"""The final pruning: block by block, on what the pruned blocks before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from neuroal.distributed import ALONE, Team
+from neuroal.layout import Block
+from neuroal.layout import matrices as matrices
+from neuroal.model.blocks import Blocks
+from neuroal.model.run_folder import Journal
+from neuroal.pruning.pruner import BasePruner
+from neuroal.run.report import InputNorms
+from neuroal.types import Target, Tick
+from neuroal.walk.statistics import Statistics, resolve
+from neuroal.walk.walker import CandidateState, Walker
+
+
+def commit(
+    blocks: Blocks,
+    base: BasePruner,
+    targets: Mapping[str, Target],
+    walker: Walker | None,
+    ids: Tensor | None,
+    journal: Journal,
+    tick: Tick,
+    team: Team = ALONE,
+) -> dict[str, InputNorms]:
+    """Prune a model for good; a block that an earlier try finished is taken from there.
+
+    Every block runs dense for the statistics, is pruned, and runs pruned: that output is the next
+    block's input. Nothing runs if neither pruner nor refiner reads statistics.
+
+    Args:
+        blocks: The model's blocks.
+        base: Pruner and refiner.
+        targets: How much to prune in every linear; those without one stay dense.
+        walker: Runs the model; None without calibration data.
+        ids: Calibration windows, int64 `(windows, length)`.
+        journal: Finished blocks of an earlier try, and a place for new ones.
+        tick: Called once per block.
+        team: The processes that share the windows, and the linears of every block.
+
+    Returns:
+        The mean input norm of every linear, with its block dense and with its block pruned; empty
+        where no block runs. Pruned is None in the last block, which does not run pruned.
+    """
+    plugins = [p for p in (base.pruner, base.refiner) if p is not None]
+    accumulators = resolve(s for p in plugins for s in p.required_statistics())
+    if not accumulators or walker is None or ids is None:
+        for block in blocks.layout.blocks:
+            with blocks.open(block) as module:
+                if not _restore(blocks, block, module, journal, team):
+                    weights = _prune(base, block, module, {}, targets, team)
+                    blocks.keep(block, module, weights, journal)
+            tick()
+        return {}
+    read = {a.name for a in accumulators}
+    accumulators = resolve({*accumulators, "input_norm"})
+    norm = [a for a in accumulators if a.name == "input_norm"]
+    norms: dict[str, InputNorms] = {}
+    inputs = walker.inputs(ids, team=team)
+    prefix = CandidateState.start(inputs)
+    for block in blocks.layout.blocks:
+        with walker.block(block) as module:
+            if _restore(blocks, block, module, journal, team):
+                before = journal.norms(block.index)
+            else:
+                dense = walker.run(block, module, inputs, prefix, accumulators, output=False)
+                before = _mean_norms(dense.statistics)
+                journal.keep_norms(block.index, before)
+                statistics = {n: s.only(read) for n, s in dense.statistics.items()}
+                weights = _prune(base, block, module, statistics, targets, team)
+                blocks.keep(block, module, weights, journal)
+                del dense, statistics, weights
+            behind: Mapping[str, float] = {}
+            if block.index < len(blocks.layout.blocks) - 1:
+                after = walker.run(block, module, inputs, prefix, norm)
+                prefix, behind = after.prefix or prefix, _mean_norms(after.statistics)
+        norms |= {n: {"dense": x, "pruned": behind.get(n)} for n, x in before.items()}
+        tick()
+    return norms
+
+
+def _restore(blocks: Blocks, block: Block, module: nn.Module, journal: Journal, team: Team) -> bool:
+    """Give a block what an earlier try has pruned of it, which the first process knows."""
+    there = blocks.restore(block, module, journal)
+    if team.size == 1:
+        return there
+    pruned = (
+        {x.name: matrices.weight(x, module, block.name) for x in block.linears} if there else {}
+    )
+    weights = team.exchange_tensors(pruned)[0]
+    matrices.write({x.name: x for x in block.linears}, weights, module, block.name)
+    return bool(weights)
+
+
+def _prune(
+    base: BasePruner,
+    block: Block,
+    module: nn.Module,
+    statistics: Mapping[str, Statistics],
+    targets: Mapping[str, Target],
+    team: Team,
+) -> dict[str, Tensor]:
+    """Return a block's pruned weights by linear name; each process prunes some of the linears."""
+    own = team.mine([x.name for x in block.linears if x.name in targets])
+    wanted = {name: targets[name] for name in own}
+    weights: dict[str, Tensor] = {}
+    for share in team.exchange_tensors(base.prune_block(block, module, statistics, wanted)):
+        weights |= share
+    return weights
+
+
+def _mean_norms(statistics: Mapping[str, Statistics]) -> dict[str, float]:
+    """Return the mean over inputs of `input_norm` by linear; waits for the device once."""
+    means = torch.stack([s["input_norm"].float().mean() for s in statistics.values()])
+    return dict(zip(statistics, means.tolist(), strict=True))

@@ -1,0 +1,169 @@
+"""What a run leaves: the report, and the numbers that go into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroal.layout import Layout
+from neuroal.model.files import SCHEMA
+from neuroal.model.pretrained import transformers_version
+from neuroal.model.zeros import Zeros
+from neuroal.pruning.allocation import Rules
+from neuroal.types import Target
+from neuroal.version import __version__
+
+InputNorms = dict[str, float | None]
+"""Mean over a linear's inputs of their norms: `dense`, and `pruned` or None where not measured."""
+
+
+@dataclass
+class Report:
+    """What happened; `to_json` is the content of `neuroal.json`.
+
+    Attributes:
+        schema: Version of this format.
+        recipe: What was asked for.
+        recipe_sha256: SHA-256 of the recipe.
+        environment: Versions, device, dtype.
+        model: Name and SHA-256 of config and weights.
+        plugins: Role, name, distribution, version, options and SHA-256 of every plugin.
+        data: Source, windows, length and SHA-256 of the calibration token ids.
+        candidates: Every candidate of the search, in order.
+        sparsity: Wanted and achieved, over the prunable weights.
+        blocks: The same per block.
+        linears: The same per linear, with the achieved ratio of its rows; `input_norm` is the mean
+            over its inputs of their norms on the calibration windows, with its block `dense` and
+            with its block `pruned`, behind the same pruned blocks. It is absent where the final
+            pruning runs no block, and `pruned` is None in the last one.
+        timings: Seconds per phase.
+        counts: `block_runs`, `linears`, `weights`, `pruned`.
+        peak_memory_bytes: Of the process; of the accelerator where one is used.
+        phase_memory_bytes: The same up to the end of every phase: the phase that raises it has the
+            peak. Reports written before it was measured have none.
+        notes: What was left out or should be known.
+    """
+
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    plugins: list[dict[str, Any]]
+    data: dict[str, Any] | None
+    schema: int = SCHEMA
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    sparsity: dict[str, float] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    phase_memory_bytes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"schema": self.schema} | dataclasses.asdict(self)  # schema first
+
+    def selected(self) -> dict[str, dict[str, Any]]:
+        """Return the selected candidate of every step by role."""
+        return {c["role"]: c for c in self.candidates if c["selected"]}
+
+
+def fill_sparsity(
+    report: Report,
+    found: Layout,
+    rules: Rules,
+    wanted: Mapping[str, Target],
+    zeros: Mapping[str, Zeros],
+    norms: Mapping[str, InputNorms],
+) -> None:
+    """Write wanted and achieved ratios, counted on the weights, and input norms into the report."""
+    for name, x in found.linears.items():
+        rows = zeros[name].rows
+        report.linears[name] = {
+            "wanted": wanted[name].ratio if name in wanted else 0.0,
+            "achieved": zeros[name].zeros / x.weights,
+            "rows": {
+                "min": float(rows.min()),
+                "mean": float(rows.mean()),
+                "max": float(rows.max()),
+            },
+            "tensors": list(zeros[name].tensors),
+        }
+        if name in norms:
+            report.linears[name]["input_norm"] = norms[name]
+    dense = [*found.dense(), *rules.left_dense(found)]
+    report.notes += [f"stays dense: {line}" for line in dense]
+    report.notes += _varied(found, rules, wanted)
+    report.notes += _unseen(found, norms)
+    for block in found.blocks:
+        share = {x.name: x.weights / block.weights for x in block.linears}
+        report.blocks.append(
+            {"name": block.name}
+            | {
+                key: sum(report.linears[n][key] * s for n, s in share.items())
+                for key in ("wanted", "achieved")
+            }
+        )
+    prunable = [x for x in found.linears.values() if x.name not in rules.dense]
+    weights = sum(x.weights for x in prunable)
+    pruned = sum(zeros[x.name].zeros for x in prunable)
+    report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
+    report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
+
+
+def _varied(found: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[str]:
+    """Return a note on the patterns that blocks have, where they are not all the one asked for."""
+    if rules.pattern is None or not rules.varies:
+        return []
+    of = rules.pattern.of
+    by_block = {x.block: wanted[n].ratio for n, x in found.linears.items() if n in wanted}
+    kept = [round((1 - ratio) * of) for ratio in by_block.values()]
+    each = ", ".join(f"{n}:{of} in {kept.count(n)}" for n in sorted(set(kept), reverse=True))
+    return [f"N varies to meet the sparsity: of {len(kept)} blocks, {each}"]
+
+
+def _unseen(found: Layout, norms: Mapping[str, InputNorms]) -> list[str]:
+    """Return a note on the experts that no calibration token was routed to."""
+    experts = [n for n, x in found.linears.items() if x.expert is not None and n in norms]
+    unseen = [n for n in experts if not norms[n]["dense"]]
+    if not unseen:
+        return []
+    return [
+        f"no calibration token was routed to {len(unseen)} of {len(experts)} linears of experts, "
+        f"which magnitude pruned: {unseen[0]}" + (" and others" if len(unseen) > 1 else "")
+    ]
+
+
+def environment(model: nn.Module) -> dict[str, Any]:
+    """Return what the result may depend on besides recipe, model and data."""
+    parameter = next(p for p in model.parameters() if not p.is_meta)
+    return {
+        "neuroal": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers_version(),
+        "platform": platform.platform(),
+        "device": str(parameter.device),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory() -> int:
+    """Return the peak bytes of the accelerator in use, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,78 @@
+"""The allocation of an earlier run, as far as this run can have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from neuroal.errors import UsageError
+from neuroal.layout import Layout
+from neuroal.model.files import MARKER, read_report
+from neuroal.pruning import allocation
+from neuroal.pruning.allocation import Allocation
+from neuroal.pruning.pruner import traits, updates_weights
+from neuroal.recipe import Recipe
+from neuroal.run.setup import Setup, no_importance, no_rows
+
+
+def with_its_sparsity(recipe: Recipe) -> Recipe:
+    """Return a recipe that names a sparsity: where it names none, that of its allocation's run.
+
+    Raises:
+        UsageError: No report of that run stands beside the allocation.
+    """
+    if recipe.allocation is None or recipe.sparsity is not None or recipe.parsed_pattern():
+        return recipe
+    place = Path(recipe.allocation)
+    if not place.exists():
+        return recipe  # refused when it is read
+    report = (place if place.is_dir() else place.parent) / MARKER
+    if not report.is_file():
+        raise UsageError(
+            f"allocation '{recipe.allocation}' has no {MARKER} beside it that tells its sparsity: "
+            "give --sparsity"
+        )
+    wanted = Recipe.from_json(read_report(report)["recipe"]).wanted
+    return dataclasses.replace(recipe, sparsity=wanted)
+
+
+def earlier_allocation(
+    made: Setup, recipe: Recipe, found: Layout
+) -> tuple[Allocation | None, list[str]]:
+    """Return the allocation that a recipe names, and a note on what of it is left out.
+
+    Ratios or importance of rows are left out where the pruner or the pattern has no use for them,
+    and importance of inputs where the pruner moves weights.
+
+    Returns:
+        The allocation, or None where the recipe names none.
+
+    Raises:
+        UsageError: `--comparison` alone keeps its rows from counting.
+        NeuroalError: It cannot be read, or is of another model.
+    """
+    if recipe.allocation is None:
+        return None, []
+    earlier = allocation.read(Path(recipe.allocation), found)
+    asked, can = recipe.comparison, traits(made.pruner)
+    if earlier.row_importance:
+        what = "importance of rows" + (" and inputs" if earlier.input_importance else "")
+        why = no_importance(made.pattern, asked)
+        otherwise = no_importance(made.pattern, None)
+    elif earlier.rows:
+        what = "ratios of rows"
+        why = no_rows(made.pruner.name, can, made.pattern, made.comparison)
+        otherwise = no_rows(made.pruner.name, can, made.pattern, can.comparison)
+    else:
+        return earlier, []
+    if why is None and earlier.input_importance and updates_weights(made.pruner):
+        kept = dataclasses.replace(earlier, input_importance={})
+        named = f"importance of inputs in allocation '{recipe.allocation}'"
+        return kept, [f"{named} left out: pruner '{made.pruner.name}' moves weights"]
+    if why is None:
+        return earlier, []
+    named = f"{what} in allocation '{recipe.allocation}'"
+    if otherwise is None:
+        raise UsageError(f"{named} cannot be used here: {why}: drop --comparison {asked}")
+    kept = dataclasses.replace(earlier, rows={}, row_importance={}, input_importance={})
+    return kept, [f"{named} left out: {why}"]

@@ -1,0 +1,1 @@
+"""NeuroAL: ask plugins for proposals, walk, measure the misalignment, keep the best."""

@@ -1,0 +1,133 @@
+"""What several runs on one dense model have in common, made by the first run that needs it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from neuroal.data.calibration import Windows
+from neuroal.distributed import ALONE, Team
+from neuroal.errors import NeuroalError
+from neuroal.plugins import Plugin
+from neuroal.pruning.pruner import spare_copies
+from neuroal.recipe import Recipe
+from neuroal.types import Accumulator, Tick
+from neuroal.walk.statistics import resolve
+from neuroal.walk.walker import CandidateState, Inputs, Walker
+
+Measurements = dict[Plugin, Sequence[Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One plugin's answers, and what the walk that gave them has cost."""
+
+    answers: Sequence[Mapping[str, Tensor]]
+    seconds: float
+    block_runs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Calibration windows, and the answers of `measure_block` about the dense model.
+
+    Give one object to all runs of one model, each of which begins with its dense weights: a result
+    is the same as without. A run that finds an answer here reports the seconds and block runs that
+    it has cost, so that runs can be compared whichever came first.
+    """
+
+    _windows: dict[str, Windows] = field(default_factory=dict)
+    _measured: dict[str, _Measured] = field(default_factory=dict)
+
+    def windows(self, recipe: Recipe, make: Callable[[], Windows]) -> Windows:
+        """Return the windows of a recipe's calibration, made now or by an earlier run."""
+        decides = (recipe.calibration, recipe.samples, recipe.length, recipe.seed)
+        key = json.dumps(decides)
+        if key not in self._windows:
+            self._windows[key] = make()
+        return self._windows[key]
+
+    @property
+    def calibrations(self) -> Sequence[Windows]:
+        """Return the calibration windows made so far."""
+        return tuple(self._windows.values())
+
+    def measure(
+        self,
+        walker: Walker,
+        data: Windows,
+        plugins: Sequence[Plugin],
+        open_tick: Callable[[], Tick] = lambda: int,
+        team: Team = ALONE,
+    ) -> tuple[Measurements, float]:
+        """Return the plugins' answers about every block, and the seconds of the dense walk.
+
+        Args:
+            walker: Runs the model; its block runs count those of earlier walks too.
+            data: All calibration windows.
+            plugins: Strategies that have `measure_block`.
+            open_tick: Opens a progress bar, where there is something to wait for.
+            team: The processes that share the windows.
+        """
+        keys = {p: json.dumps([p.provenance(), data.sha256], sort_keys=True) for p in plugins}
+        new = [p for p in plugins if keys[p] not in self._measured]
+        before = walker.block_runs
+        if new:
+            start = time.perf_counter()
+            answers = measure_blocks(walker, walker.inputs(data.ids, team=team), new, open_tick())
+            seconds = time.perf_counter() - start
+            for plugin, answer in zip(new, answers, strict=True):
+                made = _Measured(answer, seconds, walker.block_runs - before)
+                self._measured[keys[plugin]] = made
+        found = {p: self._measured[key] for p, key in keys.items()}
+        # One walk serves all plugins: together they cost what the dearest costs.
+        walker.block_runs = before + max(m.block_runs for m in found.values())
+        return {p: m.answers for p, m in found.items()}, max(m.seconds for m in found.values())
+
+
+def measure_blocks(
+    walker: Walker, inputs: Inputs, plugins: Sequence[Plugin], tick: Tick = int
+) -> list[list[Mapping[str, Tensor]]]:
+    """Give every block to the `measure_block` hooks, in one dense walk over all windows.
+
+    Args:
+        walker: Runs the model.
+        inputs: All calibration windows.
+        plugins: Block-ratio plugins that have the hook.
+        tick: Called once per block.
+
+    Returns:
+        For every plugin its answers in block order.
+    """
+    needed: set[str | Accumulator] = set()
+    for plugin in plugins:
+        needed |= set(plugin.required_statistics())
+    accumulators = resolve(needed)
+    if any(a.compares for a in accumulators):
+        raise NeuroalError("measure_block sees the dense model alone: no statistic can compare")
+    answers: list[list[Mapping[str, Tensor]]] = [[] for _ in plugins]
+    prefix = CandidateState.start(inputs)
+    with torch.no_grad():
+        for block in walker.layout.blocks:
+            last = block.index == len(walker.layout.blocks) - 1
+            with walker.block(block) as module:
+                statistics = {}
+                if accumulators or not last:
+                    result = walker.run(
+                        block, module, inputs, prefix, accumulators, output=not last
+                    )
+                    prefix, statistics = result.prefix or prefix, result.statistics
+                weights = spare_copies(block, module)
+            for plugin, answer in zip(plugins, answers, strict=True):
+                answer.append(
+                    plugin.call(
+                        "measure_block", block=block, weights=weights, statistics=statistics
+                    )
+                )
+            tick()
+    return answers

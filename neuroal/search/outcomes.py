@@ -1,0 +1,68 @@
+"""A candidate to measure, and its outcome; as bytes for the journal and for other processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from neuroal.types import Measurement, Target
+
+_KEY = "measurements"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate to measure.
+
+    Attributes:
+        targets: How much to prune in every linear.
+        limit: A finished total of the same step; the candidate leaves as soon as it is strictly
+            above. None measures to the end.
+        around: Targets that these are a change of, of another trial or these themselves: a block
+            that has the same ones keeps the weights that those give it, though its inputs are
+            others, and is not run for the pruner.
+    """
+
+    targets: Mapping[str, Target]
+    limit: float | None = None
+    around: Mapping[str, Target] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A measured candidate.
+
+    Attributes:
+        measurement: Its cost.
+        deviation: Dense minus pruned input norm, float32 `(in,)`, by linear; if asked for.
+    """
+
+    measurement: Measurement
+    deviation: Mapping[str, Tensor]
+
+
+def pack(outcomes: Sequence[Outcome]) -> bytes:
+    """Return outcomes as a safetensors file: deviations as tensors, the rest as metadata."""
+    tensors = {
+        f"{i}/{name}": t.cpu().contiguous()
+        for i, o in enumerate(outcomes)
+        for name, t in o.deviation.items()
+    }
+    measurements = json.dumps([asdict(o.measurement) for o in outcomes])
+    return to_safetensors(tensors, metadata={_KEY: measurements})
+
+
+def unpack(data: bytes) -> list[Outcome]:
+    """Return the outcomes of `pack`."""
+    size = int.from_bytes(data[:8], "little")
+    measurements = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_KEY])
+    deviations: list[dict[str, Tensor]] = [{} for _ in measurements]
+    for name, tensor in from_safetensors(data).items():
+        index, _, linear = name.partition("/")
+        deviations[int(index)][linear] = tensor
+    return [Outcome(Measurement(**m), d) for m, d in zip(measurements, deviations, strict=True)]

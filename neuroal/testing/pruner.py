@@ -1,0 +1,290 @@
+"""What holds for every pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroal.plugins import Plugin
+from neuroal.pruning.pruner import BasePruner, generator, traits
+from neuroal.testing import cases
+from neuroal.testing.cases import Case
+from neuroal.testing.checks import (
+    Conformance,
+    devices,
+    expect,
+    expect_repeatable,
+    expect_unchanged,
+    situation,
+    skip,
+)
+from neuroal.types import PrunedLinear, PrunerTraits, Target
+
+Targets = Callable[[int, int], Iterable[tuple[str, Target]]]
+
+
+class PrunerConformance(Conformance):
+    """The checks of a pruner; a subclass has the fixture `plugin`, which returns an instance."""
+
+    role = "pruner"
+
+    def test_traits(self, plugin: Any) -> None:
+        """`describe` says the same every time, and nothing that the hooks belie."""
+        p = self.load(plugin)
+        can = traits(p)
+        expect(traits(p) == can, "describe differs between two calls")
+        expect(can.comparison in ("row", "matrix"), f"describe: comparison is {can.comparison!r}")
+        for name in ("row_ratios", "patterns", "second_order"):
+            value = getattr(can, name)
+            expect(isinstance(value, bool), f"describe: {name} is {value!r}, not True or False")
+        expect(
+            not can.second_order or p.has("prune_linear") or p.has("prune_linears"),
+            "describe says second_order, and only prune_linear or prune_linears can move a weight",
+        )
+        expect(
+            can.magnitude_times is None or can.magnitude_times in p.statistic_names(),
+            f"describe: magnitude_times is {can.magnitude_times!r}, which is not required",
+        )
+
+    def test_scores(self, plugin: Any) -> None:
+        """Scores are finite and floating, one per weight, on the weight's device."""
+        p = self._scoring(plugin)
+        for case in cases.cases():
+            with situation(case.name):
+                _expect_scores(_scores(p, case), case)
+
+    def test_scores_on_other_devices(self, plugin: Any) -> None:
+        """Scores on a GPU are there, and those of the CPU to a part in a thousand."""
+        p = self._scoring(plugin)
+        if not devices():
+            raise skip("there is no device but the CPU")
+        for device in devices():
+            for case in cases.cases():
+                with situation(f"{case.name}, {device}"):
+                    _expect_scores(_scores(p, case.to(device)), case.to(device))
+            scores, known = _scores(p, cases.typical().to(device)), _scores(p, cases.typical())
+            close = torch.allclose(scores.cpu().double(), known.double(), rtol=1e-3)
+            expect(close, f"scores on {device} are not those on the CPU")
+
+    def test_scores_repeat(self, plugin: Any) -> None:
+        """The same weight and statistics have the same scores, whatever was scored between."""
+        p = self._scoring(plugin)
+        expect_repeatable(lambda: _scores(p, cases.typical()), "score_weights")
+        first = _scores(p, cases.typical())
+        for case in list(cases.cases())[:3]:
+            _scores(p, case)
+        again = _scores(p, cases.typical())
+        expect(torch.equal(first, again), "scores depend on what was scored before")
+
+    def test_scores_leave_inputs_alone(self, plugin: Any) -> None:
+        """Weight and statistics are not written to."""
+        p = self._scoring(plugin)
+        given = _arguments(p, cases.typical())
+        expect_unchanged(given, partial(p.call, "score_weights", **given), "score_weights")
+
+    def test_scores_are_the_product_they_are_said_to_be(self, plugin: Any) -> None:
+        """Scores are |W| times the statistic that `describe` names, to the bit."""
+        p = self._scoring(plugin)
+        name = traits(p).magnitude_times
+        if name is None or name not in p.statistic_names():
+            raise skip("describe names no statistic that is there")
+        for case in cases.cases():
+            statistics = case.statistics(p.required_statistics())
+            with situation(case.name):
+                same = torch.equal(_scores(p, case), case.weight.abs() * statistics[name])
+                expect(same, f"scores are not |W| times {name}")
+
+    def test_scores_follow_their_rows(self, plugin: Any) -> None:
+        """Rows in another order have their scores in that order, if weights compete in rows."""
+        p = self._scoring(plugin)
+        if traits(p).comparison != "row":
+            raise skip("weights compete in the whole matrix")
+        case = cases.typical()
+        order = torch.arange(case.weight.shape[0]).flip(0).roll(1)
+        moved = Case(case.name, case.weight[order].clone(), case.x)
+        wanted, found = _scores(p, case)[order].double(), _scores(p, moved).double()
+        expect(torch.allclose(found, wanted, rtol=1e-4), "permuted rows have other scores")
+
+    def test_meets_ratios(self, plugin: Any) -> None:
+        """As many weights of every row are pruned as was asked for, 0 and all too."""
+        self._meets(plugin, cases.row_targets)
+
+    def test_meets_ratios_per_row(self, plugin: Any) -> None:
+        """The same where every row has a ratio of its own."""
+        if not traits(self.load(plugin)).row_ratios:
+            raise skip("rows have no ratios of their own")
+        self._meets(plugin, lambda out, columns: [cases.uneven_target(out, columns)])
+
+    def test_meets_matrix_ratios(self, plugin: Any) -> None:
+        """The same where the whole matrix has one count."""
+        self._meets(plugin, cases.matrix_targets)
+
+    def test_meets_patterns(self, plugin: Any) -> None:
+        """Every N:M pattern is met in every group."""
+        if not traits(self.load(plugin)).patterns:
+            raise skip("no N:M patterns")
+        self._meets(plugin, cases.pattern_targets)
+
+    def test_meets_ratios_on_other_devices(self, plugin: Any) -> None:
+        """`prune_linear` or `prune_linears` works on a GPU, and leaves its answer there."""
+        p = self._pruning(plugin)
+        if not devices():
+            raise skip("there is no device but the CPU")
+        for device in devices():
+            for case, name, target in _work(traits(p)):
+                with situation(f"{case.name}, {name}, {device}"):
+                    found, wanted = _prune(p, case.to(device), target), torch.device(device).type
+                    same = found.weight.device.type == found.mask.device.type == wanted
+                    expect(same, f"{_mover(p)} takes its answer to another device")
+
+    def test_pruned_weights(self, plugin: Any) -> None:
+        """Pruned weights are zero, the others finite, and as they were unless second_order."""
+        p = self._pruning(plugin)
+        moves = traits(p).second_order
+        for case, name, target in _work(traits(p)):
+            with situation(f"{case.name}, {name}"):
+                found = _prune(p, case, target)
+                expect(found.weight.dtype == torch.float32, "weight is not float32")
+                expect(not found.weight[found.mask].any(), "a pruned weight is not zero")
+                expect(bool(found.weight.isfinite().all()), "a weight is NaN or infinite")
+                same = torch.equal(found.weight[~found.mask], case.weight[~found.mask])
+                expect(moves or same, "a weight was moved, and describe denies second_order")
+
+    def test_pruning_nothing(self, plugin: Any) -> None:
+        """A ratio of 0 leaves the weights as they are."""
+        p = self._pruning(plugin)
+        for case in cases.cases():
+            for name, target in cases.targets(*case.shape, traits(p)):
+                if target.counts.any():
+                    continue
+                with situation(f"{case.name}, {name}"):
+                    found = _prune(p, case, target).weight.float()
+                    same = torch.allclose(found, case.weight, rtol=1e-4)
+                    expect(same, "pruning nothing moves weights")
+
+    def test_pruning_repeats(self, plugin: Any) -> None:
+        """The same weight, target, statistics and `rng` have the same answer."""
+        p = self._pruning(plugin)
+        for name, target in cases.targets(6, 8, traits(p)):
+            prune = partial(_prune, p, cases.typical(), target)
+            with situation(name):
+                expect_repeatable(prune, _mover(p))
+
+    def test_pruning_leaves_inputs_alone(self, plugin: Any) -> None:
+        """Weight, target and statistics are not written to."""
+        p = self._pruning(plugin)
+        for name, target in cases.targets(6, 8, traits(p)):
+            given = _moving(p, [cases.typical()], [target])
+            with situation(name):
+                expect_unchanged(given, partial(p.call, _mover(p), **given), _mover(p))
+
+    def test_pruning_together(self, plugin: Any) -> None:
+        """`prune_linears` prunes every linear as if it came alone."""
+        p = self._pruning(plugin)
+        if not p.has("prune_linears"):
+            raise skip("the plugin has no prune_linears")
+        together = [
+            cases.typical(),
+            Case("another weight", cases.random(6, 8, seed=12), cases.typical().x),
+            Case("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
+        ]
+        for name, target in cases.targets(6, 8, traits(p)):
+            found = _prune_all(p, together, [target] * len(together))
+            for case, answer in zip(together, found, strict=True):
+                with situation(f"{case.name}, {name}"):
+                    alone = _prune(p, case, target)
+                    expect(torch.equal(answer.mask, alone.mask), "prunes other weights than alone")
+                    same = torch.allclose(answer.weight, alone.weight, rtol=1e-3, atol=1e-5)
+                    expect(same, "leaves other weights than alone")
+
+    def _scoring(self, plugin: Any) -> Plugin:
+        p = self.load(plugin)
+        if not p.has("score_weights"):
+            raise skip("the plugin has no score_weights")
+        return p
+
+    def _pruning(self, plugin: Any) -> Plugin:
+        p = self.load(plugin)
+        if not p.has("prune_linear") and not p.has("prune_linears"):
+            raise skip("the plugin has no prune_linear or prune_linears")
+        return p
+
+    def _meets(self, plugin: Any, targets: Targets) -> None:
+        p = self._pruning(plugin)
+        base = BasePruner(p, None, 0)  # as in a run, with the engine's own checks
+        for case in cases.cases():
+            statistics = case.statistics(p.required_statistics())
+            for name, target in targets(*case.shape):
+                with situation(f"{case.name}, {name}"):
+                    base.prune_linear(case.linear(), case.weight.clone(), statistics, target)
+
+
+def _work(can: PrunerTraits) -> Iterator[tuple[Case, str, Target]]:
+    """Yield every target with the typical case, and the others with one of theirs."""
+    first, *others = cases.cases()
+    for name, target in cases.targets(*first.shape, can):
+        yield first, name, target
+    for case in others:
+        yield case, *list(cases.row_targets(*case.shape))[1]
+
+
+def _mover(p: Plugin) -> str:
+    return "prune_linears" if p.has("prune_linears") else "prune_linear"
+
+
+def _arguments(p: Plugin, case: Case) -> dict[str, Any]:
+    linear, statistics = case.linear(), case.statistics(p.required_statistics())
+    return {"weight": case.weight, "statistics": statistics, "linear": linear}
+
+
+def _moving(p: Plugin, together: Sequence[Case], targets: Sequence[Target]) -> dict[str, Any]:
+    """Return the arguments of the hook that moves weights; `prune_linear` has one case alone."""
+    each = [_arguments(p, case) for case in together]
+    rngs = [generator(0, "pruner", p.name, given["linear"].name) for given in each]
+    if _mover(p) == "prune_linear":
+        return {**each[0], "target": targets[0], "rng": rngs[0]}
+    return {
+        "weights": torch.stack([given["weight"] for given in each]),
+        "targets": list(targets),
+        "statistics": [given["statistics"] for given in each],
+        "linears": [given["linear"] for given in each],
+        "rngs": rngs,
+    }
+
+
+def _scores(p: Plugin, case: Case) -> Tensor:
+    with torch.no_grad():
+        scores: Tensor = p.call("score_weights", **_arguments(p, case))
+    return scores
+
+
+def _prune(p: Plugin, case: Case, target: Target) -> PrunedLinear:
+    return _prune_all(p, [case], [target])[0]
+
+
+def _prune_all(
+    p: Plugin, together: Sequence[Case], targets: Sequence[Target]
+) -> Sequence[PrunedLinear]:
+    with torch.no_grad():
+        found = p.call(_mover(p), **_moving(p, together, targets))
+    answers = [found] if _mover(p) == "prune_linear" else found
+    for answer in answers:
+        if not isinstance(answer, PrunedLinear):
+            kind = type(answer).__name__
+            raise AssertionError(f"{_mover(p)} returned {kind}, not PrunedLinear")
+    return answers
+
+
+def _expect_scores(scores: object, case: Case) -> None:
+    wanted = tuple(case.weight.shape)
+    if not isinstance(scores, Tensor):
+        raise AssertionError(f"score_weights returned {type(scores).__name__}, not a tensor")
+    shape = tuple(scores.shape)
+    expect(scores.is_floating_point(), f"scores are {scores.dtype}, not floating")
+    expect(shape == wanted, f"scores have shape {shape}, the weight {wanted}")
+    expect(bool(scores.isfinite().all()), "a score is NaN or infinite")
+    expect(scores.device == case.weight.device, f"scores are on {scores.device}")

@@ -1,0 +1,352 @@
+"""What holds for every strategy of block ratios or row ratios."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroal.layout import Layout
+from neuroal.plugins import Plugin
+from neuroal.pruning.allocation import importance_problem
+from neuroal.pruning.pruner import generator
+from neuroal.testing import cases
+from neuroal.testing.checks import (
+    Conformance,
+    content,
+    devices,
+    expect,
+    expect_repeatable,
+    expect_unchanged,
+    situation,
+    skip,
+)
+from neuroal.testing.search import COSTS, Situation, Trace, drive
+from neuroal.types import Proposal
+
+FEW = 12  # generations after which most checks have seen enough of a search
+SPARSITIES = (0.5, 0.0, 0.3, 0.7, 0.99)
+ORDINARY = (0.3, 0.5, 0.7)  # where no ratio has to be clipped
+
+
+class RatiosConformance(Conformance):
+    """The checks of a strategy; see `BlockRatiosConformance` and `RowRatiosConformance`.
+
+    Attributes:
+        tolerance: How far the mean ratio of a proposal may be from the budget. The engine shifts
+            every proposal that is no probe onto the budget; one that is further off is not what
+            its parameters say.
+        generations: Generations after which a search counts as one that never ends.
+    """
+
+    tolerance: float = 0.005
+    generations: int = 2000
+
+    def test_proposals_cover_every_linear(self, plugin: Any) -> None:
+        """Every proposal has a ratio for every linear, and for nothing else."""
+        for s, trace in self._searches(plugin):
+            for proposal in trace.proposals:
+                wrong = sorted(s.layout.linears.keys() ^ dict(proposal.ratios).keys())
+                expect(not wrong, f"a proposal lacks or adds '{(wrong or [''])[0]}' ({s.name})")
+
+    def test_ratios_are_ratios(self, plugin: Any) -> None:
+        """Ratios are finite, in [0, 1], one number or one per row."""
+        for s, trace in self._searches(plugin):
+            for proposal in trace.proposals:
+                for name in filter(proposal.ratios.__contains__, s.layout.linears):
+                    with situation(f"linear '{name}', {s.name}"):
+                        _expect_ratio(proposal.ratios[name], s.layout.linears[name].out_features)
+
+    def test_proposals_keep_the_budget(self, plugin: Any) -> None:
+        """What is no probe prunes as much as was asked for, weighted by weights."""
+        for s, trace in self._searches(plugin):
+            for proposal in trace.proposals if s.ordinary else ():
+                if proposal.ratios.keys() != s.layout.linears.keys():
+                    continue
+                mean = _mean(proposal, s.layout)
+                close = proposal.probe or not abs(mean - s.mean) > self.tolerance
+                told = f"a proposal that is no probe prunes {mean:.4f}, not {s.mean:g} ({s.name})"
+                expect(close, told)
+
+    def test_parameters_identify(self, plugin: Any) -> None:
+        """Parameters are JSON values, and differ where the proposals of a generation do."""
+        for s, trace in self._searches(plugin):
+            for generation in trace.generations:
+                known: dict[str, list[Any]] = {}
+                for proposal in generation.proposals:
+                    key = _json(proposal)
+                    own = list(content(_said(proposal)))
+                    same = known.setdefault(key, own) == own
+                    expect(same, f"two proposals differ, their parameters do not ({s.name})")
+
+    def test_something_can_win(self, plugin: Any) -> None:
+        """A search returns a proposal or has had one measured, which is no probe."""
+        for s, trace in self._searches(plugin):
+            with situation(s.name):
+                _expect_winner(trace)
+
+    def test_search_ends(self, plugin: Any) -> None:
+        """A search ends whatever it hears, and closes when the engine closes it."""
+        p = self.load(plugin)
+        s = next(self.situations(p))
+        for name, cost in COSTS.items():
+            with situation(f"costs that are {name}"):
+                trace = self._search(p, s, cost, FEW if self.quick else self.generations)
+                ended = trace.ended or self.quick
+                expect(ended, f"has not ended after {self.generations} generations")
+                if len(trace.generations) > FEW:
+                    _expect_winner(trace)
+
+    def test_search_repeats(self, plugin: Any) -> None:
+        """The same question, costs and `rng` have the same proposals."""
+        p = self.load(plugin)
+        for s in self.situations(p):
+            with situation(s.name):
+                expect_repeatable(partial(self._said, p, s), p.proposes)
+
+    def test_search_leaves_inputs_alone(self, plugin: Any) -> None:
+        """What the search is given is not written to."""
+        p = self.load(plugin)
+        for s in self.situations(p):
+            with situation(s.name):
+                expect_unchanged(s.arguments, partial(self._said, p, s), p.proposes)
+
+    def test_block_measurements(self, plugin: Any) -> None:
+        """`measure_block` returns tensors by name, and the same ones every time."""
+        p = self._measuring(plugin)
+        for name, layout in cases.layouts():
+            for kind in cases.BLOCKS:
+                with situation(f"{name}, {kind}"):
+                    ask = partial(_measure, p, layout, kind)
+                    for answer in ask():
+                        tensors = all(isinstance(v, Tensor) for v in dict(answer).values())
+                        expect(tensors, "measure_block returned what is no tensor")
+                    expect_repeatable(ask, "measure_block")
+
+    def test_block_measurements_leave_inputs_alone(self, plugin: Any) -> None:
+        """Weights and statistics are not written to."""
+        p = self._measuring(plugin)
+        for kind in cases.BLOCKS:
+            block = next(cases.layouts())[1].blocks[0]
+            weights, statistics = cases.block_data(block, kind, p.required_statistics())
+            given = {"block": block, "weights": weights, "statistics": statistics}
+            with situation(kind):
+                expect_unchanged(given, partial(p.call, "measure_block", **given), "measure_block")
+
+    def test_block_measurements_on_other_devices(self, plugin: Any) -> None:
+        """`measure_block` works on a GPU, and a search on what it returned there."""
+        p = self._measuring(plugin)
+        if not devices():
+            raise skip("there is no device but the CPU")
+        for device in devices():
+            for s in self.situations(p, device):
+                with situation(f"{s.name}, {device}"):
+                    self._search(p, s)
+
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+        """Yield what the strategy is asked, the ordinary first."""
+        raise NotImplementedError
+
+    def _measuring(self, plugin: Any) -> Plugin:
+        p = self.load(plugin)
+        if not p.has("measure_block"):
+            raise skip("the plugin has no measure_block")
+        return p
+
+    def _searches(self, plugin: Any) -> list[tuple[Situation, Trace]]:
+        """Return the begin of a search in every situation; checks on one instance share them."""
+        known: dict[Any, list[tuple[Situation, Trace]]] = self.__dict__.setdefault("_known", {})
+        if plugin not in known:
+            p, found = self.load(plugin), []
+            for s in self.situations(p):
+                with situation(s.name):
+                    found.append((s, self._search(p, s)))
+            known[plugin] = found
+        return known[plugin]
+
+    def _search(
+        self,
+        p: Plugin,
+        s: Situation,
+        cost: Callable[[int], float] = COSTS["scattered"],
+        most: int = FEW,
+    ) -> Trace:
+        rng = generator(0, p.role, p.name)
+        return drive(p.proposals(p.proposes, **s.arguments, rng=rng), cost, most)
+
+    def _said(self, p: Plugin, s: Situation) -> tuple[object, ...]:
+        return self._search(p, s).said
+
+
+class BlockRatiosConformance(RatiosConformance):
+    """The checks of block ratios; a subclass has the fixture `plugin`, returning an instance."""
+
+    role = "block_ratios"
+
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+        """Yield every sparsity, every layout, and blocks that are equal or dead."""
+        for i, (name, layout) in enumerate(cases.layouts()):
+            for sparsity in SPARSITIES if i == 0 else (0.5,):
+                for blocks, known in _known(p, layout, device, every=sparsity == 0.5):
+                    yield Situation(
+                        f"{name}, sparsity {sparsity}{blocks}",
+                        layout,
+                        sparsity,
+                        {"layout": layout, "sparsity": sparsity, "measurements": known},
+                        i == 0 and sparsity in ORDINARY,
+                    )
+
+
+class RowRatiosConformance(RatiosConformance):
+    """The checks of row ratios; a subclass has the fixture `plugin`, which returns an instance."""
+
+    role = "row_ratios"
+
+    def test_importance(self, plugin: Any) -> None:
+        """Importance is positive, within bounds, one number per row, of linears that there are.
+
+        That of inputs is one number per input, of linears whose rows have it, and only where the
+        pruner can be weighed by it. A plugin that weighs rows leaves the ratios of linears alone.
+        """
+        weighs = self.load(plugin).has("propose_row_importance")
+        for s, trace in self._searches(plugin):
+            for proposal in trace.proposals:
+                numbers = {n: r for n, r in proposal.ratios.items() if not isinstance(r, Tensor)}
+                same = not weighs or numbers == s.arguments["base"]
+                expect(same, f"proposes other ratios than it was given ({s.name})")
+                both = {"row": proposal.row_importance, "input": proposal.input_importance}
+                for side, importance in both.items():
+                    what = f"{side}_importance ({s.name})"
+                    kind = type(importance).__name__
+                    expect(isinstance(importance, Mapping), f"{what} is {kind}, not a mapping")
+                    expect(weighs or not importance, f"{what} is for propose_row_importance")
+                for name, given in proposal.row_importance.items():
+                    with situation(f"linear '{name}', {s.name}"):
+                        expect(name in s.layout.linears, "importance of what is no linear")
+                        _expect_importance(given, s.layout.linears[name].out_features)
+                for name, given in proposal.input_importance.items():
+                    with situation(f"inputs of linear '{name}', {s.name}"):
+                        asked = s.arguments["weighs_inputs"]
+                        expect(asked, "importance of inputs, though weighs_inputs is False")
+                        expect(name in proposal.row_importance, "its rows have no importance")
+                        _expect_importance(given, s.layout.linears[name].in_features)
+
+    def test_deviation_on_other_devices(self, plugin: Any) -> None:
+        """A search works on deviations that are on a GPU."""
+        p = self.load(plugin)
+        if not devices():
+            raise skip("there is no device but the CPU")
+        for device in devices():
+            for s in self.situations(p, device):
+                with situation(f"{s.name}, {device}"):
+                    self._search(p, s)
+
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+        """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""
+        reads = "input_norm" in p.statistic_names()
+        weighs = p.has("propose_row_importance")
+        for i, (name, layout) in enumerate(cases.layouts()):
+            for wanted in SPARSITIES if i == 0 else (0.5,):
+                base = {
+                    n: min(wanted * (0.9 + 0.2 * (x.block % 2)), 0.99)
+                    for n, x in layout.linears.items()
+                }
+                mean = sum(base[n] * x.weights for n, x in layout.linears.items()) / layout.weights
+                for kind in ("scattered", "equal", "zero") if reads else ("scattered",):
+                    deviation = {n: _deviation(kind, x.in_features, k).to(device)
+                                 for k, (n, x) in enumerate(layout.linears.items())}  # fmt: skip
+                    given = {
+                        "layout": layout,
+                        "base": base,
+                        "deviation": deviation if reads else {},
+                    }
+                    told = f", {kind} deviations" if kind != "scattered" else ""
+                    every = kind == "scattered" and wanted == 0.5
+                    for blocks, known in _known(p, layout, device, every=every):
+                        for inputs in (True, False) if weighs and every else (True,):
+                            asked = {"weighs_inputs": inputs} if weighs else {}
+                            yield Situation(
+                                f"{name}, mean ratio {mean:g}{told}{blocks}"
+                                + ("" if inputs else ", inputs cannot be weighed"),
+                                layout,
+                                mean,
+                                given | {"measurements": known} | asked,
+                                i == 0 and 0.2 < mean < 0.8,
+                            )
+
+
+def _expect_winner(trace: Trace) -> None:
+    if trace.returned is not None:
+        expect(not trace.returned.probe, "returns a probe, which cannot win")
+    elif trace.ended:
+        expect(trace.can_win, "ends without a proposal that can win")
+
+
+def _known(
+    p: Plugin, layout: Layout, device: str, every: bool
+) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield what the plugin measured of ordinary blocks, and of equal and dead ones if wanted."""
+    measures = p.has("measure_block")
+    for kind in cases.BLOCKS if measures and every else ("typical",):
+        told = f", {kind} blocks" if kind != "typical" else ""
+        yield told, _measure(p, layout, kind, device) if measures else ()
+
+
+def _measure(p: Plugin, layout: Layout, kind: str, device: str = "cpu") -> list[Any]:
+    """Return the plugin's answer for every block, as the engine's dense walk does."""
+    answers = []
+    for block in layout.blocks:
+        weights, statistics = cases.block_data(block, kind, p.required_statistics(), device)
+        with torch.no_grad():
+            given = {"block": block, "weights": weights, "statistics": statistics}
+            answers.append(p.call("measure_block", **given))
+    return answers
+
+
+def _deviation(kind: str, columns: int, seed: int) -> Tensor:
+    if kind == "scattered":
+        return cases.random(columns, seed=seed)
+    return torch.full((columns,), 0.25 if kind == "equal" else 0.0)
+
+
+def _expect_ratio(ratio: object, rows: int) -> None:
+    if isinstance(ratio, Tensor):
+        shape = tuple(ratio.shape)
+        expect(shape in ((), (rows,)), f"ratios have shape {shape}, not () or ({rows},)")
+        low, high = float(ratio.min()), float(ratio.max())
+    else:
+        number = isinstance(ratio, (float, int)) and not isinstance(ratio, bool)
+        expect(number, f"a ratio is {type(ratio).__name__}, neither float nor tensor")
+        low = high = float(ratio)  # type: ignore[arg-type]
+    expect(low >= 0 and high <= 1, f"a ratio is {low if not low >= 0 else high}, not in [0, 1]")
+
+
+def _said(proposal: Proposal) -> tuple[object, ...]:
+    return proposal.ratios, proposal.row_importance, proposal.input_importance
+
+
+def _expect_importance(given: object, size: int) -> None:
+    expect(isinstance(given, Tensor), f"importance is {type(given).__name__}, not a tensor")
+    assert isinstance(given, Tensor)
+    shape = tuple(given.shape)
+    expect(shape == (size,), f"importance has shape {shape}, not ({size},)")
+    expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
+    problem = importance_problem(given.double())
+    expect(problem is None, f"importance {problem}")
+
+
+def _mean(proposal: Proposal, layout: Layout) -> float:
+    ratios = ((proposal.ratios[name], x.weights) for name, x in layout.linears.items())
+    pruned = (float(r.double().mean() if isinstance(r, Tensor) else r) * n for r, n in ratios)
+    return sum(pruned) / layout.weights
+
+
+def _json(proposal: Proposal) -> str:
+    try:
+        return json.dumps(dict(proposal.parameters), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"parameters are no JSON values: {error}") from None

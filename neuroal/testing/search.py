@@ -1,0 +1,100 @@
+"""A strategy driven to its end by made-up costs, as the engine drives it by measured ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neuroal.layout import Layout
+from neuroal.types import Generation, Measurement, Proposal, Proposals
+
+# The cost of the k-th proposal that is measured, k = 0, 1, ...
+COSTS: Mapping[str, Callable[[int], float]] = {
+    "scattered": lambda k: 1 + math.sin(12.9898 * k),
+    "all equal": lambda k: 1.0,
+    "ever lower": lambda k: 1 / (1 + k),
+    "ever higher": lambda k: 1.0 + k,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What a strategy is asked.
+
+    Attributes:
+        name: What is special about it.
+        layout: Blocks and linears.
+        mean: The ratio of the budget.
+        arguments: Of the hook, but for `rng`.
+        ordinary: Nothing is special: equal blocks, a sparsity in the middle.
+    """
+
+    name: str
+    layout: Layout
+    mean: float
+    arguments: Mapping[str, Any]
+    ordinary: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What a search said.
+
+    Attributes:
+        generations: What it yielded.
+        returned: What it returned.
+        ended: It returned, and was not stopped.
+        can_win: A proposal was measured to its end that is no probe.
+    """
+
+    generations: tuple[Generation, ...]
+    returned: Proposal | None
+    ended: bool
+    can_win: bool
+
+    @property
+    def proposals(self) -> Iterator[Proposal]:
+        """Yield every proposal, the returned one last."""
+        for generation in self.generations:
+            yield from generation.proposals
+        if self.returned is not None:
+            yield self.returned
+
+    @property
+    def said(self) -> tuple[object, ...]:
+        """Return everything that two equal searches have in common."""
+        return self.generations, self.returned, self.ended
+
+
+def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> Trace:
+    """Run a search on made-up costs, at most so many generations.
+
+    As in the engine, what is worse than the best so far may be dropped where only the best of a
+    generation counts.
+
+    Args:
+        steps: The search, not begun.
+        cost: Of the k-th proposal.
+        most: Generations after which it is closed.
+    """
+    generations: list[Generation] = []
+    best, measured = math.inf, 0
+    answer: list[Measurement] | None = None
+    try:
+        while len(generations) < most:
+            generation = steps.send(answer) if answer is not None else next(steps)
+            generations.append(generation)
+            answer = []
+            for proposal in generation.proposals:
+                value, measured = cost(measured), measured + 1
+                dropped = generation.keep == 1 and not proposal.probe and value > best
+                answer.append(Measurement(value, dropped, 8))
+            finished = zip(generation.proposals, answer, strict=True)
+            costs = [m.misalignment for p, m in finished if not (p.probe or m.dropped)]
+            best = min([best, *costs])
+    except StopIteration as stop:
+        return Trace(tuple(generations), stop.value, True, best < math.inf)
+    steps.close()
+    return Trace(tuple(generations), None, False, best < math.inf)

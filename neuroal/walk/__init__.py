@@ -1,0 +1,1 @@
+"""Running the blocks of a model; the only place that does."""

@@ -1,0 +1,156 @@
+"""What blocks are given and hand on, batch by batch: held in memory, or in a file.
+
+The file has no name. The system takes it back when the run closes it or the process ends, however
+that ends: nothing is ever left behind. Reads and writes go through the system's file cache, which
+keeps in memory what it has room for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
+
+from neuroal.errors import NeuroalError
+
+_ALIGNED = 64  # elements: more bytes than any processor's vectors have
+
+T = TypeVar("T")
+
+
+class Store(Protocol[T]):
+    """Values that are added one by one and read in any order; a list is one."""
+
+    def append(self, value: T, /) -> None:
+        """Hold one more."""
+
+    def __getitem__(self, index: int, /) -> T:
+        """Return one."""
+
+    def __iter__(self) -> Iterator[T]:
+        """Return all, in order."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+
+MakeStore = Callable[[], Store[Any]]
+"""Makes an empty sequence: `list`, or what `on_disk` gives."""
+
+
+@contextmanager
+def on_disk(folder: Path) -> Iterator[MakeStore]:
+    """Give sequences whose tensors lie in one file on the disk of a folder.
+
+    Raises:
+        NeuroalError: The folder cannot be written to.
+    """
+    try:
+        file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (its errors alone)
+    except OSError as error:
+        raise NeuroalError(f"'{folder}' cannot hold activations: {error.strerror}") from error
+    with file:
+        yield partial(_OnDisk, _File(file))
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A tensor in the file: the memory that it spans, and how it lies there."""
+
+    start: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _OnDisk:
+    """Trees (lists, dicts, named tuples) of which the tensors are in the file."""
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._items: list[tuple[list[Any], pytree.TreeSpec]] = []
+
+    def append(self, value: Any) -> None:
+        leaves, spec = pytree.tree_flatten(value)
+        self._items.append(([self._file.stored(x) for x in leaves], spec))
+
+    def __getitem__(self, index: int) -> Any:
+        leaves, spec = self._items[index]
+        # One object where one was held.
+        tensors = {x: self._file.read(x) for x in leaves if isinstance(x, _Stored)}
+        return pytree.tree_unflatten(
+            [tensors[x] if isinstance(x, _Stored) else x for x in leaves], spec
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class _File:
+    """Tensors by their bytes; the place of one that nothing refers to any more is used again."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._end = 0
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # places by size
+        # What is handed on as it is, by block after block, is written once.
+        self._known = WeakIdKeyDictionary()
+
+    def stored(self, x: Any) -> Any:
+        """Return a tensor's place in the file; what is no tensor, or a parameter, itself."""
+        plain = type(x) is Tensor and x.layout is torch.strided and not x.is_conj()
+        if not plain or not x.numel():
+            return x
+        if x not in self._known:
+            self._known[x] = self._write(x)
+        return self._known[x]
+
+    def _write(self, x: Tensor) -> _Stored:
+        # The same strides and alignment when it is read: kernels may round differently by these.
+        offset = x.storage_offset() % _ALIGNED
+        span = offset + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        memory = x.detach().as_strided((span,), (1,), x.storage_offset() - offset)
+        data = memory.cpu().view(torch.uint8).numpy()
+        free = self._free[data.nbytes]
+        start = free.pop() if free else self._end
+        self._end = max(self._end, start + data.nbytes)
+        stored = _Stored(start, data.nbytes, x.dtype, x.device, x.shape, x.stride(), int(offset))
+        weakref.finalize(stored, free.append, start).atexit = False
+        try:
+            self._file.seek(start)
+            left = memoryview(data.data)
+            while left:  # the system may write less than it is given
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise NeuroalError(f"activations cannot be held on the disk: {error}") from error
+        return stored
+
+    def read(self, stored: _Stored) -> Tensor:
+        """Return a copy of a tensor."""
+        data = torch.empty(stored.size, dtype=torch.uint8)
+        self._file.seek(stored.start)
+        left = memoryview(data.numpy().data)
+        while left:
+            left = left[self._file.readinto(left) :]
+        memory = data.view(stored.dtype).to(stored.device)
+        x = memory.as_strided(stored.shape, stored.stride, stored.offset)
+        self._known[x] = stored
+        return x

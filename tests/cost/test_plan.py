@@ -1,0 +1,118 @@
+"""The plan of a run: what it says comes true, and it reads no weight and writes no file."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import neuroal
+from neuroal import Recipe, UsageError
+from neuroal.cost.offload import Offload
+from neuroal.cost.plan import plan
+from neuroal.model import pretrained
+from neuroal.testing import tiny_model
+
+CASES: dict[str, dict[str, Any]] = {
+    "neuroal": {},
+    "block step": {"top_up": "neuroal-block"},
+    "row step": {"top_up": "neuroal-row"},
+    "uniform": {"top_up": "uniform"},
+    "magnitude": {"pruner": "magnitude"},
+    "magnitude, block step": {"pruner": "magnitude", "top_up": "neuroal-block"},
+    "magnitude, uniform": {"pruner": "magnitude", "top_up": "uniform"},
+    "cosine": {"alignment": "cosine"},
+}
+
+
+def of_the_steps(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with changes, and with options for the steps that are left alone."""
+    top_up = changes.get("top_up", "neuroal")
+    used = {
+        "linear_schedule": top_up in ("neuroal", "neuroal-block"),
+        "neuroal": top_up in ("neuroal", "neuroal-row"),
+    }
+    options = {k: v for k, v in recipe.options.items() if used[k]}
+    return dataclasses.replace(recipe, options=options, **changes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_block_runs_are_as_planned(
+    case: str, models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    recipe = of_the_steps(from_file, CASES[case] | {"model": str(models["llama"])})
+    planned = plan(recipe)
+    report = neuroal.prune(models["llama"], recipe=recipe, out=tmp_path / "out")
+    assert report.counts["block_runs"] == planned.block_runs
+    assert report.counts["weights"] == planned.weights
+    assert [p["name"] for p in report.plugins] == [p.name for p in planned.setup.plugins]
+
+
+def test_block_runs_by_hand(models: Mapping[str, Path], from_file: Recipe) -> None:
+    """3 blocks, 2 search windows, 6 windows, 2 candidates in each step.
+
+    A step: the first block dense once, then two candidates three times pruned and twice more dense:
+    2 (1 + 2 (3 + 2)) = 22. The final pruning: 6 (2 * 3 - 1) = 30, for nobody reads the last
+    block's output.
+    """
+    made = plan(dataclasses.replace(from_file, model=str(models["llama"])))
+    assert made.block_runs == 22 + 22 + 30
+    assert [(s.role, s.plugin, s.candidates) for s in made.steps] == [
+        ("block_ratios", "linear_schedule", 2),
+        ("row_ratios", "neuroal", 2),
+    ]
+    assert made.weights == 3 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert made.windows == 6
+    assert made.needs.memory(Offload()) > 4 * made.weights
+    data = json.loads(json.dumps(made.to_json()))
+    assert (data["blocks"], data["linears"], data["block_runs"]) == (3, 21, 74)
+
+
+def test_plan_reads_no_weights_and_writes_nothing(
+    models: Mapping[str, Path],
+    from_file: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((models["opt"] / "config.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "load", None)
+    made = plan(dataclasses.replace(from_file, model=str(folder)))
+    assert len(made.layout.linears) == 18
+    assert all(p.is_meta for p in pretrained.skeleton(str(folder)).parameters())
+    assert [p.name for p in tmp_path.rglob("*")] == ["model", "config.json"]
+
+
+def test_plan_of_a_large_model_is_quick(from_file: Recipe, tmp_path: Path) -> None:
+    config = tiny_model("llama").config.to_dict()  # type: ignore[operator,union-attr]
+    config |= {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    config |= {"num_key_value_heads": 32, "num_hidden_layers": 32, "vocab_size": 32000}
+    config |= {"dtype": "float16", "head_dim": 128, "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = plan(Recipe(model=str(tmp_path), calibration=from_file.calibration, length=2048))
+    assert made.weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    search = 8 * (14 + 15) * (2 * 32 - 1) + 2 * 8
+    assert made.block_runs == search + 128 * (2 * 32 - 1)
+    assert 13 << 30 < made.needs.memory(Offload()) < 26 << 30
+    assert made.needs.memory(Offload(True)) < made.needs.memory(Offload()) - (10 << 30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "needs a model"),
+        ({"pruner": "wandra"}, "did you mean 'wanda'"),
+        ({"options": {"neuroal": {"lambda": 1}}}, "lambdas"),
+        ({"calibration": "missing.jsonl"}, "does not exist"),
+    ],
+)
+def test_plan_refuses_what_a_run_would(
+    changes: Mapping[str, Any], message: str, models: Mapping[str, Path], from_file: Recipe
+) -> None:
+    recipe = dataclasses.replace(from_file, **({"model": str(models["llama"])} | dict(changes)))
+    with pytest.raises(UsageError, match=message):
+        plan(recipe)
