@@ -59,7 +59,7 @@ def main() -> None:
             assert made.seconds is not None and made.block_runs == report.counts["block_runs"]
             phases = ("measure", "block_search", "row_search", "prune")
             taken = sum(report.timings.get(phase, 0.0) for phase in phases)
-            said, memory = sum(made.seconds.values()), made.needs.memory(made.on_disk)
+            said, memory = sum(made.seconds.values()), made.needs.memory(made.offload)
             print(
                 f"| {name} | {case} | {said:.2f} | {taken:.2f} | {taken / said:.2f} "
                 f"| {memory / 2**30:.2f} | {report.peak_memory_bytes / 2**30:.2f} "

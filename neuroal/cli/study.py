@@ -37,7 +37,7 @@ from neuroal.cli.study_text import (
 from neuroal.errors import NeuroalError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from neuroal.study.run import How, Prepared
+    from neuroal.study.run import How, PreparedStudy
 
 _OUT_HELP = "Results folder.  [default: the file's name and -results]"
 
@@ -208,7 +208,7 @@ def _folder(file: str, out: str | None) -> Path:
     return Path(out or f"{Path(file).stem}-results")
 
 
-def _run(prepared: Prepared, how: How, shown: bool) -> list[dict[str, str]]:
+def _run(prepared: PreparedStudy, how: How, shown: bool) -> list[dict[str, str]]:
     """Run what is left and return what failed."""
     from tqdm import tqdm
 

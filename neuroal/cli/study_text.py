@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from neuroal.cli.tables import table
 
 if TYPE_CHECKING:
-    from neuroal.study.estimate import Estimate
+    from neuroal.study.estimate import StudyTime
     from neuroal.study.results import Results
-    from neuroal.study.run import Prepared
+    from neuroal.study.run import PreparedStudy
     from neuroal.study.table import Cell
 
 _AXES = ("models", "pruners", "top_ups", "patterns", "sparsities", "seeds", "evaluations")
 _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}"})
 
 
-def plan_json(prepared: Prepared, guess: Estimate | None) -> dict[str, Any]:
+def plan_json(prepared: PreparedStudy, guess: StudyTime | None) -> dict[str, Any]:
     """Return the plan with every case as JSON values."""
     left = {case.id for case, _ in prepared.jobs}
     return {
@@ -38,7 +38,7 @@ def plan_json(prepared: Prepared, guess: Estimate | None) -> dict[str, Any]:
     }
 
 
-def plan_text(prepared: Prepared, guess: Estimate | None, jobs: int) -> str:
+def plan_text(prepared: PreparedStudy, guess: StudyTime | None, jobs: int) -> str:
     """Return the plan as tables."""
     study, expansion = prepared.study, prepared.expansion
     axes = [(name.replace("_", "-"), _labels(getattr(study, name))) for name in _AXES]
@@ -68,12 +68,12 @@ def _labels(entries: Iterable[Any]) -> str:
     return ", ".join(texts) or "the pattern's own"
 
 
-def _time_text(guess: Estimate, jobs: int) -> str:
+def _time_text(guess: StudyTime, jobs: int) -> str:
     text = f"about {duration(guess.seconds / jobs)}"
     return text if jobs == 1 else f"{text} with {jobs} at once, if they have cores of their own"
 
 
-def _estimate_notes(guess: Estimate | None) -> Iterator[str]:
+def _estimate_notes(guess: StudyTime | None) -> Iterator[str]:
     if guess is None:
         return
     if guess.timed:
@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 
 
 def outcome_json(
-    prepared: Prepared, failed: Sequence[Mapping[str, str]], seconds: float
+    prepared: PreparedStudy, failed: Sequence[Mapping[str, str]], seconds: float
 ) -> dict[str, Any]:
     """Return what became of a study as JSON values."""
     return {
@@ -111,7 +111,9 @@ def outcome_json(
     }
 
 
-def outcome_text(prepared: Prepared, failed: Sequence[Mapping[str, str]], seconds: float) -> str:
+def outcome_text(
+    prepared: PreparedStudy, failed: Sequence[Mapping[str, str]], seconds: float
+) -> str:
     """Return what became of a study as a table."""
     rows = [
         ("cases", len(prepared.expansion.distinct)),

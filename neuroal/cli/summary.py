@@ -9,7 +9,7 @@ from typing import Any
 
 from neuroal.cli.layout_tables import layout_json, layout_tables
 from neuroal.cli.tables import parameters, size, table
-from neuroal.cost.first_steps import Step
+from neuroal.cost.first_steps import SearchStep
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
 from neuroal.recipe import Recipe
@@ -43,7 +43,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
         ("calibration", f"{plan.windows} windows of {length} from {source}"),
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
-        ("disk, estimated", size(needs.disk(plan.on_disk))),
+        ("disk, estimated", size(needs.disk(plan.offload))),
         ("time, estimated", duration(plan.seconds, plan.open_ended)),
         ("output", f"{out}{exists}"),
     ]
@@ -58,7 +58,7 @@ def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    chosen = plan.on_disk
+    chosen = plan.offload
     said = ["blocks read one at a time"] if chosen.blocks else []
     said += ["activations on the disk"] if chosen.activations else []
     if said:
@@ -91,7 +91,7 @@ def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "candidates that answer earlier ones are in neither block runs nor time"
 
 
-def _candidates(step: Step) -> str:
+def _candidates(step: SearchStep) -> str:
     if step.candidates is None:
         return "depend on measurements"
     if step.goes_on:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from neuroal.cost.first_steps import Step, first_steps
+from neuroal.cost.first_steps import SearchStep, first_steps
 from neuroal.cost.offload import Needs
 from neuroal.cost.timings import Timings
 from neuroal.layout import Layout
@@ -25,7 +25,7 @@ from neuroal.walk.walker import batch_size
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
 
-def generations(made: Setup, steps: Sequence[Step]) -> list[int]:
+def generations(made: Setup, steps: Sequence[SearchStep]) -> list[int]:
     """Return the number of candidates of every generation that is known before it runs."""
     counts = [max(s.candidates or 0, 0) for s in steps]
     if made.reads_deviation and not any(counts[:-1]):
@@ -33,7 +33,7 @@ def generations(made: Setup, steps: Sequence[Step]) -> list[int]:
     return [count for count in counts if count]
 
 
-def block_runs(made: Setup, found: Layout, recipe: Recipe, steps: Sequence[Step]) -> int:
+def block_runs(made: Setup, found: Layout, recipe: Recipe, steps: Sequence[SearchStep]) -> int:
     """Return the block runs of dense walk, search (first generations) and final pruning."""
     blocks = len(found.blocks)
     runs = 0
@@ -59,7 +59,7 @@ def _final_reads(made: Setup) -> bool:
 
 
 def seconds(
-    timings: Timings, made: Setup, found: Layout, recipe: Recipe, steps: Sequence[Step]
+    timings: Timings, made: Setup, found: Layout, recipe: Recipe, steps: Sequence[SearchStep]
 ) -> dict[str, float]:
     """Return the seconds of every phase by name; reading and writing files are not in them."""
     blocks, samples = len(found.blocks), recipe.samples
@@ -160,7 +160,7 @@ def _device(recipe: Recipe, model: nn.Module) -> torch.device:
     return torch.device(memory.device_of(recipe.device)) if own.type == "meta" else own
 
 
-def _together(made: Setup, steps: Sequence[Step], search: int) -> int:
+def _together(made: Setup, steps: Sequence[SearchStep], search: int) -> int:
     """Return the windows of all candidates that pass the blocks side by side."""
     # Block strategies advance side by side, and the row step after them.
     blocks = sum(s.widest for s in steps if s.role == "block_ratios")

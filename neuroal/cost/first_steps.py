@@ -21,7 +21,7 @@ _AHEAD = 8  # generations of a strategy that are looked at before it runs
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """One step of the search, as far as it is known before it runs.
 
     Attributes:
@@ -40,12 +40,12 @@ class Step:
     widest: int = 0
 
 
-def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
+def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]:
     """Return how many candidates every strategy starts with; runs no model."""
     steps = []
     for plugin in made.block_ratios:
         if plugin.has("measure_block"):
-            steps.append(Step(plugin.role, plugin.name, None))
+            steps.append(SearchStep(plugin.role, plugin.name, None))
             continue
         given = {"sparsity": recipe.wanted, "measurements": ()}
         steps.append(_first_step(made, plugin, "propose_block_ratios", layout, recipe, **given))
@@ -57,7 +57,7 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
         if rows.has("propose_row_importance"):
             given["weighs_inputs"] = not updates_weights(made.pruner)
         if rows.has("measure_block"):
-            steps.append(Step(rows.role, rows.name, None))
+            steps.append(SearchStep(rows.role, rows.name, None))
         else:
             steps.append(_first_step(made, rows, rows.proposes, layout, recipe, **given))
     return steps
@@ -65,7 +65,7 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[Step]:
 
 def _first_step(
     made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
-) -> Step:
+) -> SearchStep:
     rng = generator(recipe.seed, plugin.role, plugin.name)
     proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
     search = min(made.search_samples, recipe.samples)
@@ -90,10 +90,10 @@ def _first_step(
         # Equal costs again and again are no run's: what a strategy makes of them is its own affair.
     proposals.close()
     goes_on = len(counts) > 1 or not ended
-    return Step(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)
+    return SearchStep(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)
 
 
-def reads_data(made: Setup, steps: Sequence[Step]) -> bool:
+def reads_data(made: Setup, steps: Sequence[SearchStep]) -> bool:
     """Return whether anything reads activations, given the search's first steps."""
     final = [p for p in (made.pruner, made.refiner) if p is not None]
     return (

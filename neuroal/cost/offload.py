@@ -44,20 +44,20 @@ class Needs:
     batch: int
     checkpoint: int
 
-    def memory(self, on_disk: Offload) -> int:
+    def memory(self, offload: Offload) -> int:
         """Return the memory at its peak, the process itself included."""
-        weights = self.streamed if on_disk.blocks else self.weights
-        return self.work + weights + (self.batch if on_disk.activations else self.activations)
+        weights = self.streamed if offload.blocks else self.weights
+        return self.work + weights + (self.batch if offload.activations else self.activations)
 
-    def disk(self, on_disk: Offload) -> int:
+    def disk(self, offload: Offload) -> int:
         """Return the disk while it runs."""
         # Pruned blocks are in the journal and in the result, but where they are its files at once.
-        files = self.checkpoint if on_disk.blocks else 2 * self.checkpoint
-        return files + (self.activations if on_disk.activations else 0)
+        files = self.checkpoint if offload.blocks else 2 * self.checkpoint
+        return files + (self.activations if offload.activations else 0)
 
-    def lack(self, on_disk: Offload, free: int | None) -> str | None:
+    def lack(self, offload: Offload, free: int | None) -> str | None:
         """Return what to say where less memory is free than is needed; None where it is enough."""
-        more = self.memory(on_disk) - held_memory()
+        more = self.memory(offload) - held_memory()
         if free is None or more <= free:
             return None
         return f"the run needs about {_size(more)} of memory, {_size(free)} are available"

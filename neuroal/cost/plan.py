@@ -10,7 +10,7 @@ from typing import Any
 
 from neuroal import layout
 from neuroal.cost.estimate import block_runs, needs, seconds
-from neuroal.cost.first_steps import Step, first_steps
+from neuroal.cost.first_steps import SearchStep, first_steps
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.timings import time_block
 from neuroal.data.source import parse_source
@@ -40,20 +40,20 @@ class Plan:
         block_runs: Of dense walk, search (first generations) and final pruning.
         needs: Estimated bytes of memory and disk.
         weights: Prunable weights.
-        on_disk: What of the run is on the disk: what was asked for, or does not fit into memory.
+        offload: What of the run is on the disk: what was asked for, or does not fit into memory.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
     """
 
     layout: Layout
     setup: Setup
-    steps: tuple[Step, ...]
+    steps: tuple[SearchStep, ...]
     windows: int
     length: int | None
     block_runs: int
     needs: Needs
     weights: int
-    on_disk: Offload
+    offload: Offload
     seconds: Mapping[str, float] | None = None
 
     @property
@@ -78,10 +78,10 @@ class Plan:
             "windows": self.windows,
             "length": self.length,
             "block_runs": self.block_runs,
-            "memory_bytes": self.needs.memory(self.on_disk),
-            "disk_bytes": self.needs.disk(self.on_disk),
-            "streams": self.on_disk.blocks,
-            "spills": self.on_disk.activations,
+            "memory_bytes": self.needs.memory(self.offload),
+            "disk_bytes": self.needs.disk(self.offload),
+            "streams": self.offload.blocks,
+            "spills": self.offload.activations,
             "seconds": None if self.seconds is None else dict(self.seconds),
             "notes": list(self.setup.notes),
         }
@@ -135,13 +135,18 @@ def plan(
         block_runs=block_runs(made, found, recipe, steps),
         needs=needed,
         weights=prunable,
-        on_disk=needed.choose(stream, spill, free),
+        offload=needed.choose(stream, spill, free),
         seconds=_seconds(made, found, recipe, steps, length, trust_remote_code) if timed else None,
     )
 
 
 def _seconds(
-    made: Setup, found: Layout, recipe: Recipe, steps: tuple[Step, ...], length: int, trust: bool
+    made: Setup,
+    found: Layout,
+    recipe: Recipe,
+    steps: tuple[SearchStep, ...],
+    length: int,
+    trust: bool,
 ) -> dict[str, float] | None:
     try:
         return seconds(time_block(made, recipe, length, trust), made, found, recipe, steps)

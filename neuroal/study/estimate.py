@@ -27,13 +27,13 @@ TIMED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StudyTime:
     """Seconds of the cases that are left, one after the other.
 
     Attributes:
         seconds: Of all of them, but for what is unknown.
-        timed: How many cases were judged, in part at least, by the pace of their dense model, which
-            knows nothing of the time for masks and updates; the others by finished cases alone.
+        timed: Number of cases of which a part at least was judged by the speed of the dense model,
+            which leaves out the time for masks and updates; the others by finished cases alone.
         unknown: Labels of evaluations that are not in the seconds: zero-shot tasks that no finished
             case of the model has.
     """
@@ -49,7 +49,7 @@ def estimate(
     known: Iterable[Result],
     trust_remote_code: bool = False,
     progress: bool = False,
-) -> Estimate:
+) -> StudyTime:
     """Return how long jobs will take; loads models of which too little is known, to time them.
 
     Args:
@@ -60,14 +60,14 @@ def estimate(
         progress: Show a bar over the cases.
     """
     keys = {e: identity(e) for e in evaluations}
-    past = _Past.of(r for r in known if r["status"] == DONE)
-    paces: dict[tuple[str, str, str], _Pace] = {}
+    past = _FinishedCases.of(r for r in known if r["status"] == DONE)
+    speeds: dict[tuple[str, str, str], _ForwardSpeed] = {}
     seconds, timed = 0.0, 0
     unknown: dict[str, None] = {}
     asked: list[Evaluation | None]
     for case, scores in tqdm(jobs, desc="estimate", disable=not progress, leave=False):
         model = (case.model, case.dtype, case.device)
-        pace = paces.setdefault(model, _Pace(*model, trust_remote_code))
+        speed = speeds.setdefault(model, _ForwardSpeed(*model, trust_remote_code))
         parts = [0.0 if case.recipe is None else past.pruning.get(_method(case.labels))]
         asked = [None]
         for evaluation, key in keys.items():
@@ -79,10 +79,10 @@ def estimate(
             if part is None and what is not None and what.data is None:
                 unknown[what.label] = None
             elif part is None:
-                seconds += pace.of(case, what)
+                seconds += speed.of(case, what)
             else:
                 seconds += part
-    return Estimate(seconds, timed, tuple(unknown))
+    return StudyTime(seconds, timed, tuple(unknown))
 
 
 def _method(labels: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ def _method(labels: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class _Past:
+class _FinishedCases:
     """Mean seconds of finished cases.
 
     Attributes:
@@ -103,7 +103,7 @@ class _Past:
     evaluating: Mapping[tuple[str, str], float]
 
     @classmethod
-    def of(cls, done: Iterable[Result]) -> _Past:
+    def of(cls, done: Iterable[Result]) -> _FinishedCases:
         pruning: dict[tuple[Any, ...], list[float]] = {}
         evaluating: dict[tuple[str, str], list[float]] = {}
         for result in done:
@@ -121,7 +121,7 @@ class _Past:
 
 
 @dataclass(eq=False)
-class _Pace:
+class _ForwardSpeed:
     """How fast a dense model reads, known once it is asked for."""
 
     model: str

@@ -25,7 +25,7 @@ EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStudy:
     """A study that has been read and checked, and what is left of it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Prepared:
         return len(self.expansion.distinct) - len(self.jobs)
 
 
-def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> Prepared:
+def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedStudy:
     """Read a study file and check whatever can be checked before a weight or a text is read.
 
     A case is left to run if it has no file, has failed, or lacks a score.
@@ -80,7 +80,7 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> Prepared:
         scores = earlier["scores"]
         if earlier["status"] != DONE or not all(kept(scores, key) for key in keys):
             jobs.append((case, scores))
-    return Prepared(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
+    return PreparedStudy(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
 
 
 def _check(evaluation: Evaluation, number: int) -> None:
@@ -125,7 +125,7 @@ class How:
             raise UsageError("--gpus-per-case is for --executor ray")
 
 
-def run(prepared: Prepared, how: How) -> Iterator[Result]:
+def run(prepared: PreparedStudy, how: How) -> Iterator[Result]:
     """Run the cases that are left; write the file of each as soon as it is done, and yield it."""
     results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
     for result in _results(prepared, how):
@@ -135,7 +135,7 @@ def run(prepared: Prepared, how: How) -> Iterator[Result]:
         yield result
 
 
-def _results(prepared: Prepared, how: How) -> Iterator[Result]:
+def _results(prepared: PreparedStudy, how: How) -> Iterator[Result]:
     make_bench = partial(Bench, prepared.study.evaluations, how.trust_remote_code)
     jobs = prepared.jobs
     if not jobs:

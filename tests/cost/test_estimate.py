@@ -304,13 +304,13 @@ def test_the_dry_run_says_what_memory_would_do(
     models: Mapping[str, Path], from_file: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dataclasses.replace(from_file, model=str(models["llama"]))
-    assert plan(recipe).on_disk == Offload() and plan(recipe, stream=True).on_disk == Offload(True)
+    assert plan(recipe).offload == Offload() and plan(recipe, stream=True).offload == Offload(True)
     monkeypatch.setattr(plan_module, "available_memory", lambda _: 0)
     made = plan(recipe)
-    assert made.on_disk == Offload(True, True)  # even so it would not fit
+    assert made.offload == Offload(True, True)  # even so it would not fit
     data = json.loads(json.dumps(made.to_json()))
     assert (data["streams"], data["spills"]) == (True, True)
-    assert data["memory_bytes"] == made.needs.memory(made.on_disk) < made.needs.memory(Offload())
-    assert data["disk_bytes"] == made.needs.disk(made.on_disk)
-    assert plan(recipe, stream=False, spill=True).on_disk == Offload(False, True)
-    assert plan(recipe, stream=True, spill=False).on_disk == Offload(True, False)
+    assert data["memory_bytes"] == made.needs.memory(made.offload) < made.needs.memory(Offload())
+    assert data["disk_bytes"] == made.needs.disk(made.offload)
+    assert plan(recipe, stream=False, spill=True).offload == Offload(False, True)
+    assert plan(recipe, stream=True, spill=False).offload == Offload(True, False)

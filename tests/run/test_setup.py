@@ -24,7 +24,7 @@ from neuroal import (
     UsageError,
     hookimpl,
 )
-from neuroal.cost.first_steps import Step, first_steps, reads_data
+from neuroal.cost.first_steps import SearchStep, first_steps, reads_data
 from neuroal.run.setup import Setup, setup
 from neuroal.testing import layout
 
@@ -219,7 +219,7 @@ def test_importance_of_rows_goes_with_every_pruner(choice: dict[str, Any], candi
     recipe = Recipe(**choice, block_ratios="uniform", row_ratios=Weighs())
     made = setup(recipe)
     assert steps(made) == ["uniform", "weighs"] and made.notes == ()
-    step = Step("row_ratios", "weighs", candidates, widest=candidates * 8)
+    step = SearchStep("row_ratios", "weighs", candidates, widest=candidates * 8)
     assert first_steps(made, FOUND, recipe)[1] == step
 
 
@@ -445,8 +445,8 @@ def test_an_unknown_statistic_is_blamed_on_its_plugin() -> None:
 def test_first_steps_of_neuroal(sparsity: float, count: int) -> None:
     recipe = Recipe(sparsity=sparsity)
     assert first_steps(setup(recipe), FOUND, recipe) == [
-        Step("block_ratios", "linear_schedule", count, widest=count * 8),
-        Step("row_ratios", "neuroal", 15, widest=15 * 8),
+        SearchStep("block_ratios", "linear_schedule", count, widest=count * 8),
+        SearchStep("row_ratios", "neuroal", 15, widest=15 * 8),
     ]
 
 
@@ -455,7 +455,7 @@ def test_strategies_that_answer_costs_go_on(name: str) -> None:
     recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")
     steps = first_steps(setup(recipe), FOUND, recipe)
     assert steps[0].goes_on
-    assert steps[1] == Step("row_ratios", "row_sensitivity", None)
+    assert steps[1] == SearchStep("row_ratios", "row_sensitivity", None)
 
 
 def test_the_widest_generation_by_hand() -> None:
@@ -476,7 +476,7 @@ def test_the_widest_generation_by_hand() -> None:
 
     recipe = Recipe(block_ratios=Widens(), row_ratios="uniform")
     step = first_steps(setup(recipe), FOUND, recipe)[0]
-    assert step == Step("block_ratios", "widens", 1, goes_on=True, widest=4 * 8)
+    assert step == SearchStep("block_ratios", "widens", 1, goes_on=True, widest=4 * 8)
     few = dataclasses.replace(recipe, samples=3)
     assert first_steps(setup(few), FOUND, few)[0].widest == 4 * 3
 
@@ -484,9 +484,9 @@ def test_the_widest_generation_by_hand() -> None:
 def test_first_steps_that_measure_nothing_or_cannot_be_known() -> None:
     recipe = Recipe(block_ratios=("uniform", Measures()), row_ratios="uniform")
     assert first_steps(setup(recipe), FOUND, recipe) == [
-        Step("block_ratios", "uniform", 0),
-        Step("block_ratios", "measures", None),
-        Step("row_ratios", "uniform", 0),
+        SearchStep("block_ratios", "uniform", 0),
+        SearchStep("block_ratios", "measures", None),
+        SearchStep("row_ratios", "uniform", 0),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neuroal.study.results import Result
-from neuroal.study.run import How, Prepared, prepare, run
+from neuroal.study.run import How, PreparedStudy, prepare, run
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
 STUDY = """
@@ -58,14 +58,14 @@ def desk(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 
 
 @pytest.fixture
 def prepared(desk: Path) -> Change:
     """Prepares the study after replacing texts in its file: `prepared(("0.7", "0.6"))`."""
 
-    def make(*changes: tuple[str, str]) -> Prepared:
+    def make(*changes: tuple[str, str]) -> PreparedStudy:
         text = (desk / "study.toml").read_text()
         for old, new in changes:
             assert old in text, old
@@ -80,7 +80,7 @@ def prepared(desk: Path) -> Change:
 def finish() -> Callable[..., list[Result]]:
     """Runs what is left of a study: `finish(prepared, jobs=2)`."""
 
-    def runner(what: Prepared, **how: Any) -> list[Result]:
+    def runner(what: PreparedStudy, **how: Any) -> list[Result]:
         return list(run(what, How(**how)))
 
     return runner

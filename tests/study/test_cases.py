@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.study.run import Prepared
+from neuroal.study.run import PreparedStudy
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 MINE = """
 from dataclasses import dataclass
 from neuroal import hookimpl
@@ -25,7 +25,7 @@ class Mine:
 """
 
 
-def ids(prepared: Prepared) -> list[str]:
+def ids(prepared: PreparedStudy) -> list[str]:
     return [case.id for case in prepared.expansion.cases]
 
 

@@ -17,11 +17,11 @@ import pytest
 from neuroal.errors import NeuroalError
 from neuroal.study.cluster import _room, on_ray
 from neuroal.study.results import Result
-from neuroal.study.run import Prepared
+from neuroal.study.run import PreparedStudy
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'neuroal[ray]'")
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 Finish = Callable[..., list[Result]]
 Start = Callable[..., subprocess.Popen[str]]
 LIMIT = 300  # seconds: nothing here takes a tenth of it

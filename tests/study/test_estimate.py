@@ -12,16 +12,16 @@ from neuroal.model import pretrained
 from neuroal.study import estimate as module
 from neuroal.study.estimate import estimate
 from neuroal.study.results import Result
-from neuroal.study.run import Prepared
+from neuroal.study.run import PreparedStudy
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 
 
 def test_a_new_study_is_judged_by_its_models_pace(
     prepared: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Block runs over blocks times the windows' tokens; here a token takes a second."""
-    monkeypatch.setattr(module._Pace, "_per_token", 1.0)
+    monkeypatch.setattr(module._ForwardSpeed, "_per_token", 1.0)
     what = prepared()
     found = estimate(what.jobs, what.study.evaluations, ())
     recipes = [case.recipe for case, _ in what.jobs if case.recipe is not None]
@@ -58,7 +58,7 @@ def test_finished_cases_tell_more(prepared: Change, monkeypatch: pytest.MonkeyPa
 
 
 def test_zero_shot_is_unknown_at_first(prepared: Change, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module._Pace, "_per_token", 1.0)
+    monkeypatch.setattr(module._ForwardSpeed, "_per_token", 1.0)
     what = prepared()
     (tasks,) = what.study.evaluations[:0] or [module.Evaluation(tasks=("rte",), label="rte")]
     found = estimate(what.jobs[:1], [tasks], ())

@@ -22,9 +22,9 @@ from neuroal.study.bench import Bench
 from neuroal.study.executors import TRIES, Executor, Job, run_on
 from neuroal.study.local import local
 from neuroal.study.results import Result
-from neuroal.study.run import Prepared
+from neuroal.study.run import PreparedStudy
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 Finish = Callable[..., list[Result]]
 SMALL = (('models = ["llama", "opt"]', 'models = ["opt"]'), ("[0.5, 0.7]", "[0.5]"))
 KILLS = """

@@ -24,9 +24,9 @@ from neuroal.model import pretrained
 from neuroal.search import measurements
 from neuroal.study import bench, scores
 from neuroal.study.results import Result, case_file, read_study
-from neuroal.study.run import How, Prepared, prepare, run
+from neuroal.study.run import How, PreparedStudy, prepare, run
 
-Change = Callable[..., Prepared]
+Change = Callable[..., PreparedStudy]
 Finish = Callable[..., list[Result]]
 
 FAILS_ON_OPT = """
