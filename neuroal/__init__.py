@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from neuroal.hookspecs import hookimpl
     from neuroal.layout import Block, Layout, Linear
     from neuroal.options import option
+    from neuroal.pruning.budget import largest_remainder, project
     from neuroal.pruning.masks import mask_for, row_mask
     from neuroal.recipe import Recipe
     from neuroal.run.report import Report
@@ -52,8 +53,10 @@ _HOME = {
     "TopUp": "types",
     "UsageError": "errors",
     "hookimpl": "hookspecs",
+    "largest_remainder": "pruning.budget",
     "mask_for": "pruning.masks",
     "option": "options",
+    "project": "pruning.budget",
     "prune": "engine",
     "row_mask": "pruning.masks",
 }
@@ -78,8 +81,10 @@ __all__ = [
     "UsageError",
     "__version__",
     "hookimpl",
+    "largest_remainder",
     "mask_for",
     "option",
+    "project",
     "prune",
     "row_mask",
 ]

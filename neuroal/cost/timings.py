@@ -16,8 +16,9 @@ import torch
 
 from neuroal import layout
 from neuroal.model import memory, pretrained
-from neuroal.pruning.allocation import Allocation, targets
+from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import BasePruner, spare_copies
+from neuroal.pruning.targets import targets
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.walk.statistics import resolve

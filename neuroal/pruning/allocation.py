@@ -1,9 +1,9 @@
-"""Ratios to exact counts: allocations, projection on the budget, targets."""
+"""What every linear and row is to lose: ratios and importance, checked, and their file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +12,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from neuroal.errors import NeuroalError
-from neuroal.layout import Layout, Linear
+from neuroal.layout import Layout
 from neuroal.model.files import load_tensors
-from neuroal.types import Budget, Comparison, Pattern, Target
 
 FILE = "allocation.safetensors"
 IMPORTANCE, INPUTS = ":importance", ":input_importance"
 FURTHEST = 1e12  # between the importance of two rows: float32 scores of both are told apart
-HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity itself is higher
-_EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,228 +135,6 @@ def scaled_importance(values: Tensor | None) -> Tensor | None:
         return None
     exponent = math.frexp(float(values.max()))[1]
     return (values / math.ldexp(1, exponent - 1) / 2).float()
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How ratios become counts.
-
-    Attributes:
-        sparsity: Wanted ratio over the prunable weights.
-        budget: "exact" meets it to the weight, "paper" rounds as published.
-        comparison: Scores compete per row or per matrix.
-        pattern: N:M or None.
-        varies: N of the pattern varies per block to meet the sparsity.
-        dense: Linears that stay dense (inputs that M does not divide).
-    """
-
-    sparsity: float
-    budget: Budget = "exact"
-    comparison: Comparison = "row"
-    pattern: Pattern | None = None
-    varies: bool = False
-    dense: frozenset[str] = frozenset()
-
-    def left_dense(self, layout: Layout) -> list[str]:
-        """Return what the pattern leaves dense, in one line if anything."""
-        names = [name for name in layout.linears if name in self.dense]
-        if not names:
-            return []
-        share = sum(layout.linears[name].weights for name in names) / layout.weights
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return [
-            f"pattern {self.pattern} does not divide the inputs: {names[0]}{more}, {share:.1%} of "
-            f"the weights of all linears"
-        ]
-
-
-def project(ratios: Tensor, weights: Tensor, mean: float, highest: float = HIGHEST) -> Tensor:
-    """Shift ratios by one constant and clip them so that their weighted mean is `mean`.
-
-    Args:
-        ratios: float64 `(n,)`.
-        weights: float64 `(n,)`, positive.
-        mean: Wanted weighted mean in [0, 1).
-        highest: Largest ratio allowed; raised to `mean` if that is larger.
-
-    Returns:
-        float64 `(n,)` in [0, highest], the argument itself where it already fits.
-    """
-    highest = max(highest, mean)
-    share = weights / weights.sum()
-
-    def excess(shift: float) -> float:
-        return float(((ratios + shift).clamp(0, highest) * share).sum()) - mean
-
-    inside = bool(((ratios >= 0) & (ratios <= highest)).all())
-    if inside and abs(excess(0.0)) < 1e-12:
-        return ratios
-    low, high = -float(ratios.max()), highest - float(ratios.min())
-    for _ in range(200):  # bisection to the last bit: the excess grows with the shift
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return (ratios + high).clamp(0, highest)
-
-
-def largest_remainder(shares: Tensor, total: int) -> Tensor:
-    """Round shares to whole counts of a given sum; the largest remainders go up, first on ties.
-
-    Args:
-        shares: float64 `(n,)`, non-negative, of sum within a half of `total`.
-        total: Wanted sum.
-
-    Returns:
-        int64 `(n,)`, each within one of its share.
-    """
-    floor = (shares + _EPSILON).floor()
-    left = total - int(floor.sum())
-    remainder = ((shares - floor) / _EPSILON).round()
-    order = torch.argsort(remainder, descending=True, stable=True)
-    counts = floor.to(torch.int64)
-    counts[order[:left]] += 1
-    return counts
-
-
-def targets(
-    allocation: Allocation, layout: Layout, rules: Rules, probe: bool = False
-) -> dict[str, Target]:
-    """Return how many weights to prune in every linear (and row).
-
-    Args:
-        allocation: Wanted ratios.
-        layout: The model's linears.
-        rules: Budget, comparison and pattern.
-        probe: Take the ratios as given, without projection on the budget.
-
-    Returns:
-        A target per linear that is pruned; under budget "exact" their counts sum to exactly
-        `round(sparsity * prunable weights)`.
-    """
-    linears = [x for x in layout.linears.values() if x.name not in rules.dense]
-    if rules.pattern is not None:
-        return _pattern_targets(allocation, layout, linears, rules, probe)
-    if rules.budget == "paper":
-        return {x.name: _paper_target(allocation, x, rules) for x in linears}
-    weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
-    ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
-    if probe:
-        total = _round(float((ratios * weights).sum()))
-    else:
-        total = _round(rules.sparsity * float(weights.sum()))
-        ratios = project(ratios, weights, total / float(weights.sum()))
-    counts = largest_remainder(ratios * weights, total)
-    return {
-        x.name: _exact_target(allocation, x, float(r), int(c), rules)
-        for x, r, c in zip(linears, ratios, counts, strict=True)
-    }
-
-
-def _round(value: float) -> int:
-    return math.floor(value + 0.5)
-
-
-def _exact_target(
-    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
-) -> Target:
-    rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
-        return _matrix_target(allocation, linear, ratio, count, rules)
-    n, d = linear.out_features, linear.in_features
-    if rows is None:
-        shares = torch.full((n,), count / n, dtype=torch.float64)
-    else:
-        ones = torch.ones(n, dtype=torch.float64)
-        shares = project(rows, ones, count / linear.weights) * d
-    return Target(largest_remainder(shares, count), ratio, None, "row", "exact")
-
-
-def _matrix_target(
-    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
-) -> Target:
-    return Target(
-        torch.tensor([count]),
-        ratio,
-        comparison="matrix",
-        budget=rules.budget,
-        row_importance=scaled_importance(allocation.row_importance.get(linear.name)),
-        input_importance=scaled_importance(allocation.input_importance.get(linear.name)),
-    )
-
-
-def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Target:
-    """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
-    ratio, d = allocation.ratios[linear.name], linear.in_features
-    rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
-        return _matrix_target(allocation, linear, ratio, int(linear.weights * ratio), rules)
-    if rows is None:
-        counts = torch.full((linear.out_features,), int(d * ratio))
-        return Target(counts, ratio, None, "row", "paper")
-    counts = d - ((1 - rows) * d).floor().to(torch.int64)
-    return Target(counts, ratio, None, "row", "paper", prune_last=True)
-
-
-def _pattern_targets(
-    allocation: Allocation,
-    layout: Layout,
-    linears: Sequence[Linear],
-    rules: Rules,
-    probe: bool,
-) -> dict[str, Target]:
-    """N:M with one N, or with an N per block that meets the sparsity to one step."""
-    assert rules.pattern is not None
-    of = rules.pattern.of
-    pruned = [of - rules.pattern.kept] * len(layout.blocks)
-    if rules.varies:
-        pruned = _pruned_per_group(allocation, layout, linears, rules, of, probe)
-    result = {}
-    for x in linears:
-        p = pruned[x.block]
-        counts = torch.full((x.out_features,), p * (x.in_features // of))
-        result[x.name] = Target(counts, p / of, Pattern(of - p, of), "row", rules.budget)
-    return result
-
-
-def _pruned_per_group(
-    allocation: Allocation,
-    layout: Layout,
-    linears: Sequence[Linear],
-    rules: Rules,
-    of: int,
-    probe: bool,
-) -> list[int]:
-    """Weights pruned of every M in each block; the mean is the sparsity to one step."""
-    sizes = [sum(x.weights for x in linears if x.block == b.index) for b in layout.blocks]
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    ratios = torch.zeros_like(weights)
-    for x in linears:
-        ratios[x.block] += allocation.ratios[x.name] * x.weights
-    ratios = ratios / weights.clamp(min=1)
-    highest = (of - 1) / of
-    if probe:
-        return [_round(r * of) for r in ratios.clamp(max=highest).tolist()]
-    shares = project(ratios, weights, rules.sparsity, highest) * of
-    floor = (shares + _EPSILON).floor()
-    pruned = [int(p) for p in floor]
-    left = rules.sparsity * sum(sizes) * of - sum(p * n for p, n in zip(pruned, sizes, strict=True))
-    order = torch.argsort(((shares - floor) / _EPSILON).round(), descending=True, stable=True)
-    for b in order.tolist():
-        if left > sizes[b] / 2 and pruned[b] < of - 1:
-            pruned[b] += 1
-            left -= sizes[b]
-    # Blocks of unequal size: steps of smaller ones make up for what a larger one left.
-    while moves := [
-        (abs(left - step * sizes[b]), b, step)
-        for b, p in enumerate(pruned)
-        for step in (1, -1)
-        if 0 <= p + step < of and abs(left - step * sizes[b]) < abs(left) - _EPSILON
-    ]:
-        _, b, step = min(moves)
-        pruned[b] += step
-        left -= step * sizes[b]
-    return pruned
 
 
 def to_bytes(allocation: Allocation, found: Layout) -> bytes:

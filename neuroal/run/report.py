@@ -15,7 +15,7 @@ from neuroal.layout import Layout
 from neuroal.model.files import SCHEMA
 from neuroal.model.pretrained import transformers_version
 from neuroal.model.zeros import Zeros
-from neuroal.pruning.allocation import Rules
+from neuroal.pruning.targets import Rules
 from neuroal.types import Target
 from neuroal.version import __version__
 

@@ -11,8 +11,8 @@ import torch
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
-from neuroal.pruning.allocation import Rules
 from neuroal.pruning.pruner import needs_paper_budget, traits
+from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
 from neuroal.types import Comparison, Pattern, PrunerTraits, TopUp
 from neuroal.walk.statistics import resolve

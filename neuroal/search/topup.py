@@ -15,8 +15,9 @@ from neuroal.distributed import ALONE, Team
 from neuroal.errors import NeuroalError
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
-from neuroal.pruning.allocation import Allocation, Rules, targets
+from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import generator
+from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial, pack, unpack
 from neuroal.types import Generation, Measurement, Proposal, Proposals, Target, Tick

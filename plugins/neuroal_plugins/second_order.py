@@ -60,24 +60,6 @@ def untouched(weights: Tensor) -> list[PrunedLinear]:
     return [PrunedLinear(x, torch.zeros_like(x, dtype=torch.bool)) for x in weights.clone()]
 
 
-def share_out(counts: Tensor, widths: Tensor) -> Tensor:
-    """Divide each count in proportion to `widths`, by largest remainder, ties by lower index.
-
-    Args:
-        counts: int64 `(rows,)`, >= 0.
-        widths: int64 `(parts,)`, > 0.
-
-    Returns:
-        int64 `(rows, parts)` that sums to `counts`; a share is at most one off its exact value.
-    """
-    total = widths.sum()
-    exact = counts[:, None] * widths  # times `total`
-    shares, remainders = exact // total, exact % total
-    left = counts - shares.sum(1)  # (rows,)
-    order = remainders.argsort(dim=1, descending=True, stable=True)
-    return shares + (order.argsort(dim=1) < left[:, None])
-
-
 def gram_matrix(statistics: Statistics, linear: Linear) -> Tensor:
     """Return the Gram matrix of a linear's input; the same object for linears that share it.
 

@@ -484,24 +484,6 @@ def test_the_lower_index_of_equal_scores_goes(scores: list[list[int]], data: st.
         assert [j for j in range(4) if found[j]] == sorted(gone)
 
 
-@given(
-    counts=st.lists(st.integers(0, 60), min_size=1, max_size=4),
-    widths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
-)
-def test_shares_are_by_largest_remainder(counts: list[int], widths: list[int]) -> None:
-    shares = second_order.share_out(torch.tensor(counts), torch.tensor(widths)).tolist()
-    for count, share in zip(counts, shares, strict=True):
-        exact = [count * w / sum(widths) for w in widths]
-        slow = [count * w // sum(widths) for w in widths]
-        by_remainder = sorted(
-            range(len(widths)), key=lambda k: (-(count * widths[k] % sum(widths)), k)
-        )
-        for k in by_remainder[: count - sum(slow)]:
-            slow[k] += 1
-        assert share == slow and sum(share) == count
-        assert all(abs(s - e) < 1 for s, e in zip(share, exact, strict=True))
-
-
 def test_a_factorisation_that_fails_climbs_the_ladder(caplog: pytest.LogCaptureFixture) -> None:
     weight, _ = problem(4, 6)
     gram = torch.ones(6, 6) + 0.0 * torch.eye(6)

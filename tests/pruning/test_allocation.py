@@ -1,7 +1,6 @@
 """Ratios to counts: the exact budget, the published roundings, N:M, and what is refused."""
 
 import math
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,18 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from neuroal import Block, Layout, NeuroalError, Pattern, Target
-from neuroal.pruning.allocation import (
-    FILE,
-    HIGHEST,
-    Allocation,
-    Rules,
-    largest_remainder,
-    project,
-    read,
-    targets,
-    to_bytes,
-)
+from neuroal.pruning.allocation import FILE, Allocation, read, to_bytes
+from neuroal.pruning.budget import HIGHEST, project
 from neuroal.pruning.masks import mask_for
+from neuroal.pruning.targets import Rules, targets
 from neuroal.testing import layout, linear
 
 unit = st.floats(0, 1)
@@ -159,102 +150,6 @@ def test_a_probe_keeps_its_own_ratios(case: tuple[Layout, Allocation], matrix: b
         assert target.ratio == allocation.ratios[name]
         share = target.ratio * found.linears[name].weights
         assert abs(int(target.counts.sum()) - share) < 1 + 1e-6
-
-
-# -- projection ------------------------------------------------------------------------------
-
-
-@st.composite
-def projections(draw: st.DrawFn) -> tuple[Tensor, Tensor, float]:
-    n = draw(st.integers(1, 8))
-    ratios = draw(st.lists(st.floats(-0.5, 1.5), min_size=n, max_size=n))
-    weights = draw(st.lists(st.integers(1, 10**6), min_size=n, max_size=n))
-    return (
-        torch.tensor(ratios, dtype=torch.float64),
-        torch.tensor(weights, dtype=torch.float64),
-        draw(below_one),
-    )
-
-
-def weighted_mean(ratios: Tensor, weights: Tensor) -> float:
-    pairs = zip(ratios.tolist(), weights.tolist(), strict=True)
-    return float(sum(Fraction(r) * Fraction(w) for r, w in pairs) / int(weights.sum()))
-
-
-@given(projections())
-def test_projection_keeps_the_mean_and_the_bounds(case: tuple[Tensor, Tensor, float]) -> None:
-    ratios, weights, mean = case
-    result = project(ratios, weights, mean)
-    assert weighted_mean(result, weights) == pytest.approx(mean, abs=1e-12)
-    assert (result >= 0).all() and (result <= max(HIGHEST, mean)).all()
-
-
-@given(projections())
-def test_projection_keeps_the_order_and_shifts_by_one_constant(
-    case: tuple[Tensor, Tensor, float],
-) -> None:
-    ratios, weights, mean = case
-    result = project(ratios, weights, mean)
-    inside = (result > 1e-9) & (result < max(HIGHEST, mean) - 1e-9)
-    shifts = (result - ratios)[inside]
-    assert len(shifts) == 0 or shifts.max() - shifts.min() < 1e-9
-    order = ratios.argsort(stable=True)
-    assert (result[order].diff() >= 0).all()
-
-
-@given(projections())
-def test_projection_is_idempotent(case: tuple[Tensor, Tensor, float]) -> None:
-    ratios, weights, mean = case
-    once = project(ratios, weights, mean)
-    assert project(once, weights, mean) is once
-
-
-def test_projection_returns_what_fits_itself() -> None:
-    ratios = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    assert project(ratios, torch.tensor([3.0, 3.0]).double(), 0.5) is ratios
-
-
-def test_projection_by_hand() -> None:
-    # 0.9 + 0.2 is clipped to 0.99, so that the other two rise by 0.255 instead of 0.2.
-    ratios = torch.tensor([0.9, 0.2, 0.3], dtype=torch.float64)
-    result = project(ratios, torch.ones(3).double(), 2 / 3)
-    assert result.tolist() == pytest.approx([0.99, 0.455, 0.555], abs=1e-9)
-
-
-def test_projection_weighs() -> None:
-    # Shift s: (3 (0.1 + s) + (0.5 + s)) / 4 = 0.4 gives s = 0.2.
-    ratios = torch.tensor([0.1, 0.5], dtype=torch.float64)
-    result = project(ratios, torch.tensor([3.0, 1.0]).double(), 0.4)
-    assert result.tolist() == pytest.approx([0.3, 0.7], abs=1e-9)
-
-
-def test_the_highest_ratio_gives_way_to_a_higher_sparsity() -> None:
-    result = project(torch.tensor([0.0, 1.0]).double(), torch.ones(2).double(), 0.995)
-    assert result.tolist() == pytest.approx([0.995, 0.995])
-
-
-# -- largest remainder -----------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
-def test_largest_remainder_is_a_plain_sort(thousandths: list[int]) -> None:
-    wanted = (sum(thousandths) + 500) // 1000
-    shares = torch.tensor(thousandths, dtype=torch.float64) / 1000
-    floors = [t // 1000 for t in thousandths]
-    order = sorted(range(len(floors)), key=lambda i: (-(thousandths[i] % 1000), i))
-    for i in order[: wanted - sum(floors)]:
-        floors[i] += 1
-    assert largest_remainder(shares, wanted).tolist() == floors
-
-
-def test_the_first_of_equal_remainders_goes_up() -> None:
-    shares = torch.tensor([1.5, 2.25, 0.5, 0.5], dtype=torch.float64)
-    assert largest_remainder(shares, 5).tolist() == [2, 2, 1, 0]
-
-
-def test_remainders_that_differ_by_rounding_are_equal() -> None:
-    shares = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
-    assert largest_remainder(shares, 1).tolist() == [1, 0]
 
 
 # -- paper budget ----------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from torch import Tensor
 from neuroal import PluginError, hookimpl
 from neuroal.layout import find
 from neuroal.plugins import load
-from neuroal.pruning import allocation, masks
+from neuroal.pruning import masks
 from neuroal.pruning import pruner as pruning
-from neuroal.pruning.allocation import Allocation, Rules
+from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.masks import row_mask, zeroed
+from neuroal.pruning.targets import Rules, targets
 from neuroal.testing import statistics, tiny_model
 
 
@@ -110,9 +111,9 @@ def test_blocks_are_pruned_as_without_it(
     module = model.get_submodule(block.name)
     known = {x.name: statistics(input_norm=torch.rand(x.in_features)) for x in block.linears}
     rows = {n: torch.rand(x.out_features).double() for n, x in layout.linears.items()}
-    targets = allocation.targets(Allocation.of(rows, layout), layout, Rules(0.5, budget="paper"))
+    wanted = targets(Allocation.of(rows, layout), layout, Rules(0.5, budget="paper"))
     base = pruning.BasePruner(load([("pruner", pruner)])[0], None, 0)
-    expected = base.prune_block(block, module, known, targets)
+    expected = base.prune_block(block, module, known, wanted)
     asked: list[torch.dtype] = []
 
     def by_kernel(weight: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
@@ -121,13 +122,13 @@ def test_blocks_are_pruned_as_without_it(
         return out, finite.all()
 
     monkeypatch.setattr(pruning, "prune_rows", by_kernel)
-    found = base.prune_block(block, module, known, targets)
+    found = base.prune_block(block, module, known, wanted)
     assert asked == [torch.bfloat16] * len(block.linears)
     assert all(same_bits(found[name], weight) for name, weight in expected.items())
     broken = {n: statistics(input_norm=s.input_norm * torch.nan) for n, s in known.items()}
     if pruner == "wanda":
         with pytest.raises(PluginError, match=r"score_weights: returned NaN or infinity"):
-            base.prune_block(block, module, broken, targets)
+            base.prune_block(block, module, broken, wanted)
 
 
 def test_it_is_for_cuda_alone() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from neuroal import Block, Layout, Linear, NeuroalError, Pattern, PluginError, Statistics, hookimpl
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
-from neuroal.pruning.allocation import Allocation, Rules, targets
+from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import BasePruner
+from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner, generation_runs
 from neuroal.search.measurements import measure_blocks
 from neuroal.search.outcomes import Outcome, Trial

@@ -12,8 +12,8 @@ from neuroal import Generation, Layout, Measurement, PluginError, Proposal, hook
 from neuroal.distributed import Team
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
-from neuroal.pruning.allocation import Rules
 from neuroal.pruning.pruner import BasePruner
+from neuroal.pruning.targets import Rules
 from neuroal.search.alignment import Aligner, generation_runs
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.topup import Candidate, Choice, TopUpSearch

@@ -17,6 +17,7 @@ from neuroal import (
     Statistics,
     Target,
     hookimpl,
+    largest_remainder,
     option,
 )
 from neuroal_plugins import second_order
@@ -147,7 +148,8 @@ class SparseGPT:
         slices = [slice(start, start + starts.step) for start in starts]
         widths = torch.tensor([len(turned[0, columns]) for columns in slices])
         counts = second_order.counts_of(targets, weights.shape[1]).flatten().cpu()
-        shares = second_order.share_out(counts, widths)
+        shares = counts.double()[:, None] * widths / widths.sum()  # (rows, slices)
+        shares = largest_remainder(shares, counts)
         for columns, share in zip(slices, shares.unbind(1), strict=True):
             block, rest = upper[:, columns, columns], slice(columns.stop, None)
             chosen = masks[..., columns]

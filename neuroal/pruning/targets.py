@@ -1,0 +1,186 @@
+"""From an allocation to targets: how many weights to prune in every linear and row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from neuroal.layout import Layout, Linear
+from neuroal.pruning.allocation import Allocation, scaled_importance
+from neuroal.pruning.budget import floors_and_order, largest_remainder, project
+from neuroal.types import Budget, Comparison, Pattern, Target
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How ratios become counts.
+
+    Attributes:
+        sparsity: Wanted ratio over the prunable weights.
+        budget: "exact" meets it to the weight, "paper" rounds as published.
+        comparison: Scores compete per row or per matrix.
+        pattern: N:M or None.
+        varies: N of the pattern varies per block to meet the sparsity.
+        dense: Linears that stay dense (inputs that M does not divide).
+    """
+
+    sparsity: float
+    budget: Budget = "exact"
+    comparison: Comparison = "row"
+    pattern: Pattern | None = None
+    varies: bool = False
+    dense: frozenset[str] = frozenset()
+
+    def left_dense(self, layout: Layout) -> list[str]:
+        """Return what the pattern leaves dense, in one line if anything."""
+        names = [name for name in layout.linears if name in self.dense]
+        if not names:
+            return []
+        share = sum(layout.linears[name].weights for name in names) / layout.weights
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return [
+            f"pattern {self.pattern} does not divide the inputs: {names[0]}{more}, {share:.1%} of "
+            f"the weights of all linears"
+        ]
+
+
+def targets(
+    allocation: Allocation, layout: Layout, rules: Rules, probe: bool = False
+) -> dict[str, Target]:
+    """Return how many weights to prune in every linear (and row).
+
+    Args:
+        allocation: Wanted ratios.
+        layout: The model's linears.
+        rules: Budget, comparison and pattern.
+        probe: Take the ratios as given, without projection on the budget.
+
+    Returns:
+        A target per linear that is pruned; under budget "exact" their counts sum to exactly
+        `round(sparsity * prunable weights)`.
+    """
+    linears = [x for x in layout.linears.values() if x.name not in rules.dense]
+    if rules.pattern is not None:
+        return _pattern_targets(allocation, layout, linears, rules, probe)
+    if rules.budget == "paper":
+        return {x.name: _paper_target(allocation, x, rules) for x in linears}
+    weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
+    ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
+    if probe:
+        total = _round(float((ratios * weights).sum()))
+    else:
+        total = _round(rules.sparsity * float(weights.sum()))
+        ratios = project(ratios, weights, total / float(weights.sum()))
+    counts = largest_remainder(ratios * weights, total)
+    return {
+        x.name: _exact_target(allocation, x, float(r), int(c), rules)
+        for x, r, c in zip(linears, ratios, counts, strict=True)
+    }
+
+
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def _exact_target(
+    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
+) -> Target:
+    rows = allocation.rows.get(linear.name)
+    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+        return _matrix_target(allocation, linear, ratio, count, rules)
+    n, d = linear.out_features, linear.in_features
+    if rows is None:
+        shares = torch.full((n,), count / n, dtype=torch.float64)
+    else:
+        ones = torch.ones(n, dtype=torch.float64)
+        shares = project(rows, ones, count / linear.weights) * d
+    return Target(largest_remainder(shares, count), ratio, None, "row", "exact")
+
+
+def _matrix_target(
+    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
+) -> Target:
+    return Target(
+        torch.tensor([count]),
+        ratio,
+        comparison="matrix",
+        budget=rules.budget,
+        row_importance=scaled_importance(allocation.row_importance.get(linear.name)),
+        input_importance=scaled_importance(allocation.input_importance.get(linear.name)),
+    )
+
+
+def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Target:
+    """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
+    ratio, d = allocation.ratios[linear.name], linear.in_features
+    rows = allocation.rows.get(linear.name)
+    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+        return _matrix_target(allocation, linear, ratio, int(linear.weights * ratio), rules)
+    if rows is None:
+        counts = torch.full((linear.out_features,), int(d * ratio))
+        return Target(counts, ratio, None, "row", "paper")
+    counts = d - ((1 - rows) * d).floor().to(torch.int64)
+    return Target(counts, ratio, None, "row", "paper", prune_last=True)
+
+
+def _pattern_targets(
+    allocation: Allocation,
+    layout: Layout,
+    linears: Sequence[Linear],
+    rules: Rules,
+    probe: bool,
+) -> dict[str, Target]:
+    """N:M with one N, or with an N per block that meets the sparsity to one step."""
+    assert rules.pattern is not None
+    of = rules.pattern.of
+    pruned = [of - rules.pattern.kept] * len(layout.blocks)
+    if rules.varies:
+        pruned = _pruned_per_group(allocation, layout, linears, rules, of, probe)
+    result = {}
+    for x in linears:
+        p = pruned[x.block]
+        counts = torch.full((x.out_features,), p * (x.in_features // of))
+        result[x.name] = Target(counts, p / of, Pattern(of - p, of), "row", rules.budget)
+    return result
+
+
+def _pruned_per_group(
+    allocation: Allocation,
+    layout: Layout,
+    linears: Sequence[Linear],
+    rules: Rules,
+    of: int,
+    probe: bool,
+) -> list[int]:
+    """Weights pruned of every M in each block; the mean is the sparsity to one step."""
+    sizes = [sum(x.weights for x in linears if x.block == b.index) for b in layout.blocks]
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    ratios = torch.zeros_like(weights)
+    for x in linears:
+        ratios[x.block] += allocation.ratios[x.name] * x.weights
+    ratios = ratios / weights.clamp(min=1)
+    highest = (of - 1) / of
+    if probe:
+        return [_round(r * of) for r in ratios.clamp(max=highest).tolist()]
+    shares = project(ratios, weights, rules.sparsity, highest) * of
+    floors, order = floors_and_order(shares)
+    pruned = [int(p) for p in floors]
+    left = rules.sparsity * sum(sizes) * of - sum(p * n for p, n in zip(pruned, sizes, strict=True))
+    for b in order.tolist():
+        if left > sizes[b] / 2 and pruned[b] < of - 1:
+            pruned[b] += 1
+            left -= sizes[b]
+    # Blocks of unequal size: steps of smaller ones make up for what a larger one left.
+    while moves := [
+        (abs(left - step * sizes[b]), b, step)
+        for b, p in enumerate(pruned)
+        for step in (1, -1)
+        if 0 <= p + step < of and abs(left - step * sizes[b]) < abs(left) - 1e-9
+    ]:
+        _, b, step = min(moves)
+        pruned[b] += step
+        left -= step * sizes[b]
+    return pruned
