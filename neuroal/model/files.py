@@ -31,8 +31,8 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: its file, and the bytes within it."""
+class FileRange:
+    """The bytes of a file that a tensor takes."""
 
     file: Path
     start: int
@@ -44,22 +44,22 @@ class Shards:
 
     Attributes:
         folder: The folder.
-        places: Where every tensor lies.
+        ranges: Of every tensor, by name.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
-        self.places: dict[str, Place] = {}
+        self.ranges: dict[str, FileRange] = {}
         listed = self._listed()
         for file in sorted(set(listed.values())) if listed else [folder / ONE]:
             self._open[file] = open_file(file)
-            self.places |= self.header(file)
+            self.ranges |= self.header(file)
         for name, file in listed.items():
-            if name not in self.places or self.places[name].file != file:
+            if name not in self.ranges or self.ranges[name].file != file:
                 raise NeuroalError(f"'{file}' lacks the tensor '{name}' that {INDEX} names")
         if listed:
-            self.places = {name: self.places[name] for name in listed}
+            self.ranges = {name: self.ranges[name] for name in listed}
 
     def _listed(self) -> dict[str, Path]:
         """Return the file of every tensor that the index names; none without an index."""
@@ -79,19 +79,19 @@ class Shards:
         return listed
 
     @staticmethod
-    def header(file: Path) -> dict[str, Place]:
-        """Return the places of a sound file's tensors, which its first bytes say."""
+    def header(file: Path) -> dict[str, FileRange]:
+        """Return the range of every tensor of a file, as its first bytes say."""
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
         header.pop("__metadata__", None)
         offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-        return {n: Place(file, 8 + size + a, 8 + size + b) for n, (a, b) in offsets.items()}
+        return {n: FileRange(file, 8 + size + a, 8 + size + b) for n, (a, b) in offsets.items()}
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the first floating tensor."""
-        for name in self.places:
-            part = self._open[self.places[name].file].get_slice(name)
+        for name in self.ranges:
+            part = self._open[self.ranges[name].file].get_slice(name)
             dtype = DTYPES.get(part.get_dtype())
             if dtype is not None and dtype.is_floating_point:
                 return dtype
@@ -99,15 +99,15 @@ class Shards:
 
     def slices(self, names: Iterable[str]) -> dict[str, Any]:
         """Return tensors that are read when they are sliced, by name."""
-        return {name: self._open[self.places[name].file].get_slice(name) for name in names}
+        return {name: self._open[self.ranges[name].file].get_slice(name) for name in names}
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Let the operating system have tensors at hand: no memory of this process is used."""
         buffer = memoryview(bytearray(_PIECE))
-        for place in sorted((self.places[n] for n in names), key=lambda p: (p.file, p.start)):
-            with place.file.open("rb", buffering=0) as stream:
-                stream.seek(place.start)
-                left = place.end - place.start
+        for span in sorted((self.ranges[n] for n in names), key=lambda r: (r.file, r.start)):
+            with span.file.open("rb", buffering=0) as stream:
+                stream.seek(span.start)
+                left = span.end - span.start
                 while left > 0 and (read := stream.readinto(buffer[: min(left, _PIECE)])):
                     left -= read
 

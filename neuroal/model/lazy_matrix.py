@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from neuroal.model.files import DTYPES, Place
+from neuroal.model.files import DTYPES, FileRange
 
 PART = 1 << 20  # bytes of a matrix that are read at once
 _aten = torch.ops.aten
@@ -24,24 +24,29 @@ class LazyMatrix(Tensor):
     operation reads all of it. A cast is kept in mind until then.
 
     Attributes:
-        place: Where it lies.
+        source: Its bytes in its file.
         stored: Its dtype in the file.
     """
 
-    place: Place
+    source: FileRange
     stored: torch.dtype
     # Results are plain tensors.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
-        cls, place: Place, shape: Any, stored: torch.dtype, dtype: Any = None, device: Any = "cpu"
+        cls,
+        source: FileRange,
+        shape: Any,
+        stored: torch.dtype,
+        dtype: Any = None,
+        device: Any = "cpu",
     ) -> LazyMatrix:
-        """Return the matrix at a place, in another dtype or on another device where they say so."""
+        """Return the matrix of a range; `dtype` and `device` are those that operations see."""
         made: LazyMatrix = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype or stored, device=device
         )
-        made.place, made.stored = place, stored
+        made.source, made.stored = source, stored
         return made
 
     @classmethod
@@ -64,7 +69,7 @@ class LazyMatrix(Tensor):
 
     def _as(self, dtype: torch.dtype | None, device: torch.device | None) -> LazyMatrix:
         to = (dtype or self.dtype, device or self.device)
-        return LazyMatrix(self.place, self.shape, self.stored, *to)
+        return LazyMatrix(self.source, self.shape, self.stored, *to)
 
     def read(self) -> Tensor:
         """Return all of it."""
@@ -94,14 +99,14 @@ class LazyMatrix(Tensor):
         rows = torch.empty((count, self.shape[1]), dtype=self.stored)
         left = memoryview(rows.view(torch.uint8).numpy().data).cast("B")
         size = self.shape[1] * self.stored.itemsize
-        with self.place.file.open("rb", buffering=0) as file:
+        with self.source.file.open("rb", buffering=0) as file:
             for start, end in runs:
-                file.seek(self.place.start + start * size)
+                file.seek(self.source.start + start * size)
                 end_of_run = len(left) - (end - start) * size
                 while len(left) > end_of_run:
                     read = file.readinto(left[: len(left) - end_of_run])
                     if not read:
-                        raise OSError(f"'{self.place.file}' ends before its tensors do")
+                        raise OSError(f"'{self.source.file}' ends before its tensors do")
                     left = left[read:]
         return rows.to(self.device, self.dtype)
 

@@ -80,7 +80,7 @@ class Streamed:
         for name, x in made.items():
             dtype, shape = DTYPES.get(x.get_dtype()), x.get_shape()
             if len(shape) == 2 and dtype is not None and dtype.is_floating_point:
-                made[name] = LazyMatrix(self._shards.places[name], shape, dtype)
+                made[name] = LazyMatrix(self._shards.ranges[name], shape, dtype)
         return made
 
     def _module(self, block: Block) -> nn.Module:
@@ -91,7 +91,7 @@ class Streamed:
         """Return the file tensors of every block, and under None those of what is around them."""
         owners = dict(zip(self._prefixes, range(len(self._prefixes)), strict=True))
         names: dict[int | None, list[str]] = defaultdict(list)
-        for name in self._shards.places:
+        for name in self._shards.ranges:
             parameter = self._conversion.parameter(name)
             names[next((i for p, i in owners.items() if parameter.startswith(p)), None)] += [name]
         return names
@@ -165,8 +165,8 @@ class Streamed:
         around = {k: v for k, v in state.items() if not k.startswith(self._prefixes)}
         lazy = {k: v for k, v in around.items() if isinstance(v, LazyMatrix)}
         # transformers writes one number in place of each: so it says which are written.
-        numbers = {v.place: torch.zeros(1) for v in lazy.values()}
-        around |= {k: numbers[v.place] for k, v in lazy.items()}
+        numbers = {v.source: torch.zeros(1) for v in lazy.values()}
+        around |= {k: numbers[v.source] for k, v in lazy.items()}
         pretrained.save(self.model, tokenizer, aside, around)
         named = pretrained.file_tensors(self.model, dict(lazy))
         written = files.load_tensors(aside / ONE)
@@ -209,9 +209,9 @@ def _index(files: list[Path]) -> dict[str, Any]:
     """Return the index of a sharded checkpoint."""
     names, size = {}, 0
     for file in files:
-        for name, place in Shards.header(file).items():
+        for name, span in Shards.header(file).items():
             names[name] = file.name
-            size += place.end - place.start
+            size += span.end - span.start
     return {"metadata": {"total_size": size}, "weight_map": names}
 
 

@@ -29,19 +29,19 @@ _NONE = Statistics({})
 
 
 @dataclass(eq=False)
-class Shared:
-    """What the candidates that prune one block have in common.
+class ScoreCache:
+    """Scores of one block that the candidates which prune it have in common.
 
     Attributes:
         scores: Of the last statistics of every linear, which they were made from.
         finite: Whether scores are finite, 0-d bool, not looked at yet: one look at the end of the
             block is one wait for the device.
-        keeps: Whether another candidate may use the scores: else they are not kept.
+        keep: Whether another candidate may use the scores: else they are not kept.
     """
 
     scores: dict[str, tuple[Statistics, Tensor]] = field(default_factory=dict)
     finite: list[tuple[Linear, Tensor]] = field(default_factory=list)
-    keeps: bool = True
+    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class BasePruner:
         module: nn.Module,
         statistics: Mapping[str, Statistics],
         targets: Mapping[str, Target],
-        shared: Shared | None = None,
+        cache: ScoreCache | None = None,
     ) -> dict[str, Tensor]:
         """Prune every linear of a block that has a target.
 
@@ -73,12 +73,12 @@ class BasePruner:
             module: Its module, dense; not changed.
             statistics: By linear name; none for a pruner that reads none.
             targets: By linear name.
-            shared: What other candidates left, and find; then `check_scores` is still to come.
+            cache: Scores of other candidates, and for them; the caller calls `check_scores` later.
 
         Returns:
             New weights by linear name, in the model's own dtype.
         """
-        own = shared or Shared(keeps=False)
+        scores = cache or ScoreCache(keep=False)
         weights = {}
         moving: list[Linear] = []
         with torch.no_grad():
@@ -91,7 +91,7 @@ class BasePruner:
                     elif self._mover:
                         moving.append(x)
                     else:  # what is only masked keeps its bits, whatever the dtype
-                        weights[x.name] = self._cut(x, dense, known, target, own)
+                        weights[x.name] = self._cut(x, dense, known, target, scores)
             for batch in self._batches(moving, targets):
                 dense = torch.stack([matrices.weight(x, module, block.name).float() for x in batch])
                 given = [statistics.get(x.name, _NONE) for x in batch]
@@ -100,8 +100,8 @@ class BasePruner:
                 for x, y in zip(batch, pruned, strict=True):
                     dtype = matrices.weight(x, module, block.name).dtype
                     weights[x.name] = y.weight.to(dtype)
-            if shared is None:
-                self.check_scores(own)
+            if cache is None:
+                self.check_scores(scores)
         return weights
 
     def prune_linear(
@@ -127,21 +127,21 @@ class BasePruner:
                 return PrunedLinear(zeroed(weight, mask), mask)
             if self._mover:
                 return self._move([linear], weight[None], [statistics], [target])[0]
-            shared = Shared()
-            mask = self._mask(linear, weight, statistics, target, shared)
-            self.check_scores(shared)
+            cache = ScoreCache()
+            mask = self._mask(linear, weight, statistics, target, cache)
+            self.check_scores(cache)
             return PrunedLinear(zeroed(weight, mask), mask)
 
-    def check_scores(self, shared: Shared) -> None:
+    def check_scores(self, cache: ScoreCache) -> None:
         """Refuse scores that are not finite; waits for the device once.
 
         Raises:
             PluginError: The pruner returned NaN or infinity.
         """
-        if shared.finite and not bool(torch.stack([flag for _, flag in shared.finite]).all()):
-            linear = next(x for x, flag in shared.finite if not bool(flag))
+        if cache.finite and not bool(torch.stack([flag for _, flag in cache.finite]).all()):
+            linear = next(x for x, flag in cache.finite if not bool(flag))
             raise checks.wrong(self.pruner, "score_weights", linear, checks.NOT_FINITE)
-        shared.finite.clear()
+        cache.finite.clear()
 
     def _cut(
         self,
@@ -149,18 +149,18 @@ class BasePruner:
         dense: Tensor,
         statistics: Statistics,
         target: Target,
-        shared: Shared,
+        cache: ScoreCache,
     ) -> Tensor:
         """Return the model's own weight without what a pruner that only scores prunes."""
         if self.refiner is not None or target.pattern is not None or target.comparison != "row":
-            return zeroed(dense, self._mask(linear, dense, statistics, target, shared))
+            return zeroed(dense, self._mask(linear, dense, statistics, target, cache))
         factor = traits(self.pruner).magnitude_times
         if factor is not None:
             scores = statistics[factor]
         else:
-            scores = self._shared_scores(linear, dense, statistics, shared)
+            scores = self._cached_scores(linear, dense, statistics, cache)
         pruned, finite = prune_rows(dense, scores, target.counts, target.prune_last)
-        shared.finite.append((linear, finite))
+        cache.finite.append((linear, finite))
         return pruned
 
     def _mask(
@@ -169,29 +169,29 @@ class BasePruner:
         weight: Tensor,
         statistics: Statistics,
         target: Target,
-        shared: Shared,
+        cache: ScoreCache,
     ) -> Tensor:
         """Return the mask of a pruner that only scores."""
-        scores = self._shared_scores(linear, weight, statistics, shared)
+        scores = self._cached_scores(linear, weight, statistics, cache)
         mask = mask_for(scores, target)
         if self.refiner is not None:
-            self.check_scores(shared)
+            self.check_scores(cache)
             mask = self._refine(linear, _spare(weight), mask, scores, statistics, target)
         return mask
 
-    def _shared_scores(
-        self, linear: Linear, weight: Tensor, statistics: Statistics, shared: Shared
+    def _cached_scores(
+        self, linear: Linear, weight: Tensor, statistics: Statistics, cache: ScoreCache
     ) -> Tensor:
         """Return scores, made once for all that have the same statistics or need none."""
         if not self.pruner.required_statistics():
             statistics = _NONE
-        known = shared.scores.get(linear.name)
+        known = cache.scores.get(linear.name)
         if known is None or known[0] is not statistics:
-            shared.scores.pop(linear.name, None)
+            cache.scores.pop(linear.name, None)
             known = (statistics, self._scores(linear, _spare(weight), statistics))
-            shared.finite.append((linear, checks.finite(known[1])))
-            if shared.keeps:
-                shared.scores[linear.name] = known
+            cache.finite.append((linear, checks.finite(known[1])))
+            if cache.keep:
+                cache.scores[linear.name] = known
         return known[1]
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import BasePruner, Shared
+from neuroal.pruning.pruner import BasePruner, ScoreCache
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.types import Measurement, Target, Tick
 from neuroal.walk.activations import Store
@@ -141,7 +141,7 @@ class Aligner:
         block), and those that also prune the block alike share everything. Those around another
         one have its weights where they prune the block as it does.
         """
-        shared = Shared()
+        scores = ScoreCache()
         waiting = Counter(id(s.prefix) for s in states if not s.dropped)
         dense: dict[int, BlockRun] = {}
         known: dict[tuple[Any, ...], _Step] = {}
@@ -163,8 +163,8 @@ class Aligner:
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
-                shared.keeps = not self.walker.streams and (waiting[prefix] > 1 or not reads)
-                known[key] = self._step(block, module, runs, inputs, s, dense, shared, weights)
+                scores.keep = not self.walker.streams and (waiting[prefix] > 1 or not reads)
+                known[key] = self._step(block, module, runs, inputs, s, dense, scores, weights)
             step = known[key]
             if s.leads:
                 kept[id(s)] = prefix, own, step.weights
@@ -177,7 +177,7 @@ class Aligner:
             s.runs += self.walker.block_runs - before
             limit = s.trial.limit
             s.dropped = limit is not None and float(s.total) > limit
-        self.pruner.check_scores(shared)
+        self.pruner.check_scores(scores)
 
     def _step(
         self,
@@ -187,7 +187,7 @@ class Aligner:
         inputs: Inputs,
         s: _State,
         known: dict[int, BlockRun],
-        shared: Shared,
+        scores: ScoreCache,
         kept: Mapping[str, Tensor] | None,
     ) -> _Step:
         """Run one candidate's block, dense for the statistics and pruned for what follows.
@@ -216,7 +216,7 @@ class Aligner:
             return _Step(s.prefix, 0.0, {})
         if kept is None:
             statistics = dense.statistics if dense is not None else {}
-            overlay = self.pruner.prune_block(block, module, statistics, s.trial.targets, shared)
+            overlay = self.pruner.prune_block(block, module, statistics, s.trial.targets, scores)
             if inputs.dtype is not None:
                 overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
         else:

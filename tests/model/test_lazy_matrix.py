@@ -25,7 +25,7 @@ def stay(tmp_path: Path) -> Stay:
     def make(x: Tensor) -> LazyMatrix:
         others = {"a": torch.ones(3), "z": torch.ones(7, 7)}
         save_file({"matrix": x, **others}, tmp_path / ONE)
-        return LazyMatrix(Shards(tmp_path).places["matrix"], x.shape, x.dtype)
+        return LazyMatrix(Shards(tmp_path).ranges["matrix"], x.shape, x.dtype)
 
     return make
 
@@ -81,7 +81,7 @@ def test_it_looks_like_a_parameter_and_reads_nothing_for_it(stay: Stay, read: li
     assert (weight.shape, weight.dtype) == ((ROWS, COLUMNS), torch.bfloat16)
     assert (weight.numel(), weight.device.type) == (ROWS * COLUMNS, "cpu")
     for same in (module.state_dict()["weight"], weight[...], weight.detach()):
-        assert isinstance(same, LazyMatrix) and same.place == weight.place
+        assert isinstance(same, LazyMatrix) and same.source == weight.source
         assert same.dtype == torch.bfloat16
     assert read == []
 
@@ -141,8 +141,8 @@ def test_a_file_is_what_safetensors_writes(stay: Stay, read: list[int], tmp_path
 
 def test_a_file_that_was_cut_meanwhile(stay: Stay) -> None:
     made = stay(matrix())
-    file = made.place.file
-    file.write_bytes(file.read_bytes()[: made.place.start + 40])
+    file = made.source.file
+    file.write_bytes(file.read_bytes()[: made.source.start + 40])
     with pytest.raises(OSError, match="ends before its tensors do"):
         made.read()
 

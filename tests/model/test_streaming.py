@@ -302,10 +302,10 @@ def test_read_ahead_reads_the_tensors_asked_for(
     sharded: Callable[[nn.Module], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = Shards(sharded(tiny_model("llama")))
-    names = [n for n in shards.places if ".layers.1." in n]
+    names = [n for n in shards.ranges if ".layers.1." in n]
     for name, tensor in shards.slices(names).items():
-        place = shards.places[name]
-        raw = place.file.read_bytes()[place.start : place.end]
+        span = shards.ranges[name]
+        raw = span.file.read_bytes()[span.start : span.end]
         assert torch.frombuffer(bytearray(raw), dtype=torch.float32).equal(tensor[...].flatten())
     opened: list[Path] = []
     own = Path.open
@@ -316,7 +316,7 @@ def test_read_ahead_reads_the_tensors_asked_for(
 
     monkeypatch.setattr(Path, "open", recorded)
     shards.read_ahead(names)
-    assert opened == sorted(shards.places[n].file for n in names)
+    assert opened == sorted(shards.ranges[n].file for n in names)
 
 
 def test_resumed_run_reads_its_own_shards(
