@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,24 @@ def load_top_up(name: str) -> TopUp:
     return _top_up(listing_of(TOP_UP, name))
 
 
+def refuse_unused(options: Iterable[str], used: Iterable[str]) -> None:
+    """Refuse options for a plugin that is not in use.
+
+    Args:
+        options: Names of plugins that have been given options.
+        used: Names of the plugins in use.
+
+    Raises:
+        UsageError: There are such options.
+    """
+    names = sorted(set(used))
+    for name in options:
+        if name not in names:
+            raise UsageError(
+                f"options for '{name}', which is not used: this run uses {', '.join(names)}"
+            )
+
+
 def describe(listing: Listing) -> Description:
     """Import one plugin and return what there is to say about it.
 
@@ -162,14 +180,12 @@ def _shares(
     given: Mapping[str, Mapping[str, object]],
 ) -> list[dict[str, object]]:
     """Deal the options, which are by name, out to the chosen plugins that have them."""
+    refuse_unused(given, {listing.name for listing, _ in chosen})
     shares: list[dict[str, object]] = [{} for _ in chosen]
     fields = [{row[0] for row in _options.describe(kind)} for kind in kinds]
     for name, values in given.items():
         named = [i for i, (listing, _) in enumerate(chosen) if listing.name == name]
         bindable = [i for i in named if chosen[i][1] is None]
-        if not named:
-            used = ", ".join(sorted({listing.name for listing, _ in chosen}))
-            raise UsageError(f"options for '{name}', which is not used: this run uses {used}")
         if not bindable:
             listing = chosen[named[0]][0]
             raise UsageError(

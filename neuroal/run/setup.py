@@ -1,8 +1,7 @@
-"""From a recipe to a run: which plugins take part, whether they fit together, what it will cost."""
+"""From a recipe to the plugins that take part, and whether they fit together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,14 @@ import torch
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout
-from neuroal.plugins import Plugin, check_requirements, listing_of, load, load_top_up
+from neuroal.plugins import (
+    Plugin,
+    check_requirements,
+    listing_of,
+    load,
+    load_top_up,
+    refuse_unused,
+)
 from neuroal.pruning.pruner import needs_paper_budget, traits
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
@@ -49,15 +55,22 @@ class Setup:
     @property
     def plugins(self) -> tuple[Plugin, ...]:
         """Return every plugin of the run."""
-        rows = (self.row_ratios,) if self.row_ratios else ()
-        refiner = (self.refiner,) if self.refiner else ()
-        return (self.pruner, *self.block_ratios, *rows, self.alignment, *refiner)
+        return (self.pruner, *self.strategies, self.alignment, *self.final[1:])
+
+    @property
+    def strategies(self) -> tuple[Plugin, ...]:
+        """Return the plugins of the search's steps, in order."""
+        return (*self.block_ratios, *((self.row_ratios,) if self.row_ratios else ()))
 
     @property
     def measures(self) -> tuple[Plugin, ...]:
-        """Return the strategies that want the dense walk."""
-        rows = (self.row_ratios,) if self.row_ratios else ()
-        return tuple(p for p in (*self.block_ratios, *rows) if p.has("measure_block"))
+        """Return the strategies that have `measure_block`, for which there is a dense walk."""
+        return tuple(p for p in self.strategies if p.has("measure_block"))
+
+    @property
+    def final(self) -> tuple[Plugin, ...]:
+        """Return the plugins of the final pruning: the pruner, and the refiner if there is one."""
+        return (self.pruner, *((self.refiner,) if self.refiner else ()))
 
     @property
     def reads_deviation(self) -> bool:
@@ -114,17 +127,11 @@ def setup(recipe: Recipe) -> Setup:
     """
     check_requirements(recipe.requires)
     preset = load_top_up(recipe.top_up)
-    pattern = recipe.parsed_pattern()
-    choices = _choices(recipe, preset)
     if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
         raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
-
-    # What pruner and row step can do decides which steps make sense: they are loaded first.
-    pruner, rows = (
-        load(choices[role], _options(recipe, preset, choices[role], strict=False))[0]
-        for role in ("pruner", "row_ratios")
-    )
-    can = traits(pruner)
+    plugins = _load(recipe, preset)
+    (pruner,) = plugins["pruner"]
+    pattern, can = recipe.parsed_pattern(), traits(pruner)
     comparison: Comparison = recipe.comparison or can.comparison
     if pattern is not None and recipe.comparison is not None:
         raise UsageError(
@@ -134,62 +141,121 @@ def setup(recipe: Recipe) -> Setup:
     if pattern is not None and not can.patterns:
         raise UsageError(f"pruner '{pruner.name}' has no N:M patterns")
     notes: list[str] = []
-    searches = recipe.allocation is None
-    if rows.has("propose_row_importance"):
-        why = no_importance(pattern, recipe.comparison)
-    else:
-        why = no_rows(pruner.name, can, pattern, comparison)
-    if why and searches and choices["row_ratios"] != [("row_ratios", UNIFORM)]:
-        if recipe.row_ratios is not None:
-            raise UsageError(f"row ratios make no sense here: {why}")
-        alone = recipe.block_ratios is None and preset.block_ratios == (UNIFORM,)
-        if alone:
-            raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
-        choices["row_ratios"] = [("row_ratios", UNIFORM)]
-        notes.append(f"row step of top-up '{recipe.top_up}' left out: {why}")
-    if pattern is not None and recipe.wanted > (pattern.of - 1) / pattern.of:
-        raise UsageError(f"sparsity {recipe.wanted} is more than a pattern of M = {pattern.of} has")
-    fixed = pattern is not None and not _varies(recipe, pattern)
-    if fixed and not searches:
-        raise UsageError(f"pattern {pattern} alone fixes every ratio: --allocation has none to set")
-    if fixed and searches and choices["block_ratios"] != [("block_ratios", UNIFORM)]:
-        why = f"pattern {pattern} alone fixes every ratio; a --sparsity beside it lets N vary"
-        if recipe.block_ratios:
-            raise UsageError(f"block ratios make no sense here: {why}")
-        choices["block_ratios"] = [("block_ratios", UNIFORM)]
-        notes.append(f"block step of top-up '{recipe.top_up}' left out: {why}")
-    if not searches:
-        choices["block_ratios"] = choices["row_ratios"] = []
-
-    flat = [choice for of_role in choices.values() for choice in of_role]
-    loaded = iter(load(flat, _options(recipe, preset, flat)))
-    by_role = {role: [next(loaded) for _ in of_role] for role, of_role in choices.items()}
-    made = Setup(
-        pruner=by_role["pruner"][0],
-        block_ratios=tuple(by_role["block_ratios"]),
-        row_ratios=_first(by_role["row_ratios"]),
-        alignment=by_role["alignment"][0],
-        refiner=_first(by_role["refiner"]),
+    for rows in plugins["row_ratios"]:
+        if rows.has("propose_row_importance"):
+            why = no_importance(pattern, recipe.comparison)
+        else:
+            why = no_rows(pruner.name, can, pattern, comparison)
+        if why and _row_choice(recipe, preset) != UNIFORM:
+            notes.append(_left_out_row_step(recipe, preset, why))
+            plugins["row_ratios"] = load([("row_ratios", UNIFORM)])
+    if pattern is not None:
+        notes += _left_out_block_step(recipe, preset, pattern)
+    names = {p.name for of_role in plugins.values() for p in of_role}
+    refuse_unused(recipe.options, names)
+    chosen = Setup(
+        pruner=pruner,
+        block_ratios=tuple(plugins["block_ratios"]),
+        row_ratios=next(iter(plugins["row_ratios"]), None),
+        alignment=plugins["alignment"][0],
+        refiner=next(iter(plugins["refiner"]), None),
         comparison=comparison,
         pattern=pattern,
         search_samples=recipe.search_samples or preset.search_samples,
         notes=tuple(notes),
     )
-    if made.refiner is not None and not made.pruner.has("score_weights"):
+    _check_refiner(chosen, recipe)
+    _check_statistics(chosen)
+    return chosen
+
+
+def _load(recipe: Recipe, preset: TopUp) -> dict[str, list[Plugin]]:
+    """Return every role's plugins: the recipe's where it names them, else the preset's.
+
+    Their options are the preset's, overridden by the recipe's. Where ratios are given or fixed, no
+    strategy is loaded for them.
+    """
+    pattern = recipe.parsed_pattern()
+    blocks = _block_choices(recipe, preset)
+    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
+    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
+    choices: dict[str, tuple[Any, ...]] = {
+        "pruner": (recipe.pruner,),
+        "block_ratios": (UNIFORM,) if pattern and not _varies(recipe, pattern) else blocks,
+        "row_ratios": (_row_choice(recipe, preset),),
+        "alignment": (alignment,),
+        "refiner": () if refiner in (None, "none") else (refiner,),
+    }
+    if recipe.allocation is not None:
+        choices["block_ratios"] = choices["row_ratios"] = ()
+    flat = [(role, choice) for role, of_role in choices.items() for choice in of_role]
+    used = {listing_of(role, choice).name for role, choice in flat}
+    options: dict[str, dict[str, Any]] = {}
+    for values_by_name in (preset.options, recipe.options):
+        for name, values in values_by_name.items():
+            if name in used:
+                options[name] = options.get(name, {}) | dict(values)
+    loaded = iter(load(flat, options))
+    return {role: [next(loaded) for _ in of_role] for role, of_role in choices.items()}
+
+
+def _block_choices(recipe: Recipe, preset: TopUp) -> tuple[Any, ...]:
+    return recipe.block_ratios or preset.block_ratios
+
+
+def _row_choice(recipe: Recipe, preset: TopUp) -> Any:
+    return preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
+
+
+def _left_out_row_step(recipe: Recipe, preset: TopUp, why: str) -> str:
+    """Return a note that the preset's row step is left out.
+
+    Raises:
+        UsageError: It was asked for, or is all that the preset has.
+    """
+    if recipe.row_ratios is not None:
+        raise UsageError(f"row ratios make no sense here: {why}")
+    if recipe.block_ratios is None and preset.block_ratios == (UNIFORM,):
+        raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
+    return f"row step of top-up '{recipe.top_up}' left out: {why}"
+
+
+def _left_out_block_step(recipe: Recipe, preset: TopUp, pattern: Pattern) -> list[str]:
+    """Return a note that the preset's block step is left out where a pattern fixes every ratio.
+
+    Raises:
+        UsageError: Block ratios were asked for, or an allocation or a sparsity that cannot be.
+    """
+    if recipe.wanted > (pattern.of - 1) / pattern.of:
+        raise UsageError(f"sparsity {recipe.wanted} is more than a pattern of M = {pattern.of} has")
+    if _varies(recipe, pattern):
+        return []
+    if recipe.allocation is not None:
+        raise UsageError(f"pattern {pattern} alone fixes every ratio: --allocation has none to set")
+    if _block_choices(recipe, preset) == (UNIFORM,):
+        return []
+    why = f"pattern {pattern} alone fixes every ratio; a --sparsity beside it lets N vary"
+    if recipe.block_ratios:
+        raise UsageError(f"block ratios make no sense here: {why}")
+    return [f"block step of top-up '{recipe.top_up}' left out: {why}"]
+
+
+def _check_refiner(chosen: Setup, recipe: Recipe) -> None:
+    if chosen.refiner is None:
+        return
+    if not chosen.pruner.has("score_weights"):
         raise UsageError(
-            f"refiner '{made.refiner.name}' needs scores, which pruner '{pruner.name}' has not"
+            f"refiner '{chosen.refiner.name}' needs scores, which pruner '{chosen.pruner.name}' "
+            "has not"
         )
-    if made.refiner is not None and recipe.budget == "exact":
-        why = needs_paper_budget(made.refiner)
-        if why:
-            raise UsageError(f"refiner '{made.refiner.name}' needs --budget paper: {why}")
-    _check_statistics(made)
-    return made
+    why = needs_paper_budget(chosen.refiner) if recipe.budget == "exact" else None
+    if why:
+        raise UsageError(f"refiner '{chosen.refiner.name}' needs --budget paper: {why}")
 
 
-def _check_statistics(made: Setup) -> None:
+def _check_statistics(chosen: Setup) -> None:
     """Refuse statistics that are unknown, clash, or compare where nothing is compared."""
-    for plugin in made.plugins:
+    for plugin in chosen.plugins:
         try:
             needed = resolve(plugin.required_statistics())
         except UsageError as error:
@@ -198,45 +264,11 @@ def _check_statistics(made: Setup) -> None:
         if compares and plugin.role != "alignment":
             what = f"'{compares}' compares dense with pruned: that is for alignment metrics"
             raise plugin.error("required_statistics", what)
-    together = [made.pruner, made.alignment, *([made.refiner] if made.refiner else [])]
+    together = [chosen.pruner, chosen.alignment, *chosen.final[1:]]
     try:
         resolve(s for plugin in together for s in plugin.required_statistics())
     except UsageError as error:
         raise UsageError(f"{' and '.join(str(p) for p in together)}: {error}") from error
-
-
-def _first(plugins: Sequence[Plugin]) -> Plugin | None:
-    return plugins[0] if plugins else None
-
-
-def _choices(recipe: Recipe, preset: TopUp) -> dict[str, list[tuple[str, Any]]]:
-    """Return every role's plugins: the recipe's where it names them, else the preset's."""
-    rows = preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
-    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
-    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
-    return {
-        "pruner": [("pruner", recipe.pruner)],
-        "block_ratios": [("block_ratios", b) for b in recipe.block_ratios or preset.block_ratios],
-        "row_ratios": [("row_ratios", rows)],
-        "alignment": [("alignment", alignment)],
-        "refiner": [] if refiner in (None, "none") else [("refiner", refiner)],
-    }
-
-
-def _options(
-    recipe: Recipe, preset: TopUp, choices: Sequence[tuple[str, Any]], strict: bool = True
-) -> dict[str, dict[str, Any]]:
-    """Return the preset's options overridden by the recipe's.
-
-    The preset's are for the plugins in use. So are the recipe's unless `strict`: then an option
-    for a plugin that the run does not use reaches the loader, which refuses it.
-    """
-    used = {listing_of(role, choice).name for role, choice in choices}
-    options = {name: dict(given) for name, given in preset.options.items() if name in used}
-    for name, given in recipe.options.items():
-        if strict or name in used:
-            options[name] = options.get(name, {}) | dict(given)
-    return options
 
 
 def no_rows(

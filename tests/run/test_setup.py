@@ -25,6 +25,7 @@ from neuroal import (
     hookimpl,
 )
 from neuroal.cost.first_steps import SearchStep, first_steps, reads_data
+from neuroal.plugins import Listing, loading
 from neuroal.run.setup import Setup, setup
 from neuroal.testing import layout
 
@@ -398,6 +399,26 @@ def test_a_recipes_options_override_the_presets(preset: str) -> None:
 def test_none_removes_a_presets_refiner(preset: str) -> None:
     made = setup(Recipe(top_up=preset, refiner="none"))
     assert made.refiner is None  # and its options with it
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_every_plugin_is_loaded_once(pruner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[str] = []
+    plain = loading._bound
+
+    def count(listing: Listing, *rest: Any) -> Any:
+        bound.append(f"{listing.role} {listing.name}")
+        return plain(listing, *rest)
+
+    monkeypatch.setattr(loading, "_bound", count)
+    setup(Recipe(pruner=pruner, refiner="dsnot" if pruner == "wanda" else None))
+    assert len(bound) == len(set(bound))
+
+
+def test_options_for_a_step_that_is_left_out_are_refused() -> None:
+    options = {"neuroal": {"lambdas": [0.1]}}
+    with pytest.raises(UsageError, match="options for 'neuroal', which is not used: this run uses"):
+        setup(Recipe(pruner=Mover(), options=options))
 
 
 def test_options_for_a_plugin_that_is_not_used_are_refused() -> None:
