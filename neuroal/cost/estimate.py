@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from neuroal.cost.first_steps import SearchStep, first_steps
 from neuroal.cost.offload import Needs
-from neuroal.cost.timings import Timings
+from neuroal.cost.work import Work, generation_work
 from neuroal.layout import Layout
 from neuroal.model import memory
 from neuroal.model.lazy_matrix import PART
@@ -18,68 +18,57 @@ from neuroal.model.memory import held_memory
 from neuroal.pruning.pruner import TOGETHER
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
-from neuroal.search.alignment import generation_runs
 from neuroal.walk.statistics import resolve
 from neuroal.walk.walker import batch_size
 
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
 
-def generations(made: Setup, steps: Sequence[SearchStep]) -> list[int]:
+def generations(setup: Setup, steps: Sequence[SearchStep]) -> list[int]:
     """Return the number of candidates of every generation that is known before it runs."""
-    counts = [max(s.candidates or 0, 0) for s in steps]
-    if made.reads_deviation and not any(counts[:-1]):
+    counts = [s.candidates for s in steps if s.candidates]
+    blocks = [s for s in steps if s.role == "block_ratios"]
+    if len(blocks) > 1:  # what a strategy returns unmeasured is measured to compete
+        counts += [1 for s in blocks if not s.candidates]
+    elif setup.reads_deviation and not any(s.candidates for s in blocks):
         counts.append(1)  # the winner's own evaluation
-    return [count for count in counts if count]
+    return counts
 
 
-def block_runs(made: Setup, found: Layout, recipe: Recipe, steps: Sequence[SearchStep]) -> int:
-    """Return the block runs of dense walk, search (first generations) and final pruning."""
-    blocks = len(found.blocks)
-    runs = 0
-    if made.measures:
-        runs += (blocks - 1) * recipe.samples  # the last block's output is not needed
-        runs += recipe.samples if any(p.required_statistics() for p in made.measures) else 0
-    search = min(made.search_samples, recipe.samples)
-    counts = generations(made, steps)
-    for count in counts:
-        runs += generation_runs(
-            made.alignment, made.pruner, made.reads_deviation, blocks, count, search
-        )
-    if counts and made.alignment.has("measure_output"):
-        runs += blocks * search  # the dense reference
-    if _final_reads(made):
-        runs += recipe.samples * (2 * blocks - 1)
-    return runs
+def work(
+    setup: Setup, blocks: int, recipe: Recipe, steps: Sequence[SearchStep]
+) -> Mapping[str, Work]:
+    """Return the work of dense walk, search (first generations) and final pruning by phase.
 
-
-def _final_reads(made: Setup) -> bool:
-    final = [p for p in (made.pruner, made.refiner) if p is not None]
-    return any(p.required_statistics() for p in final)
-
-
-def seconds(
-    timings: Timings, made: Setup, found: Layout, recipe: Recipe, steps: Sequence[SearchStep]
-) -> dict[str, float]:
-    """Return the seconds of every phase by name; reading and writing files are not in them."""
-    blocks, samples = len(found.blocks), recipe.samples
-    search = min(made.search_samples, samples)
-    phases = {}
-    if made.measures:
-        phases["measure"] = samples * blocks * timings.dense + blocks * timings.measure
-    total = 0.0
-    for count in generations(made, steps):
-        dense = count * (blocks - 1) + 1
-        total += search * (dense * timings.dense + count * blocks * timings.pruned)
-        total += count * blocks * timings.prune
-        if made.alignment.has("measure_output"):
-            total += search * (blocks * timings.dense + (count + 1) * timings.logits)
-    if total:
-        phases["search"] = total
-    final = blocks * timings.final_prune
-    if _final_reads(made):
-        final += samples * (blocks * timings.final_dense + (blocks - 1) * timings.final_pruned)
-    return phases | {"prune": final}
+    Args:
+        setup: The plugins.
+        blocks: Of the model.
+        recipe: What is asked.
+        steps: The search's steps, as far as they are known.
+    """
+    samples, search = recipe.samples, min(setup.search_samples, recipe.samples)
+    phases: dict[str, Work] = {}
+    if setup.measures:
+        # The last block's output is not needed, only what is read of its inputs.
+        reads = any(p.required_statistics() for p in setup.measures)
+        phases["measure"] = Work(dense=samples * (blocks - (not reads)), measure=blocks)
+    counts = generations(setup, steps)
+    if counts:
+        reference = setup.alignment.has("measure_output")  # the dense model's output, once
+        phases["search"] = Work(dense=search * blocks if reference else 0)
+        for count in counts:
+            phases["search"] += generation_work(
+                setup.alignment,
+                setup.pruner,
+                setup.reads_deviation,
+                blocks=blocks,
+                candidates=count,
+                windows=search,
+            )
+    phases["prune"] = Work(final_prune=blocks)
+    if any(p.required_statistics() for p in setup.final):
+        phases["prune"] += Work(final_dense=samples * blocks, final_pruned=samples * (blocks - 1))
+    return phases
 
 
 def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: int) -> Needs:

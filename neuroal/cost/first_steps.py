@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from neuroal.cost.work import generation_work
 from neuroal.errors import PluginError
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import generator, updates_weights
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup
-from neuroal.search.alignment import generation_runs
 from neuroal.types import Measurement
 
 _AHEAD = 8  # generations of a strategy that are looked at before it runs
@@ -69,7 +69,6 @@ def _first_step(
     rng = generator(recipe.seed, plugin.role, plugin.name)
     proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
     search = min(made.search_samples, recipe.samples)
-    measures = (made.alignment, made.pruner, made.reads_deviation)
     counts: list[int] = []
     widest = 0
     answer: list[Measurement] | None = None
@@ -80,8 +79,15 @@ def _first_step(
             windows = min(generation.windows or search, search)
             counts.append(len(generation.proposals))
             widest = max(widest, counts[-1] * windows)
-            runs = generation_runs(*measures, len(layout.blocks), 1, windows)
-            answer = [Measurement(1.0, False, runs)] * counts[-1]
+            alone = generation_work(
+                made.alignment,
+                made.pruner,
+                made.reads_deviation,
+                blocks=len(layout.blocks),
+                candidates=1,
+                windows=windows,
+            )
+            answer = [Measurement(1.0, False, alone.block_runs)] * counts[-1]
     except StopIteration:
         ended = True
     except PluginError:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroal import layout
-from neuroal.cost.estimate import block_runs, needs, seconds
+from neuroal.cost.estimate import needs, work
 from neuroal.cost.first_steps import SearchStep, first_steps
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.timings import time_block
+from neuroal.cost.work import Work
 from neuroal.data.source import parse_source
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout
@@ -123,6 +124,7 @@ def plan(
     context = pretrained.context_length(config)
     length = recipe.length or min(2048, context or 2048)
     steps = tuple(first_steps(made, found, recipe))
+    phases = work(made, len(found.blocks), recipe, steps)
     prunable = sum(x.weights for x in found.linears.values() if x.name not in rules.dense)
     needed = needs(made, found, recipe, model, length)
     free = available_memory(memory.device_of(recipe.device))
@@ -132,24 +134,20 @@ def plan(
         steps=steps,
         windows=recipe.samples,
         length=recipe.length,
-        block_runs=block_runs(made, found, recipe, steps),
+        block_runs=sum(phase.block_runs for phase in phases.values()),
         needs=needed,
         weights=prunable,
         offload=needed.choose(stream, spill, free),
-        seconds=_seconds(made, found, recipe, steps, length, trust_remote_code) if timed else None,
+        seconds=_seconds(made, recipe, phases, length, trust_remote_code) if timed else None,
     )
 
 
 def _seconds(
-    made: Setup,
-    found: Layout,
-    recipe: Recipe,
-    steps: tuple[SearchStep, ...],
-    length: int,
-    trust: bool,
+    made: Setup, recipe: Recipe, phases: Mapping[str, Work], length: int, trust: bool
 ) -> dict[str, float] | None:
     try:
-        return seconds(time_block(made, recipe, length, trust), made, found, recipe, steps)
+        timings = time_block(made, recipe, length, trust)
     except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
         log.info("not timed: %s", error)
         return None
+    return {name: phase.seconds(timings) for name, phase in phases.items()}

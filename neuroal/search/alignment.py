@@ -22,23 +22,6 @@ from neuroal.walk.stubs import BlockOutputs
 from neuroal.walk.walker import BlockRun, CandidateState, Inputs, Walker
 
 
-def generation_runs(
-    metric: Plugin, pruner: Plugin, deviation: bool, blocks: int, candidates: int, windows: int
-) -> int:
-    """Return the block runs of one generation that drops nothing.
-
-    Every candidate runs every block dense and pruned; the first block runs dense once for all.
-    Candidates that prune a first block alike, or not at all, need fewer.
-    What nobody reads is not run: dense without statistics, the last block pruned without either.
-    """
-    reads = bool(metric.required_statistics()) or deviation
-    at_output = metric.has("measure_output")
-    dense = int(reads or bool(pruner.required_statistics()))
-    last = int(reads or at_output)
-    per_candidate = (blocks - 1) * (dense + 1) + last
-    return windows * (candidates * per_candidate + dense)
-
-
 @dataclass
 class _State:
     trial: Trial

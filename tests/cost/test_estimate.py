@@ -13,7 +13,7 @@ from torch import Tensor
 import neuroal
 import neuroal.cost.plan as plan_module
 from neuroal import Recipe
-from neuroal.cost.estimate import needs, seconds
+from neuroal.cost.estimate import needs, work
 from neuroal.cost.first_steps import first_steps
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.plan import plan
@@ -32,7 +32,8 @@ PACE = Timings(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4
 
 def timed(recipe: Recipe, timings: Timings = PACE) -> dict[str, float]:
     made, found = setup(recipe), find(tiny_model("llama"))
-    return seconds(timings, made, found, recipe, first_steps(made, found, recipe))
+    phases = work(made, 3, recipe, first_steps(made, found, recipe))
+    return {name: phase.seconds(timings) for name, phase in phases.items()}
 
 
 def test_seconds_by_hand(recipe: Recipe) -> None:
@@ -55,7 +56,8 @@ def test_seconds_of_a_dense_walk_and_of_an_output_metric_by_hand(recipe: Recipe)
     assert measured == 6 * 3 * 1 + 3 * 1e6
     output = dataclasses.replace(recipe, alignment="output_kl")
     more = timed(output, dataclasses.replace(PACE, logits=1e7))["search"] - timed(recipe)["search"]
-    assert more == 2 * 2 * (3 * 1 + (2 + 1) * 1e7)  # the dense reference; logits of it and of two
+    # The dense reference once, and in each step its logits and those of two candidates.
+    assert more == 2 * 3 * 1 + 2 * 2 * (2 + 1) * 1e7
 
 
 def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Recipe) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from neuroal import Block, Layout, Linear, NeuroalError, Pattern, PluginError, Statistics, hookimpl
+from neuroal.cost.work import generation_work
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
-from neuroal.search.alignment import Aligner, generation_runs
+from neuroal.search.alignment import Aligner
 from neuroal.search.measurements import measure_blocks
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.testing import STRUCTURES, collect, tiny_model, windows
@@ -316,6 +317,13 @@ class SquaredError:
         return pruned.input_error.sum()
 
 
+def generation_runs(
+    metric: Plugin, pruner: Plugin, deviation: bool, blocks: int, candidates: int, windows: int = 4
+) -> int:
+    sizes = {"blocks": blocks, "candidates": candidates, "windows": windows}
+    return generation_work(metric, pruner, deviation, **sizes).block_runs
+
+
 @pytest.mark.parametrize("metric", ["neuron", SquaredLogits(), SquaredError()])
 @pytest.mark.parametrize("pruner", ["wanda", "magnitude"])
 @pytest.mark.parametrize("deviation", [False, True])
@@ -332,9 +340,7 @@ def test_block_runs_are_the_formula(metric: Any, pruner: str, deviation: bool, b
     before = made.walker.block_runs
     outcomes = measure(made, trials)
     runs = made.walker.block_runs - before
-    formula = generation_runs(
-        made.metric, made.pruner.pruner, deviation, blocks, len(LAMBDAS), windows=4
-    )
+    formula = generation_runs(made.metric, made.pruner.pruner, deviation, blocks, len(LAMBDAS))
     assert runs == formula == sum(o.measurement.block_runs for o in outcomes)
 
 
@@ -345,13 +351,13 @@ def test_block_runs_by_hand() -> None:
         one("pruner", "wanda"),
         one("pruner", "magnitude"),
     )
-    assert generation_runs(neuron, wanda, False, 3, 5, 4) == 4 * (11 + 15)
+    assert generation_runs(neuron, wanda, False, 3, 5) == 4 * (11 + 15)
     # Nothing is read of the dense run, nor of the last block but its output.
     output = one("alignment", SquaredLogits())
-    assert generation_runs(output, magnitude, False, 3, 5, 4) == 4 * 15
-    assert generation_runs(output, wanda, False, 3, 5, 4) == 4 * (11 + 15)
+    assert generation_runs(output, magnitude, False, 3, 5) == 4 * 15
+    assert generation_runs(output, wanda, False, 3, 5) == 4 * (11 + 15)
     # With the row step's deviation everything is read.
-    assert generation_runs(output, magnitude, True, 3, 5, 4) == 4 * (11 + 15)
+    assert generation_runs(output, magnitude, True, 3, 5) == 4 * (11 + 15)
 
 
 def test_the_last_linears_of_the_dense_run_are_not_run() -> None:
@@ -426,7 +432,7 @@ def test_dropping_has_the_same_winner_and_less_work() -> None:
                 best, winner = measurement.misalignment, i
     assert winner == exhaustive.index(min(exhaustive))
     assert dropped > 0
-    full = generation_runs(made.metric, made.pruner.pruner, False, 4, 1, 4)
+    full = generation_runs(made.metric, made.pruner.pruner, False, 4, 1)
     assert runs < full * len(trials)
 
 

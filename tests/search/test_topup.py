@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from neuroal import Generation, Layout, Measurement, PluginError, Proposal, hookimpl
+from neuroal.cost.work import generation_work
 from neuroal.distributed import Team
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules
-from neuroal.search.alignment import Aligner, generation_runs
+from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.topup import Candidate, Choice, TopUpSearch
 from neuroal.testing import layout, tiny_model, windows
@@ -866,8 +867,9 @@ def test_neuroal_both_steps(real: TopUpSearch) -> None:
     row = real.choose_rows(rows, block)
     aligner = real.aligner
     assert aligner is not None
-    runs = generation_runs(aligner.metric, aligner.pruner.pruner, True, 3, 14, 4)
-    runs += generation_runs(aligner.metric, aligner.pruner.pruner, True, 3, 15, 4)
+    plugins = aligner.metric, aligner.pruner.pruner
+    works = (generation_work(*plugins, True, blocks=3, candidates=n, windows=4) for n in (14, 15))
+    runs = sum(work.block_runs for work in works)
     # Fewer where two candidates happen to prune the first blocks alike.
     assert aligner.walker.block_runs <= runs
     for choice, count in ((block, 14), (row, 15)):
