@@ -14,7 +14,7 @@ from neuroal.cost.work import Work, generation_work
 from neuroal.layout import Layout
 from neuroal.model import memory
 from neuroal.model.lazy_matrix import PART
-from neuroal.model.memory import held_memory
+from neuroal.model.memory import resident_memory
 from neuroal.pruning.pruner import TOGETHER
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
@@ -118,7 +118,7 @@ def needs(made: Setup, found: Layout, recipe: Recipe, model: nn.Module, length: 
     # Read, handed on, what came before, and what else the block is given.
     at_hand = tokens * (4 * width + compared) * size
     return Needs(
-        work=held_memory() + largest + work,
+        work=resident_memory() + largest + work,
         weights=weights if loads else 0,
         streamed=around + largest if loads else 0,
         activations=activations,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from neuroal.errors import NeuroalError
 from neuroal.model import files
-from neuroal.model.memory import held_memory
+from neuroal.model.memory import resident_memory
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Needs:
 
     def lack(self, offload: Offload, free: int | None) -> str | None:
         """Return what to say where less memory is free than is needed; None where it is enough."""
-        more = self.memory(offload) - held_memory()
+        more = self.memory(offload) - resident_memory()
         if free is None or more <= free:
             return None
         return f"the run needs about {_size(more)} of memory, {_size(free)} are available"

@@ -1,4 +1,4 @@
-"""Where a model's blocks are: all in memory, or one at a time from its files."""
+"""A model whose blocks are opened one by one; all in memory here, from its files in `streaming`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
-from neuroal.layout import Block, Layout, Linear
-from neuroal.layout import matrices as matrices
+from neuroal.layout import Block, Layout, Linear, matrices
 from neuroal.model import blocks, pretrained
 from neuroal.model.lazy_matrix import parts
 from neuroal.model.run_folder import Journal
@@ -25,7 +24,7 @@ class Blocks(Protocol):
     """A model whose blocks are opened one by one.
 
     Attributes:
-        model: In evaluation mode; what stands around the blocks can be used at any time.
+        model: In evaluation mode; its modules outside the blocks can be used at any time.
         layout: Its layout.
         streams: Whether a block is in memory only while it is open.
     """
@@ -35,15 +34,15 @@ class Blocks(Protocol):
     streams: bool
 
     def open(self, block: Block) -> AbstractContextManager[nn.Module]:
-        """Hold a block's module with its weights in memory."""
+        """Give a block's module, with its weights in memory until the context ends."""
 
     def restore(self, block: Block, module: nn.Module, journal: Journal) -> bool:
-        """Give an open block the pruned weights of an earlier try; False where there are none."""
+        """Write an earlier try's pruned weights to an open block; False if there are none."""
 
     def keep(
         self, block: Block, module: nn.Module, weights: Mapping[str, Tensor], journal: Journal
     ) -> None:
-        """Give an open block its pruned weights by linear name, and keep them for a later try."""
+        """Write pruned weights by linear name to an open block, and keep them for a later try."""
 
     def check_finite(self) -> None:
         """Refuse weights with NaN or infinity.
@@ -53,7 +52,7 @@ class Blocks(Protocol):
         """
 
     def save(self, tokenizer: Any, folder: Path) -> None:
-        """Write the pruned model as an ordinary checkpoint; blocks may be kept in `folder`."""
+        """Write the pruned model as an ordinary checkpoint; `keep` may have written some of it."""
 
 
 @dataclass
@@ -66,11 +65,11 @@ class InMemory:
 
     @contextmanager
     def open(self, block: Block) -> Iterator[nn.Module]:
-        """Hold a block, which is there already."""
+        """Give a block's module, which is in memory already."""
         yield self.model.get_submodule(block.name)
 
     def restore(self, block: Block, module: nn.Module, journal: Journal) -> bool:
-        """Copy what the journal has of a block."""
+        """Copy a block's weights from the journal."""
         weights = journal.block(block.index)
         if weights is not None:
             self._write(block, module, weights)
@@ -87,18 +86,18 @@ class InMemory:
         matrices.write({x.name: x for x in block.linears}, weights, module, block.name)
 
     def check_finite(self) -> None:
-        """Look through every weight."""
+        """Check every weight."""
         blocks.check_finite(self.model, self.layout.linears.values())
 
     def save(self, tokenizer: Any, folder: Path) -> None:
-        """Write the model in one go."""
+        """Write the whole model."""
         if folder.exists():
             shutil.rmtree(folder)
         pretrained.save(self.model, tokenizer, folder)
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of everything a model holds."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes of a model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -107,20 +106,20 @@ def state_sha256(model: nn.Module) -> str:
 
 
 def check_finite(module: nn.Module, linears: Iterable[Linear], prefix: str = "") -> None:
-    """Refuse weights with NaN or infinity, of linears and of everything around them.
+    """Refuse NaN and infinity in the weights of linears and in all other parameters.
 
     Args:
-        module: A model, or one of its blocks; what it holds on meta is not looked at.
+        module: A model, or one of its blocks; parameters on the meta device are not checked.
         linears: Its linears.
-        prefix: What the names of its parameters lack.
+        prefix: What precedes its parameters' names in the model, with the dot.
 
     Raises:
         NeuroalError: Names the first such linear, else the first such parameter.
     """
-    known = {x.place.parameter: f"linear '{x.name}'" for x in linears}
-    held = module.named_parameters(remove_duplicate=False)
-    parameters = {f"{prefix}{name}": p for name, p in held if not p.is_meta}
-    for name in [*known, *sorted(parameters.keys() - known.keys())]:
+    linear_names = {x.place.parameter: f"linear '{x.name}'" for x in linears}
+    named = module.named_parameters(remove_duplicate=False)
+    parameters = {f"{prefix}{name}": p for name, p in named if not p.is_meta}
+    for name in [*linear_names, *sorted(parameters.keys() - linear_names.keys())]:
         if not all(bool(torch.isfinite(x).all()) for x in parts(parameters[name])):
-            what = known.get(name, f"'{name}'")
+            what = linear_names.get(name, f"'{name}'")
             raise NeuroalError(f"weight of {what} holds NaN or infinity")

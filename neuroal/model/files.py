@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's safetensors files, read one by one."""
+"""Files of models and runs: single tensors of safetensors files, fingerprints, reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
     **{"U8": torch.uint8, "BOOL": torch.bool},
 }
-"""By their names in a file's header."""
+"""By their names in the header of a safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shards:
             self.ranges = {name: self.ranges[name] for name in listed}
 
     def _listed(self) -> dict[str, Path]:
-        """Return the file of every tensor that the index names; none without an index."""
+        """Return the file of every tensor that the index names; empty for a single file."""
         if (self.folder / ONE).is_file():
             return {}
         index = self.folder / INDEX
@@ -97,12 +97,17 @@ class Shards:
                 return dtype
         raise NeuroalError(f"folder '{self.folder}' holds no floating tensor")
 
+    def read(self, name: str) -> Tensor:
+        """Return a tensor."""
+        tensor: Tensor = self._open[self.ranges[name].file].get_tensor(name)
+        return tensor
+
     def slices(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return tensors that are read when they are sliced, by name."""
+        """Return slices by tensor name; a slice is read when it is indexed."""
         return {name: self._open[self.ranges[name].file].get_slice(name) for name in names}
 
     def read_ahead(self, names: Iterable[str]) -> None:
-        """Let the operating system have tensors at hand: no memory of this process is used."""
+        """Bring tensors into the operating system's file cache; this process keeps none of them."""
         buffer = memoryview(bytearray(_PIECE))
         for span in sorted((self.ranges[n] for n in names), key=lambda r: (r.file, r.start)):
             with span.file.open("rb", buffering=0) as stream:
@@ -113,13 +118,13 @@ class Shards:
 
 
 def open_file(file: Path) -> Any:
-    """Return an open safetensors file that is not mapped into memory as a whole.
+    """Open a safetensors file, without mapping it into memory where safetensors can.
 
     Raises:
         NeuroalError: It is broken.
     """
     try:
-        try:  # reads what is asked for, where a map of the whole file might exceed a limit
+        try:  # a map of the whole file into memory might exceed a limit of the process
             return safe_open(file, framework="pt", backend="pread")
         except TypeError:  # safetensors before 0.8
             return safe_open(file, framework="pt")
@@ -197,14 +202,14 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a file so that it is complete or absent, whenever the process ends."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_bytes(data)
     os.replace(partial, path)
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold."""
+    """Refuse to start if the disk of a folder has less than `needed` bytes free."""
     parent = folder.absolute()
     while not parent.exists():
         parent = parent.parent

@@ -1,4 +1,4 @@
-"""Matrices that stay in their safetensors file: what is read of one is let go of after use."""
+"""Matrices that stay on disk: every use reads them from their safetensors file again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _aten = torch.ops.aten
 
 
 class LazyMatrix(Tensor):
-    """A matrix `(rows, columns)` that is read from a file by every operation on it, and not kept.
+    """A matrix `(rows, columns)` that every operation on it reads from its file and then discards.
 
-    An embedding reads the rows of its tokens, and what compares reads part by part; any other
-    operation reads all of it. A cast is kept in mind until then.
+    An embedding reads only the rows of its tokens, a comparison reads part by part, and any other
+    operation reads the whole matrix. A cast to another dtype or device is applied when it is read.
 
     Attributes:
         source: Its bytes in its file.
@@ -43,17 +43,17 @@ class LazyMatrix(Tensor):
         device: Any = "cpu",
     ) -> LazyMatrix:
         """Return the matrix of a range; `dtype` and `device` are those that operations see."""
-        made: LazyMatrix = torch.Tensor._make_wrapper_subclass(
+        matrix: LazyMatrix = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype or stored, device=device
         )
-        made.source, made.stored = source, stored
-        return made
+        matrix.source, matrix.stored = source, stored
+        return matrix
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Do an operation on what it needs of the matrices among its arguments."""
+        """Run an operation, having read what it needs of the lazy matrices among its arguments."""
         kwargs, first = kwargs or {}, args[0]
         if func in (_aten.detach.default, _aten.alias.default):
             return first._as(first.dtype, first.device)
@@ -72,29 +72,29 @@ class LazyMatrix(Tensor):
         return LazyMatrix(self.source, self.shape, self.stored, *to)
 
     def read(self) -> Tensor:
-        """Return all of it."""
-        made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        """Return the whole matrix."""
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         start = 0
         for part in self.parts():
-            made[start : start + len(part)] = part
+            whole[start : start + len(part)] = part
             start += len(part)
-        return made
+        return whole
 
     def parts(self) -> Iterator[Tensor]:
-        """Yield its rows in order, so many at a time as memory is meant for."""
+        """Yield its rows in order, about `PART` bytes at a time."""
         step = max(1, PART // (self.shape[1] * self.stored.itemsize or 1))
         for start in range(0, self.shape[0], step):
             yield self._rows([(start, min(start + step, self.shape[0]))])
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the rows of token ids, of which each is read once."""
+        """Return the rows of token ids; each distinct row is read once."""
         tokens, at = torch.unique(ids, return_inverse=True)
         tokens = tokens.cpu()
         runs = torch.tensor_split(tokens, (tokens.diff() != 1).nonzero()[:, 0] + 1)
         return self._rows([(int(run[0]), int(run[-1]) + 1) for run in runs])[at]
 
     def _rows(self, runs: list[tuple[int, int]]) -> Tensor:
-        """Return runs of rows, from the first to before the last of each, below one another."""
+        """Return runs of rows, each from its first to before its end, concatenated."""
         count = sum(end - start for start, end in runs)
         rows = torch.empty((count, self.shape[1]), dtype=self.stored)
         left = memoryview(rows.view(torch.uint8).numpy().data).cast("B")
@@ -112,12 +112,12 @@ class LazyMatrix(Tensor):
 
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield a tensor as it is, but one that stays in its file part by part."""
+    """Yield the whole tensor, or a lazy matrix part by part."""
     return tensor.parts() if isinstance(tensor, LazyMatrix) else iter((tensor,))
 
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, matrices that stay in theirs part by part."""
+    """Write a safetensors file; lazy matrices are copied part by part."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     # Larger elements first, so that every tensor is aligned, as safetensors does.
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: of the machine, its container and its limits."""
+"""The device of a run, and the memory that its process may still take."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def available_memory(device: str = "cpu") -> int | None:
     The least of what the machine has, what its container (cgroup) and its own limits (RLIMIT_AS,
     RLIMIT_DATA) leave, and what an accelerator has free.
     """
-    found = [_machine(), *_containers(), *_limits()]
+    limits = [_machine(), *_containers(), *_limits()]
     if device.startswith("cuda"):
-        found.append(torch.cuda.mem_get_info(device)[0])
-    known = [max(n, 0) for n in found if n is not None]
+        limits.append(torch.cuda.mem_get_info(device)[0])
+    known = [max(n, 0) for n in limits if n is not None]
     return min(known, default=None)
 
 
-def held_memory() -> int:
+def resident_memory() -> int:
     """Return the bytes that this process has in memory now; 0 where the system does not say."""
     return _table(_PROC / "self/status").get("VmRSS", 0) * 1024
 
@@ -49,7 +49,7 @@ def _limits() -> Iterator[int]:
 
 
 def _containers() -> Iterator[int]:
-    """Yield what every memory cgroup around the process leaves, files that it can drop apart."""
+    """Yield what every memory cgroup of the process leaves; file cache that it can drop is free."""
     try:
         lines = (_PROC / "self/cgroup").read_text().splitlines()
     except OSError:  # not on Linux

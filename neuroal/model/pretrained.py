@@ -1,4 +1,4 @@
-"""Models on disk: load, save, count; the only door to `transformers`."""
+"""Models by transformers: configuration, structure without weights, loading and saving."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
-from neuroal.layout import Layout
-from neuroal.layout import matrices as matrices
+from neuroal.layout import Layout, matrices
 from neuroal.model.files import locate
 from neuroal.model.memory import available_memory
 
@@ -21,7 +20,7 @@ _TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the library's own progress bars and warnings; errors come as exceptions."""
+    """Silence transformers' own progress bars and warnings; its errors are exceptions."""
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
@@ -77,7 +76,7 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
                 )
     except Exception as error:
         raise _failure(model, error) from error
-    for module in made.modules():  # some models draw weights in a way that asks no device
+    for module in made.modules():  # some models ignore the device when they draw weights
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
                 module._parameters[name] = nn.Parameter(parameter.to("meta"), False)
@@ -87,7 +86,7 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
 def _named_class(config: Any) -> Any:
     """Return the class that a configuration names, where AutoModelForCausalLM knows none for it.
 
-    So it is with the text half of some multimodal models, which has a configuration of its own.
+    The text part of some multimodal models has a configuration of its own, for instance.
     """
     import transformers
 
@@ -108,13 +107,13 @@ def one_block(
 
     Args:
         model: As in `load`.
-        device: Where it is made.
+        device: Where its weights are.
         dtype: As in `load`.
-        vocabulary: Number of tokens, where the model's own would only take memory.
+        vocabulary: Number of tokens; None is the model's own, which takes more memory.
         trust_remote_code: Let the model's own code run.
 
     Raises:
-        NeuroalError: The family cannot be made so.
+        NeuroalError: A model of this family cannot be built from its configuration.
     """
     from transformers import AutoModelForCausalLM
 
@@ -130,8 +129,8 @@ def one_block(
             )
     except Exception as error:
         raise _failure(model, error) from error
-    one: nn.Module = made.to(device).eval()
-    return one
+    result: nn.Module = made.to(device).eval()
+    return result
 
 
 def _refuse_quantised(model: str, config: Any) -> None:
@@ -169,7 +168,7 @@ def load(
     loaded, found = made
     assert isinstance(loaded, nn.Module)
     missing = set(found["missing_keys"]).intersection(dict(loaded.named_parameters()))
-    if missing:  # transformers would go on with random numbers
+    if missing:  # transformers would continue with random numbers
         raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
     loaded.to(device).eval()
     return loaded, load_tokenizer(model, trust_remote_code)
@@ -245,7 +244,7 @@ def save(
     Args:
         model: What is written.
         tokenizer: Its tokenizer, or None.
-        folder: Made where it does not exist.
+        folder: Created if it does not exist.
         state: The tensors to write by name; None is all.
     """
     folder.mkdir(parents=True, exist_ok=True)

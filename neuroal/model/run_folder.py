@@ -1,9 +1,9 @@
-"""The output folder while it is made: everything in `OUT.partial`, renamed on success.
+"""The output folder of an unfinished run: everything in `OUT.partial`, renamed on success.
 
-`OUT.partial` comes into being with the first thing worth keeping. It holds `run.json` (what decides
-the result, and whether an earlier run in `OUT` is to be replaced), `journal/` (finished search
-generations and pruned blocks), `checkpoint/` (what becomes `OUT`) and, for the moment of the
-exchange, `replaced/` (the earlier run).
+`OUT.partial` is created with the first result worth keeping. It contains `run.json` (a digest of
+all that decides the result, and whether an earlier run in `OUT` will be replaced), `journal/`
+(finished search generations and pruned blocks), `checkpoint/` (which becomes `OUT`) and, while the
+two are exchanged, `replaced/` (the earlier run).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "
 
 
 def check(out: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that would lose something, or that cannot be made.
+    """Refuse an output folder that would overwrite something, or that cannot be created.
 
     Raises:
-        UsageError: It exists and may not be replaced, or has no place to be in.
+        UsageError: It exists and may not be replaced, or its parent cannot be written to.
     """
     if out.name in ("", ".."):
         raise UsageError(f"output folder '{out}' has no name of its own")
@@ -64,22 +64,22 @@ def _is_ours(work: Path) -> bool:
 
 
 def _mark(work: Path) -> dict[str, Any]:
-    """Return what the unfinished run in a folder says of itself; empty where there is none."""
+    """Return the `run.json` of the unfinished run in a folder; empty without one."""
     file = work / _MARK
     return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
-    """Return the report of the same run, finished, in `out`; what it left unfinished is removed.
+    """Return the report of the same run if `out` has it finished; its partial folder is removed.
 
     Args:
         out: The output folder.
         digest: The recipe's.
-        **more: Other entries of the report that have to be the same.
+        **more: Other entries of the report that have to be equal.
 
     Returns:
-        None where the run is not finished: nothing is there, or the earlier run that it is to
-        replace still is.
+        None if the run is not finished: there is no `out`, or it is still the earlier run that is
+        to be replaced.
 
     Raises:
         UsageError: `out` holds another run.
@@ -100,7 +100,7 @@ def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
 
 
 def _remove(work: Path) -> None:
-    """Remove an unfinished run, the mark first: what a kill leaves of the rest says nothing."""
+    """Remove an unfinished run, its mark first: without one, leftovers of a kill are no run."""
     if work.exists():
         (work / _MARK).unlink(missing_ok=True)
         shutil.rmtree(work)
@@ -116,11 +116,11 @@ def _block_file(index: int) -> str:
 
 @dataclass(frozen=True)
 class Journal:
-    """What an unfinished run has done so far, one file a step; None remembers nothing.
+    """What an unfinished run has done so far, one file a step; nothing without an output folder.
 
     Attributes:
         out: The output folder, or None.
-        mark: What the run says of itself in `OUT.partial`.
+        mark: The contents of `run.json`.
         team: The processes of the run, of which the first alone has an output folder.
     """
 
@@ -130,16 +130,16 @@ class Journal:
 
     @classmethod
     def open(cls, out: Path | None, digest: str, resume: bool, team: Team = ALONE) -> Journal:
-        """Start or go on with a run.
+        """Start a run, or continue one.
 
         Args:
             out: The output folder.
             digest: SHA-256 of everything that decides the result.
-            resume: Go on with what is there.
+            resume: Continue an unfinished run.
             team: The processes of the run.
 
         Raises:
-            UsageError: What is there belongs to another recipe.
+            UsageError: The unfinished run is of another recipe.
         """
         if out is None:
             return cls(None, team=team)
@@ -173,7 +173,7 @@ class Journal:
         write_atomically(self.folder / name, data)
 
     def recall(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """Return the bytes kept under a key by an earlier try; else make them and keep them."""
+        """Return the bytes that an earlier try kept under a key; else make and keep them."""
         file = None if self.folder is None else self.folder / f"{key}.safetensors"
         there = file is not None and file.is_file()
         known = self.team.first(lambda: file.read_bytes() if file is not None and there else None)
@@ -196,19 +196,19 @@ class Journal:
         return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
 
     def keep_norms(self, index: int, norms: Mapping[str, float]) -> None:
-        """Keep the dense input norms of a block that is about to be finished."""
+        """Keep the dense input norms of a block, before its weights are kept."""
         if self.folder is not None:
             self._keep(_norms_file(index), json.dumps(dict(norms)).encode())
 
     def shard(self, name: str) -> Path | None:
-        """Return a file of the checkpoint that is written already."""
+        """Return a file of the checkpoint if an earlier try has written it."""
         if self.out is None:
             return None
         file = partial(self.out) / _CHECKPOINT / name
         return file if file.is_file() else None
 
     def keep_shard(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write a file of the checkpoint, which is either whole or not there."""
+        """Write a file of the checkpoint so that it is complete or absent."""
         if self.out is not None:
             self._set_mark()
             folder = partial(self.out) / _CHECKPOINT
@@ -217,10 +217,10 @@ class Journal:
             os.replace(folder / f"{name}.tmp", folder / name)
 
     def abandon(self, everything: bool = False) -> None:
-        """Remove the unfinished run's folder if nothing in it is worth going on from.
+        """Remove the unfinished run's folder if it has no finished step.
 
         Args:
-            everything: Finished steps are not: the run would fail again.
+            everything: Remove finished steps too, because the run would fail again.
         """
         if self.out is not None:
             work = partial(self.out)
@@ -238,7 +238,7 @@ def publish(out: Path) -> None:
     """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up.
 
     Raises:
-        FileExistsError: `out` came into being while the run went on.
+        FileExistsError: `out` was created during the run.
     """
     work = partial(out)
     replaced = work / _REPLACED

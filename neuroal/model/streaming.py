@@ -1,9 +1,9 @@
 """A model larger than memory: its blocks come from safetensors shards one at a time.
 
-The model is made without weights. A block's weights are loaded while it is open, by transformers'
-own conversion of file tensors to parameters, and let go of afterwards. A pruned block becomes a
-shard of the output at once. Of what stands around the blocks, matrices stay in their files (see
-`neuroal.model.lazy_matrix`), and the rest is loaded.
+The model is built without weights. Opening a block loads its weights, by transformers' own
+conversion of file tensors to parameters, and closing it frees them. A pruned block is written at
+once, as a shard of the output. Outside the blocks, matrices stay in their files (see
+`neuroal.model.lazy_matrix`) and everything else is loaded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.layout import Block, Layout
-from neuroal.layout import matrices as matrices
+from neuroal.layout import Block, Layout, matrices
 from neuroal.model import blocks, files, pretrained
 from neuroal.model.files import DTYPES, INDEX, ONE, Shards, open_file
 from neuroal.model.lazy_matrix import LazyMatrix, write
@@ -36,8 +35,8 @@ class Streamed:
     """A model of which one block at a time is in memory.
 
     Attributes:
-        model: Made without weights; matrices around the blocks are read when they are used, and
-            what else is there is loaded.
+        model: Its blocks have no weights unless they are open; matrices outside the blocks are
+            read when they are used.
         layout: Its layout.
         streams: True.
     """
@@ -47,12 +46,12 @@ class Streamed:
     def __init__(
         self, name: str, layout: Layout, device: str, dtype: str, trust_remote_code: bool = False
     ) -> None:
-        """Make the model, and look through what stands around its blocks.
+        """Build the model, and load and check what is outside its blocks.
 
         Args:
             name: Folder of the model.
             layout: Its layout.
-            device: Where blocks are loaded to.
+            device: That blocks are loaded to.
             dtype: "auto" or that of the weights.
             trust_remote_code: Let the model's own code run.
 
@@ -69,26 +68,26 @@ class Streamed:
         self._names = self._by_block()
         self._refuse_shared(name)
         self._empty = {b.index: dict(self._module(b).named_parameters()) for b in layout.blocks}
-        self._looked_at: set[int] = set()
+        self._checked: set[int] = set()
         self._ahead: threading.Thread | None = None
         self._conversion.load_around(self._around(), self._prefixes)
         blocks.check_finite(self.model, ())
 
     def _around(self) -> dict[str, Any]:
-        """Return the file tensors around the blocks, of which matrices stay where they are."""
-        made = self._shards.slices(self._names[None])
-        for name, x in made.items():
+        """Return the file tensors outside the blocks; matrices stay in their files."""
+        tensors = self._shards.slices(self._names[None])
+        for name, x in tensors.items():
             dtype, shape = DTYPES.get(x.get_dtype()), x.get_shape()
             if len(shape) == 2 and dtype is not None and dtype.is_floating_point:
-                made[name] = LazyMatrix(self._shards.ranges[name], shape, dtype)
-        return made
+                tensors[name] = LazyMatrix(self._shards.ranges[name], shape, dtype)
+        return tensors
 
     def _module(self, block: Block) -> nn.Module:
         module: nn.Module = self.model.get_submodule(block.name)
         return module
 
     def _by_block(self) -> dict[int | None, list[str]]:
-        """Return the file tensors of every block, and under None those of what is around them."""
+        """Return the file tensors of every block, and under None those outside all blocks."""
         owners = dict(zip(self._prefixes, range(len(self._prefixes)), strict=True))
         names: dict[int | None, list[str]] = defaultdict(list)
         for name in self._shards.ranges:
@@ -111,13 +110,13 @@ class Streamed:
 
     @contextmanager
     def open(self, block: Block) -> Iterator[nn.Module]:
-        """Load a block's dense weights, and let the next block's come near meanwhile."""
+        """Load a block's dense weights, and read the next block's files ahead."""
         module = self._module(block)
         try:
             self._load(block, self._shards.slices(self._names[block.index]))
-            if block.index not in self._looked_at:
+            if block.index not in self._checked:
                 blocks.check_finite(module, block.linears, f"{block.name}.")
-                self._looked_at.add(block.index)
+                self._checked.add(block.index)
             self._read_ahead((block.index + 1) % len(self.layout.blocks))
             yield module
         finally:
@@ -135,7 +134,7 @@ class Streamed:
             self._ahead.start()
 
     def restore(self, block: Block, module: nn.Module, journal: Journal) -> bool:
-        """Load what an earlier try wrote of a block."""
+        """Load a block from the shard that an earlier try wrote."""
         file = journal.shard(self._shard(block.index + 1))
         if file is None:
             return False
@@ -146,7 +145,7 @@ class Streamed:
     def keep(
         self, block: Block, module: nn.Module, weights: Mapping[str, Tensor], journal: Journal
     ) -> None:
-        """Give an open block its pruned weights, and write it as a shard of the output."""
+        """Write pruned weights to an open block, and the block to a shard of the output."""
         matrices.write({x.name: x for x in block.linears}, weights, module, block.name)
         state = {f"{block.name}.{name}": t for name, t in module.state_dict().items()}
         tensors = pretrained.file_tensors(self.model, state)
@@ -155,16 +154,16 @@ class Streamed:
     # -- the whole model ---------------------------------------------------------------------
 
     def check_finite(self) -> None:
-        """Do nothing: a block is looked through when it is opened first."""
+        """Do nothing: a block is checked when it is first opened."""
 
     def save(self, tokenizer: Any, folder: Path) -> None:
-        """Write what stands around the blocks, and the index of all shards."""
+        """Write what is outside the blocks, and the index of all shards."""
         aside = folder / "around"  # `save_pretrained` removes what looks like an earlier shard
         shutil.rmtree(aside, ignore_errors=True)
         state = self.model.state_dict()
         around = {k: v for k, v in state.items() if not k.startswith(self._prefixes)}
         lazy = {k: v for k, v in around.items() if isinstance(v, LazyMatrix)}
-        # transformers writes one number in place of each: so it says which are written.
+        # transformers writes a number in place of each matrix, and so says which are written.
         numbers = {v.source: torch.zeros(1) for v in lazy.values()}
         around |= {k: numbers[v.source] for k, v in lazy.items()}
         pretrained.save(self.model, tokenizer, aside, around)
@@ -181,7 +180,7 @@ class Streamed:
             file.chmod((folder / "config.json").stat().st_mode)
 
     def _shard(self, number: int) -> str:
-        """Return the name of an output shard; 0 is what stands around the blocks."""
+        """Return the name of an output shard; 0 is what is outside the blocks."""
         return f"model-{number + 1:05d}-of-{len(self._prefixes) + 1:05d}.safetensors"
 
 
@@ -216,10 +215,10 @@ def _index(files: list[Path]) -> dict[str, Any]:
 
 
 class _Conversion:
-    """What transformers does between a file's tensors and a model's parameters.
+    """Transformers' conversion of file tensors to a model's parameters.
 
-    Some families have other names in their files than in memory, or one tensor there for several
-    here (experts).
+    Some families have other names in their files than in memory, or several tensors there for one
+    parameter here (experts).
     """
 
     def __init__(self, name: str, model: Any, device: str) -> None:
@@ -264,7 +263,7 @@ class _Conversion:
         self._check({key for key in info.missing_keys if key.startswith(prefix)})
 
     def load_around(self, slices: Mapping[str, Any], blocks: tuple[str, ...]) -> None:
-        """Load what stands around the blocks, tie weights and fill buffers that no file holds."""
+        """Load what is outside the blocks, tie weights, and fill buffers that are in no file."""
         info = self._load(slices)
         info.missing_keys = {k for k in info.missing_keys if not k.startswith(blocks)}
         with pretrained.quiet(), torch.random.fork_rng(devices=[]):

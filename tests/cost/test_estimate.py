@@ -126,7 +126,7 @@ def test_what_cannot_be_timed_is_said_to_be_unknown(
 
 
 def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroal.cost.estimate.held_memory", lambda: 0)
+    monkeypatch.setattr("neuroal.cost.estimate.resident_memory", lambda: 0)
     model = tiny_model("llama").to("meta")
     made = needs(setup(recipe), find(model), recipe, model, 16)
     block = 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
@@ -267,7 +267,7 @@ def container(folder: Path, names: Mapping[str, object]) -> None:
 
 def test_the_machine(system: Path) -> None:
     assert memory.available_memory() == 8 << 30
-    assert memory.held_memory() == 1 << 20
+    assert memory.resident_memory() == 1 << 20
 
 
 def test_a_container_of_the_second_kind(system: Path) -> None:
@@ -299,7 +299,7 @@ def test_the_limits_of_the_process(
 
 def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PROC", tmp_path)
-    assert memory.available_memory() is None and memory.held_memory() == 0
+    assert memory.available_memory() is None and memory.resident_memory() == 0
 
 
 def test_the_dry_run_says_what_memory_would_do(

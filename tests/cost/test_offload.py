@@ -60,7 +60,7 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroal.cost.offload.held_memory", lambda: 0)
+    monkeypatch.setattr("neuroal.cost.offload.resident_memory", lambda: 0)
 
 
 def test_needs_by_hand(nothing_held: None) -> None:
@@ -70,7 +70,7 @@ def test_needs_by_hand(nothing_held: None) -> None:
 
 
 def test_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroal.cost.offload.held_memory", lambda: 1 << 30)
+    monkeypatch.setattr("neuroal.cost.offload.resident_memory", lambda: 1 << 30)
     assert NEEDS.lack(Offload(), 14 << 30) is None and NEEDS.lack(Offload(), None) is None
     said = "the run needs about 14.0 GiB of memory, 512 MiB are available"
     assert NEEDS.lack(Offload(), 1 << 29) == said
