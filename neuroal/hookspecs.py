@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuroal.layout import Block, Layout, Linear
-    from neuroal.types import Accumulator, Proposals, PrunedLinear, PrunerTraits, Target
+    from neuroal.types import (
+        Accumulator,
+        Proposals,
+        PrunedLinear,
+        PrunerTraits,
+        RefinerTraits,
+        RowRatiosTraits,
+        Target,
+    )
     from neuroal.walk.statistics import Statistics
 
 hookspec = pluggy.HookspecMarker("neuroal")
@@ -37,12 +45,20 @@ class _AnyRole:
         """
 
 
+class _DescribedRole:
+    @hookspec(firstresult=True)
+    def describe(  # type: ignore[empty-body]
+        self,
+    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits:
+        """Return the traits of the plugin's role, by which the engine combines plugins.
+
+        Called before any weight is read, possibly more than once. Optional; without it the
+        defaults of the role's traits hold.
+        """
+
+
 class PrunerSpec:
     """Base scoring: which weights of one linear matter."""
-
-    @hookspec(firstresult=True)
-    def describe(self) -> PrunerTraits:  # type: ignore[empty-body]
-        """Say what the pruner can be combined with. Optional; the defaults of `PrunerTraits`."""
 
     @hookspec(firstresult=True)
     def score_weights(  # type: ignore[empty-body]
@@ -68,7 +84,7 @@ class PrunerSpec:
         linear: Linear,
         rng: torch.Generator,
     ) -> PrunedLinear:
-        """Prune one linear and move what survives (SparseGPT and its like).
+        """Prune one linear and move the weights that stay (SparseGPT and its like).
 
         Args:
             weight: float32 `(out, in)`, the dense weight; read-only.
@@ -90,10 +106,11 @@ class PrunerSpec:
         linears: Sequence[Linear],
         rngs: Sequence[torch.Generator],
     ) -> Sequence[PrunedLinear]:
-        """Prune linears of one block and shape together, in place of `prune_linear`.
+        """Prune linears of one block and shape together: the advanced form of `prune_linear`.
 
-        No answer depends on which linears come together. Their targets have the same pattern,
-        comparison and budget, and all of them ask for weights or none does.
+        For methods that are faster on several linears at once; used in place of `prune_linear`
+        where both are there. No answer depends on which linears come together. Their targets have
+        the same pattern, comparison and budget, and all of them ask for weights or none does.
 
         Args:
             weights: float32 `(n, out, in)`, the dense weights; read-only.
@@ -133,14 +150,16 @@ class BlockRatiosSpec:
         layout: Layout,
         sparsity: float,
         measurements: Sequence[Mapping[str, Tensor]],
+        windows: int,
         rng: torch.Generator,
     ) -> Proposals:
-        """Yield generations of proposals, hear their costs, return the winner or None.
+        """Yield generations of proposals, read their costs, return the winner or None.
 
         Args:
             layout: Blocks and linears, in order.
             sparsity: The wanted overall ratio in [0, 1).
             measurements: What `measure_block` returned, in block order; empty without it.
+            windows: How many search windows there are.
             rng: CPU generator seeded from seed, role and plugin name.
 
         Returns:
@@ -152,8 +171,8 @@ class BlockRatiosSpec:
 class RowRatiosSpec:
     """Row-ratio proposals: how to spread each linear's ratio over its rows.
 
-    A plugin has one of two hooks. Ratios of rows need a pruner whose masks are per row; importance
-    of rows goes with every pruner, SparseGPT and its like too.
+    A plugin sets ratios of rows, which need a pruner whose masks are per row; or, where
+    `RowRatiosTraits(weighs_rows=True)` says so, importance of rows, which goes with every pruner.
     """
 
     @hookspec(firstresult=True)
@@ -163,6 +182,8 @@ class RowRatiosSpec:
         base: Mapping[str, float],
         deviation: Mapping[str, Tensor],
         measurements: Sequence[Mapping[str, Tensor]],
+        weighs_inputs: bool,
+        windows: int,
         rng: torch.Generator,
     ) -> Proposals:
         """Yield generations of row allocations on a base allocation.
@@ -174,36 +195,14 @@ class RowRatiosSpec:
                 winning candidate's own evaluation; empty unless `required_statistics` names
                 `input_norm`.
             measurements: What `measure_block` returned, in block order; empty without it.
+            weighs_inputs: Whether importance may be that of inputs too: the pruner only scores.
+            windows: How many search windows there are.
             rng: CPU generator seeded from seed, role and plugin name.
 
         Returns:
-            A generator, as for `propose_block_ratios`. Returning `Proposal(base)` at once leaves
-            the block step's allocation as it is.
-        """
-
-    @hookspec(firstresult=True)
-    def propose_row_importance(  # type: ignore[empty-body]
-        self,
-        layout: Layout,
-        base: Mapping[str, float],
-        deviation: Mapping[str, Tensor],
-        measurements: Sequence[Mapping[str, Tensor]],
-        weighs_inputs: bool,
-        rng: torch.Generator,
-    ) -> Proposals:
-        """Yield generations that weigh the rows of linears, in place of `propose_row_ratios`.
-
-        Args:
-            layout: Blocks and linears, in order.
-            base: The block step's ratio of every linear.
-            deviation: As for `propose_row_ratios`.
-            measurements: What `measure_block` returned, in block order; empty without it.
-            weighs_inputs: Whether proposals may weigh inputs too: the pruner only scores.
-            rng: CPU generator seeded from seed, role and plugin name.
-
-        Returns:
-            A generator of proposals whose ratios are `base` and whose `row_importance` says how
-            the rows of a linear share its ratio, and `input_importance` how its inputs do.
+            A generator, as for `propose_block_ratios`; of a plugin that weighs rows, of proposals
+            whose ratios are `base`. Returning `Proposal(base)` at once leaves the block step's
+            allocation as it is.
         """
 
 
@@ -244,16 +243,6 @@ class RefinerSpec:
     """Mask refinement after pruning (DSnoT and its like)."""
 
     @hookspec(firstresult=True)
-    def needs_paper_budget(self) -> str:  # type: ignore[empty-body]
-        """Say why masks do not keep their counts, as budget "exact" wants it.
-
-        Called once, before any weight is read. Optional; without it masks keep their counts.
-
-        Returns:
-            The reason, for which budget "exact" is refused; empty if masks keep their counts.
-        """
-
-    @hookspec(firstresult=True)
     def refine_mask(  # type: ignore[empty-body]
         self,
         weight: Tensor,
@@ -288,6 +277,7 @@ class Role:
         required: A plugin has at least one of these hooks.
         exclusive: A plugin has exactly one of `required`.
         measures: A plugin may have `measure_block`.
+        described: A plugin may have `describe`.
     """
 
     name: str
@@ -295,6 +285,7 @@ class Role:
     required: tuple[str, ...]
     exclusive: bool = False
     measures: bool = False
+    described: bool = False
 
     @property
     def hooks(self) -> dict[str, Any]:
@@ -302,24 +293,30 @@ class Role:
         own = {k: v for k, v in vars(self.spec).items() if hasattr(v, "neuroal_spec")}
         if self.measures:
             own["measure_block"] = _MeasuringRole.measure_block
+        if self.described:
+            own["describe"] = _DescribedRole.describe
         return own | {"required_statistics": _AnyRole.required_statistics}
 
 
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
-        Role("pruner", PrunerSpec, ("score_weights", "prune_linear", "prune_linears")),
-        Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",), measures=True),
         Role(
-            "row_ratios",
-            RowRatiosSpec,
-            ("propose_row_ratios", "propose_row_importance"),
-            exclusive=True,
-            measures=True,
+            "pruner",
+            PrunerSpec,
+            ("score_weights", "prune_linear", "prune_linears"),
+            described=True,
         ),
+        Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",), measures=True),
+        Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",), measures=True, described=True),
         Role("alignment", AlignmentSpec, ("measure_linear", "measure_output"), exclusive=True),
-        Role("refiner", RefinerSpec, ("refine_mask",)),
+        Role("refiner", RefinerSpec, ("refine_mask",), described=True),
     )
 }
 
-SPECS: tuple[type, ...] = (_AnyRole, _MeasuringRole, *(role.spec for role in ROLES.values()))
+SPECS: tuple[type, ...] = (
+    _AnyRole,
+    _DescribedRole,
+    _MeasuringRole,
+    *(role.spec for role in ROLES.values()),
+)

@@ -6,8 +6,9 @@ Nothing here imports torch: names of plugins and hooks are known without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import KW_ONLY, dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,45 @@ Tick = Callable[[], object]
 """Called once per unit of work that is done, for a progress bar."""
 Comparison = Literal["row", "matrix"]
 Budget = Literal["exact", "paper"]
+
+_IMPORTANCE = "say importance={linear: Importance(rows, inputs)}"
+REMOVED: Mapping[str, Mapping[str, str]] = {
+    "Generation": {
+        "keep": "say drop_early=False where more than the best need an exact cost",
+        "around_first": "say reuse_first_weights",
+    },
+    "Proposal": {
+        "probe": "say probe=True of its Generation",
+        "row_importance": _IMPORTANCE,
+        "input_importance": _IMPORTANCE,
+    },
+    "PrunerTraits": {"second_order": "prune_linear or prune_linears says that weights are moved"},
+    "hook": {
+        "needs_paper_budget": "return RefinerTraits(needs_paper_budget=...) from describe",
+        "propose_row_importance": (
+            "name it propose_row_ratios, and return RowRatiosTraits(weighs_rows=True) from describe"
+        ),
+    },
+}
+"""Names of former versions, by what had them, and what to write in their place."""
+
+_Data = TypeVar("_Data")
+
+
+def _names_removed(kind: type[_Data]) -> type[_Data]:
+    """Have the constructor of a class answer a former argument with what to write in its place."""
+    construct = kind.__init__
+    removed = REMOVED[kind.__name__]
+
+    @wraps(construct)
+    def checked(self: _Data, *args: Any, **arguments: Any) -> None:
+        for name in arguments:
+            if name in removed:
+                raise TypeError(f"{kind.__name__} has no '{name}' any more: {removed[name]}")
+        construct(self, *args, **arguments)
+
+    kind.__init__ = checked  # type: ignore[assignment]
+    return kind
 
 
 @dataclass(frozen=True)
@@ -35,6 +75,7 @@ class Pattern:
         return f"{self.kept}:{self.of}"
 
 
+@_names_removed
 @dataclass(frozen=True)
 class PrunerTraits:
     """What a pruner can be combined with.
@@ -43,16 +84,58 @@ class PrunerTraits:
         comparison: Weights compete within a "row" or within the whole "matrix" by default.
         row_ratios: Whether the rows of one linear may have different ratios.
         patterns: Whether N:M patterns are supported.
-        second_order: Whether surviving weights are moved (by `prune_linear` or `prune_linears`).
-        magnitude_times: Name of the statistic n, float32 `(in,)`, if the scores are |W| * n to the
-            bit: then a kernel may make them on the way. None for every other score.
+        magnitude_times: Performance only: the name of the statistic n, float32 `(in,)`, if the
+            scores are |W| * n to the bit, so that one kernel may score and prune. None for every
+            other score; no result depends on it.
     """
 
     comparison: Comparison = "row"
     row_ratios: bool = True
     patterns: bool = True
-    second_order: bool = False
+    _: KW_ONLY
     magnitude_times: str | None = None
+
+
+@dataclass(frozen=True)
+class RowRatiosTraits:
+    """What a plugin of role `row_ratios` proposes.
+
+    Attributes:
+        weighs_rows: Proposals have importance of rows, which goes with every pruner, and not
+            ratios of rows, which need masks per row.
+    """
+
+    weighs_rows: bool = False
+
+
+@dataclass(frozen=True)
+class RefinerTraits:
+    """What a refiner needs.
+
+    Attributes:
+        needs_paper_budget: Why its masks do not keep their counts, for which budget "exact" is
+            refused; empty if they do.
+    """
+
+    needs_paper_budget: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """How much an error in the output of each row of a linear, and by each of its inputs, counts.
+
+    The scores of a linear's weights are multiplied by both, and its rows compete for its ratio.
+    Only proportions count.
+
+    Attributes:
+        rows: `(out,)`, positive, the largest at most 1e12 times the least; float64 in a proposal,
+            float32 and at most 1 in a target.
+        inputs: The same of inputs, `(in,)`; None for inputs that count as the pruner has them. For
+            pruners that only score.
+    """
+
+    rows: Tensor
+    inputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +150,9 @@ class Target:
         budget: "exact" (`counts` is met to the weight) or "paper" (published roundings).
         prune_last: Which of equal scores goes: the one of higher index (the published rule under
             row ratios) or of lower index (everywhere else).
-        row_importance: float32 `(out,)`, at most 1, by which the scores of each row are multiplied
-            before the matrix competes; None for rows that count alike. A pruner never sees it: one
-            that moves weights is given rows that are multiplied by it.
-        input_importance: float32 `(in,)`, at most 1, by which the scores of each input are
-            multiplied too; None for inputs that count as the pruner has them. Only where the matrix
-            competes, and never with a pruner that moves weights.
+        importance: By which scores are multiplied before the matrix competes; None for rows and
+            inputs that count alike. A pruner never sees it: one that moves weights is given rows
+            that are multiplied by it.
     """
 
     counts: Tensor
@@ -81,8 +161,7 @@ class Target:
     comparison: Comparison = "row"
     budget: Budget = "exact"
     prune_last: bool = False
-    row_importance: Tensor | None = None
-    input_importance: Tensor | None = None
+    importance: Importance | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +177,7 @@ class PrunedLinear:
     mask: Tensor
 
 
+@_names_removed
 @dataclass(frozen=True)
 class Proposal:
     """A candidate allocation and the parameters that made it.
@@ -107,39 +187,39 @@ class Proposal:
             `(out,)` of ratios per row. Ratios per row for one linear mean that the proposal is a
             row allocation; its other linears then have tensors too.
         parameters: JSON values that identify the proposal; NeuroAL's λ is `parameters["lam"]`.
-        probe: Measured as given (no projection on the budget) and cannot win.
-        row_importance: For some linears, by full name, how much an error in the output of each row
-            counts: float64 `(out,)`, positive, the largest at most 1e12 times the least. The
-            scores of a row are multiplied by it, and the rows of such a linear compete for its
-            ratio, which is then one number. Only proportions within a linear count.
-        input_importance: The same of inputs, float64 `(in,)`, of linears that `row_importance`
-            names; scores are multiplied by both. For pruners that only score.
+        importance: For some linears, by full name, how much rows and inputs count. The ratio of
+            such a linear is one number. For plugins of role `row_ratios` that weigh rows.
     """
 
     ratios: Mapping[str, float | Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    probe: bool = False
-    row_importance: Mapping[str, Tensor] = field(default_factory=dict)
-    input_importance: Mapping[str, Tensor] = field(default_factory=dict)
+    _: KW_ONLY
+    importance: Mapping[str, Importance] = field(default_factory=dict)
 
 
+@_names_removed
 @dataclass(frozen=True)
 class Generation:
     """Proposals to be measured together.
 
     Attributes:
         proposals: At least one.
-        keep: How many of the best need an exact cost; more than 1 forbids early dropping.
+        drop_early: Whether a proposal may leave the walk once its partial misalignment is above the
+            least one so far: exact where only the best matters. False measures all to the end.
         windows: Search windows to measure on, from the first; None for all.
-        around_first: The others are small changes of the first proposal; all are probes. A block
-            that one of them prunes as the first does keeps the weights that the first has there,
-            though it is given other inputs: it is not pruned again, nor run for the pruner.
+        probe: All are measured as given (no projection on the budget), to the end, and none of
+            them can win.
+        reuse_first_weights: For probes that are small changes of the first one. Where the targets
+            of a block are those of the first probe, the block keeps the weights that the first
+            probe has there: it is not pruned again, though its inputs are others.
     """
 
     proposals: Sequence[Proposal]
-    keep: int = 1
+    _: KW_ONLY
+    drop_early: bool = True
     windows: int | None = None
-    around_first: bool = False
+    probe: bool = False
+    reuse_first_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,13 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]
         rows = made.row_ratios
         zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         base = dict.fromkeys(layout.linears, recipe.wanted)
-        given = {"base": base, "deviation": zeros, "measurements": ()}
-        if rows.has("propose_row_importance"):
-            given["weighs_inputs"] = not updates_weights(made.pruner)
+        weighs_inputs = not updates_weights(made.pruner)
+        given = {
+            "base": base,
+            "deviation": zeros,
+            "measurements": (),
+            "weighs_inputs": weighs_inputs,
+        }
         if rows.has("measure_block"):
             steps.append(SearchStep(rows.role, rows.name, None))
         else:
@@ -67,8 +71,8 @@ def _first_step(
     made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
 ) -> SearchStep:
     rng = generator(recipe.seed, plugin.role, plugin.name)
-    proposals = plugin.proposals(hook, layout=layout, rng=rng, **arguments)
     search = min(made.search_samples, recipe.samples)
+    proposals = plugin.proposals(hook, layout=layout, windows=search, rng=rng, **arguments)
     counts: list[int] = []
     widest = 0
     answer: list[Measurement] | None = None

@@ -16,6 +16,7 @@ from neuroal.evaluation.mask_overlap import MaskOverlap, Masks, agreement
 from neuroal.layout import Block, Layout
 from neuroal.model.files import MARKER, read_report
 from neuroal.pruning.allocation import FILE, importance_problem, load
+from neuroal.types import Importance
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,7 @@ class Side:
         ratios: Of every linear, in order: achieved by a run, wanted by an allocation alone.
         wanted: Of every linear, as the allocation has them.
         rows: Of every linear, float64 `(out,)`, or `(1,)` where its rows have one ratio.
-        importance: Of the rows of the linears that have it, float64 `(out,)`.
-        inputs: Importance of the inputs of the linears that have it, float64 `(in,)`.
+        importance: Of the linears that have it, float64.
     """
 
     name: str
@@ -37,8 +37,7 @@ class Side:
     ratios: Mapping[str, float]
     wanted: Mapping[str, float]
     rows: Mapping[str, Tensor]
-    importance: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor]
+    importance: Mapping[str, Importance]
 
     @property
     def by_row(self) -> bool:
@@ -47,8 +46,11 @@ class Side:
 
     def sizes(self, linear: str) -> tuple[int, int]:
         """Return how many rows and how many inputs of a linear the allocation tells apart."""
-        rows = max(len(self.rows[linear]), len(self.importance.get(linear, ())))
-        return rows, len(self.inputs.get(linear, ()))
+        given = self.importance.get(linear)
+        if given is None:
+            return len(self.rows[linear]), 0
+        inputs = 0 if given.inputs is None else len(given.inputs)
+        return max(len(self.rows[linear]), len(given.rows)), inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,23 +121,31 @@ def read_side(text: str) -> Side:
 def _side(
     name: str, report: Mapping[str, Any] | None, achieved: Mapping[str, float] | None, file: Path
 ) -> Side:
-    rows, importance, inputs = load(file)
+    rows, importance = load(file)
     for linear, ratios in rows.items():
         if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
             raise UsageError(f"'{file}' is no allocation: '{linear}' is no ratio of a linear")
-    for what, known in (("rows", importance), ("inputs", inputs)):
-        for linear, given in known.items():
-            if linear not in rows or not _is_vector(given) or importance_problem(given):
+    for linear, given in importance.items():
+        for what, values in (("rows", given.rows), ("inputs", given.inputs)):
+            known = values is None or (_is_vector(values) and not importance_problem(values))
+            if linear not in rows or not known:
                 raise UsageError(
                     f"'{file}' is no allocation: '{linear}' has no importance of {what}"
                 )
-    if inputs.keys() - importance.keys():
-        linear = min(inputs.keys() - importance.keys())
-        raise UsageError(f"'{file}' is no allocation: '{linear}' has importance of inputs alone")
     wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
-    vectors = (rows, importance, inputs)
-    double = [{linear: x.double() for linear, x in given.items()} for given in vectors]
-    return Side(name, report, wanted if achieved is None else achieved, wanted, *double)
+    return Side(
+        name,
+        report,
+        ratios=wanted if achieved is None else achieved,
+        wanted=wanted,
+        rows={linear: x.double() for linear, x in rows.items()},
+        importance={linear: _double(x) for linear, x in importance.items()},
+    )
+
+
+def _double(given: Importance) -> Importance:
+    inputs = None if given.inputs is None else given.inputs.double()
+    return Importance(given.rows.double(), inputs)
 
 
 def _is_vector(values: Tensor) -> bool:
@@ -215,10 +225,12 @@ def _rows_apart(a: Side, b: Side, linear: str) -> float | None:
 def _importance_apart(a: Side, b: Side, linear: str) -> float | None:
     if not (a.importance or b.importance):
         return None
-    alike = torch.ones(1, dtype=torch.float64)
+    alike = Importance(torch.ones(1, dtype=torch.float64))
+    one, other = a.importance.get(linear, alike), b.importance.get(linear, alike)
     variance = 0.0  # over all weights: row and input vary independently
-    for one, other in ((a.importance, b.importance), (a.inputs, b.inputs)):
-        apart = one.get(linear, alike).log() - other.get(linear, alike).log()
+    for first, second in ((one.rows, other.rows), (one.inputs, other.inputs)):
+        apart = (alike.rows if first is None else first).log()
+        apart = apart - (alike.rows if second is None else second).log()
         variance += float(apart.var(correction=0))
     return math.exp(math.sqrt(variance))
 

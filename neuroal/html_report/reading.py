@@ -62,7 +62,7 @@ def read_run(path: Path) -> FinishedRun:
     if missing:
         raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")
     file = folder / allocation.FILE
-    ratios, importance, _ = allocation.load(file) if file.is_file() else (None, {}, {})
+    ratios, importance = allocation.load(file) if file.is_file() else (None, {})
     return FinishedRun(folder.resolve().name, path, report, ratios, bool(importance))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from neuroal import options
 from neuroal.errors import NeuroalError, PluginError
@@ -21,6 +21,8 @@ from neuroal.plugins import contract
 from neuroal.plugins.listing import one_line
 from neuroal.plugins.trust import FILE, INSTANCE
 from neuroal.types import Accumulator, Generation, Proposal, Proposals
+
+_Traits = TypeVar("_Traits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,22 @@ class Plugin:
         required = self.required_statistics()
         return frozenset(s if isinstance(s, str) else s.name for s in required)
 
+    def traits(self, kind: type[_Traits]) -> _Traits:
+        """Return what the plugin says of itself; the defaults where it has no `describe`.
+
+        Args:
+            kind: `PrunerTraits`, `RowRatiosTraits` or `RefinerTraits`.
+
+        Raises:
+            PluginError: `describe` answered something else.
+        """
+        if not self.has("describe"):
+            return kind()
+        answer = self.call("describe")
+        if not isinstance(answer, kind):
+            raise self.error("describe", f"returned {type(answer).__name__}, not {kind.__name__}")
+        return answer
+
     def error(self, hook: str, problem: str) -> PluginError:
         """Return the error that says what a hook did wrong: a wrong shape, a NaN."""
         return PluginError(f"{self.label}, hook {hook}: {problem}")
@@ -192,10 +210,10 @@ def _generation_problem(value: object) -> str | None:
     strange = next((p for p in proposals if not isinstance(p, Proposal)), None)
     if strange is not None:
         return f"yielded a Generation of {type(strange).__name__}: give a list of Proposal"
-    if value.keep < 1 or (value.windows is not None and value.windows < 1):
-        return f"yielded keep={value.keep}, windows={value.windows}: each must be at least 1"
-    if value.around_first and not all(p.probe for p in proposals):
-        return "yielded around_first=True with proposals that can win: give all of them probe=True"
+    if value.windows is not None and value.windows < 1:
+        return f"yielded windows={value.windows}: it must be at least 1"
+    if value.reuse_first_weights and not value.probe:
+        return "yielded reuse_first_weights=True with proposals that can win: give it probe=True"
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from neuroal import options
 from neuroal.errors import nearest
 from neuroal.hookspecs import ROLES, Role, hookimpl
+from neuroal.types import REMOVED
 
 DECORATOR = "@dataclass(frozen=True, eq=False)"
 OPTION_TYPES = "bool, int, float, str, Literal[...], tuple[T, ...], or one of them or None"
@@ -103,6 +104,8 @@ def _hook_problem(role: Role, kind: type, hook: str, method: str) -> str | None:
         owner = next((r.name for r in ROLES.values() if hook in r.hooks), None)
         if owner:
             return f"hook {hook} belongs to role {owner}: declare it there, or remove the hook"
+        if hook in REMOVED["hook"]:
+            return f"hook {hook} is not called any more: {REMOVED['hook'][hook]}"
         if mark.get("optionalhook"):  # of another version of neuroal
             return None
         return f"hook {hook} is unknown: {nearest(hook, role.hooks)}"

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from neuroal.errors import NeuroalError
-from neuroal.layout import Layout
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.layout import Layout, Linear
 from neuroal.model.files import load_tensors
+from neuroal.types import Importance
 
 FILE = "allocation.safetensors"
 IMPORTANCE, INPUTS = ":importance", ":input_importance"
@@ -27,30 +28,26 @@ class Allocation:
     Attributes:
         ratios: Wanted ratio of every linear, in [0, 1].
         rows: float64 `(out,)` per linear; empty without a row step.
-        row_importance: float64 `(out,)` of the linears whose rows compete for its ratio; empty
-            without a row step that weighs rows.
-        input_importance: float64 `(in,)` of those linears among them whose inputs are weighed.
+        importance: float64, of the linears whose rows compete for its ratio; empty without a row
+            step that weighs rows.
     """
 
     ratios: Mapping[str, float]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    row_importance: Mapping[str, Tensor] = field(default_factory=dict)
-    input_importance: Mapping[str, Tensor] = field(default_factory=dict)
+    importance: Mapping[str, Importance] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         ratios: Mapping[str, float | Tensor],
         layout: Layout,
-        row_importance: Mapping[str, Tensor] | None = None,
-        input_importance: Mapping[str, Tensor] | None = None,
+        importance: Mapping[str, Importance] | None = None,
     ) -> Allocation:
         """Return the allocation of a proposal's ratios, checked against the layout.
 
         Raises:
             NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], a row tensor
-                has the wrong shape, importance is not positive, finite and within `FURTHEST`, or
-                inputs have it where rows have none.
+                has the wrong shape, or importance is not positive, finite and within `FURTHEST`.
         """
         linears = layout.linears
         wrong = linears.keys() ^ ratios.keys()
@@ -72,29 +69,29 @@ class Allocation:
             means[name] = float(values.mean())
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
-        weighed, inputs = row_importance or {}, input_importance or {}
-        unknown = (weighed.keys() | inputs.keys()) - linears.keys()
+        weighed = importance or {}
+        unknown = weighed.keys() - linears.keys()
         if unknown:
             raise NeuroalError(f"allocation and model differ in linear '{min(unknown)}'")
-        alone = inputs.keys() - weighed.keys()
-        if alone:
-            raise NeuroalError(
-                f"inputs of '{min(alone)}' have importance and its rows have none: give them ones"
-            )
-        importance = {
-            name: _importance(f"'{name}'", given, linears[name].out_features)
-            for name, given in weighed.items()
-        }
-        of_inputs = {
-            name: _importance(f"inputs of '{name}'", given, linears[name].in_features)
-            for name, given in inputs.items()
-        }
-        if by_row and importance:
+        checked = {name: _importance(linears[name], given) for name, given in weighed.items()}
+        if by_row and checked:
             raise NeuroalError("an allocation has ratios of rows or importance of rows, not both")
-        return cls(means, rows, importance, of_inputs)
+        return cls(means, rows, checked)
 
 
-def _importance(whose: str, given: Tensor, size: int) -> Tensor:
+def _importance(linear: Linear, given: Importance) -> Importance:
+    """Return the importance of a linear's rows and inputs, checked, float64 on the CPU."""
+    if not isinstance(given, Importance):
+        kind = type(given).__name__
+        raise NeuroalError(f"importance of '{linear.name}' is {kind}, not Importance(rows, inputs)")
+    rows = _checked_importance(f"'{linear.name}'", given.rows, linear.out_features)
+    if given.inputs is None:
+        return Importance(rows)
+    whose = f"inputs of '{linear.name}'"
+    return Importance(rows, _checked_importance(whose, given.inputs, linear.in_features))
+
+
+def _checked_importance(whose: str, given: Tensor, size: int) -> Tensor:
     """Return the importance of a linear's rows or inputs, checked, float64 on the CPU."""
     if not isinstance(given, Tensor) or not given.is_floating_point():
         kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
@@ -122,16 +119,26 @@ def importance_problem(values: Tensor) -> str | None:
     return None
 
 
-def scaled_importance(values: Tensor | None) -> Tensor | None:
+def scaled_importance(importance: Importance | None) -> Importance | None:
     """Return importance, float32, by the power of two that brings the largest to [1/2, 1).
 
-    Only proportions count; so no score or weight overflows by it, and none loses a bit. None where
-    all rows or inputs count alike, which is the plain matrix.
+    Only proportions count; so no score or weight overflows by it, and none loses a bit. Rows or
+    inputs that count alike have ones, or None: where both do, it is the plain matrix.
 
     Args:
-        values: float64, of rows or inputs, in which `importance_problem` finds nothing.
+        importance: float64, in which `importance_problem` finds nothing.
     """
-    if values is None or bool((values == values[0]).all()):
+    if importance is None:
+        return None
+    rows = _scaled(importance.rows)
+    inputs = None if importance.inputs is None else _scaled(importance.inputs)
+    if rows is None and inputs is None:
+        return None
+    return Importance(torch.ones(len(importance.rows)) if rows is None else rows, inputs)
+
+
+def _scaled(values: Tensor) -> Tensor | None:
+    if bool((values == values[0]).all()):
         return None
     exponent = math.frexp(float(values.max()))[1]
     return (values / math.ldexp(1, exponent - 1) / 2).float()
@@ -149,19 +156,28 @@ def to_bytes(allocation: Allocation, found: Layout) -> bytes:
         else torch.tensor([allocation.ratios[name]], dtype=torch.float64)
         for name in found.linears
     }
-    tensors |= {f"{name}{IMPORTANCE}": x for name, x in allocation.row_importance.items()}
-    tensors |= {f"{name}{INPUTS}": x for name, x in allocation.input_importance.items()}
+    for name, x in allocation.importance.items():
+        tensors[f"{name}{IMPORTANCE}"] = x.rows
+        if x.inputs is not None:
+            tensors[f"{name}{INPUTS}"] = x.inputs
     return to_safetensors(tensors, metadata={"format": "neuroal allocation 1"})
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return the ratios in a file of an allocation, importance of rows and of inputs, by linear.
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Importance]]:
+    """Return the ratios in a file of an allocation, and importance, by linear.
 
     Raises:
         NeuroalError: It cannot be read.
+        UsageError: It has importance of inputs without that of the rows.
     """
     tensors = load_tensors(path)
-    return tensors, _popped(tensors, IMPORTANCE), _popped(tensors, INPUTS)
+    rows, inputs = _popped(tensors, IMPORTANCE), _popped(tensors, INPUTS)
+    alone = inputs.keys() - rows.keys()
+    if alone:
+        raise UsageError(
+            f"'{path}' is no allocation: '{min(alone)}' has importance of inputs alone"
+        )
+    return tensors, {name: Importance(x, inputs.get(name)) for name, x in rows.items()}
 
 
 def _popped(tensors: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
@@ -175,9 +191,9 @@ def read(path: Path, found: Layout) -> Allocation:
     Raises:
         NeuroalError: It is none, or of another model.
     """
-    tensors, *importance = load(path / FILE if path.is_dir() else path)
+    tensors, importance = load(path / FILE if path.is_dir() else path)
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
-        return Allocation.of(ratios, found, *importance)
+        return Allocation.of(ratios, found, importance)
     except NeuroalError as error:
         raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

@@ -214,10 +214,10 @@ def mask_for(scores: Tensor, target: Target) -> Tensor:
     if target.pattern is not None:
         return pattern_mask(scores, target.pattern)
     if target.comparison == "matrix":
-        if target.row_importance is not None:
-            scores = scores * target.row_importance.to(scores.device)[:, None]
-        if target.input_importance is not None:
-            scores = scores * target.input_importance.to(scores.device)
+        if target.importance is not None:
+            scores = scores * target.importance.rows.to(scores.device)[:, None]
+            if target.importance.inputs is not None:
+                scores = scores * target.importance.inputs.to(scores.device)
         flat = scores.reshape(1, -1)
         return row_mask(flat, target.counts, target.prune_last).view_as(scores)
     return row_mask(scores, target.counts, target.prune_last)

@@ -154,7 +154,7 @@ class BasePruner:
         """Return the model's own weight without what a pruner that only scores prunes."""
         if self.refiner is not None or target.pattern is not None or target.comparison != "row":
             return zeroed(dense, self._mask(linear, dense, statistics, target, cache))
-        factor = traits(self.pruner).magnitude_times
+        factor = self.pruner.traits(PrunerTraits).magnitude_times
         if factor is not None:
             scores = statistics[factor]
         else:
@@ -227,7 +227,7 @@ class BasePruner:
         the pruner's error counts c times as much in them.
         """
         weighed = _times_importance(weights, targets)
-        unweighed = [replace(target, row_importance=None) for target in targets]
+        unweighed = [replace(target, importance=None) for target in targets]
         rngs = [generator(self.seed, "pruner", self.pruner.name, x.name) for x in linears]
         if self._mover == "prune_linears":
             given = self.pruner.call(
@@ -279,8 +279,8 @@ class BasePruner:
             raise checks.wrong(self.pruner, hook, linear, f"returned {type(answer).__name__}")
         checks.check(self.pruner, hook, linear, answer.weight)
         mask, moved = answer.mask, answer.weight.float()
-        if target.row_importance is not None:
-            moved = moved / target.row_importance.to(moved.device)[:, None]
+        if target.importance is not None:
+            moved = moved / target.importance.rows.to(moved.device)[:, None]
         if not bool(checks.finite(moved)):
             raise checks.wrong(self.pruner, hook, linear, checks.NOT_FINITE)
         checks.check_mask(self.pruner, hook, linear, mask, target)
@@ -323,11 +323,11 @@ class BasePruner:
 
 def _times_importance(weights: Tensor, targets: Sequence[Target]) -> Tensor:
     """Return weights `(n, out, in)` with every row multiplied by its importance, if it has any."""
-    if all(target.row_importance is None for target in targets):
+    if all(target.importance is None for target in targets):
         return weights
     alike = torch.ones(weights.shape[1])
-    given = [alike if t.row_importance is None else t.row_importance for t in targets]
-    return weights * torch.stack(given).to(weights.device)[:, :, None]
+    rows = [alike if t.importance is None else t.importance.rows for t in targets]
+    return weights * torch.stack(rows).to(weights.device)[:, :, None]
 
 
 def unseen(linear: Linear, statistics: Statistics) -> bool:
@@ -348,31 +348,3 @@ def _spare(weight: Tensor) -> Tensor:
 def updates_weights(pruner: Plugin) -> bool:
     """Return whether a pruner moves the weights that it keeps, and not only scores them."""
     return any(pruner.has(hook) for hook in MOVERS)
-
-
-def traits(pruner: Plugin) -> PrunerTraits:
-    """Return what the pruner can be combined with; the defaults where it does not say.
-
-    Raises:
-        PluginError: `describe` answered something else.
-    """
-    if not pruner.has("describe"):
-        return PrunerTraits(second_order=updates_weights(pruner))
-    result = pruner.call("describe")
-    if not isinstance(result, PrunerTraits):
-        raise pruner.error("describe", f"returned {type(result).__name__}, not PrunerTraits")
-    return result
-
-
-def needs_paper_budget(refiner: Plugin) -> str:
-    """Return why the refiner's masks do not keep their counts; empty if they do.
-
-    Raises:
-        PluginError: `needs_paper_budget` answered something else.
-    """
-    if not refiner.has("needs_paper_budget"):
-        return ""
-    why = refiner.call("needs_paper_budget")
-    if not isinstance(why, str):
-        raise refiner.error("needs_paper_budget", f"returned {type(why).__name__}, not str")
-    return why

@@ -89,7 +89,7 @@ def _exact_target(
     allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
 ) -> Target:
     rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+    if rules.comparison == "matrix" or linear.name in allocation.importance:
         return _matrix_target(allocation, linear, ratio, count, rules)
     n, d = linear.out_features, linear.in_features
     if rows is None:
@@ -108,8 +108,7 @@ def _matrix_target(
         ratio,
         comparison="matrix",
         budget=rules.budget,
-        row_importance=scaled_importance(allocation.row_importance.get(linear.name)),
-        input_importance=scaled_importance(allocation.input_importance.get(linear.name)),
+        importance=scaled_importance(allocation.importance.get(linear.name)),
     )
 
 
@@ -117,7 +116,7 @@ def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Targe
     """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
     ratio, d = allocation.ratios[linear.name], linear.in_features
     rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix" or linear.name in allocation.row_importance:
+    if rules.comparison == "matrix" or linear.name in allocation.importance:
         return _matrix_target(allocation, linear, ratio, int(linear.weights * ratio), rules)
     if rows is None:
         counts = torch.full((linear.out_features,), int(d * ratio))

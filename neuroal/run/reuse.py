@@ -10,9 +10,10 @@ from neuroal.layout import Layout
 from neuroal.model.files import MARKER, read_report
 from neuroal.pruning import allocation
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.pruner import traits, updates_weights
+from neuroal.pruning.pruner import updates_weights
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, no_importance, no_rows
+from neuroal.types import Importance, PrunerTraits
 
 
 def with_its_sparsity(recipe: Recipe) -> Recipe:
@@ -54,9 +55,10 @@ def earlier_allocation(
     if recipe.allocation is None:
         return None, []
     earlier = allocation.read(Path(recipe.allocation), found)
-    asked, can = recipe.comparison, traits(made.pruner)
-    if earlier.row_importance:
-        what = "importance of rows" + (" and inputs" if earlier.input_importance else "")
+    asked, can = recipe.comparison, made.pruner.traits(PrunerTraits)
+    weighs_inputs = any(x.inputs is not None for x in earlier.importance.values())
+    if earlier.importance:
+        what = "importance of rows" + (" and inputs" if weighs_inputs else "")
         why = no_importance(made.pattern, asked)
         otherwise = no_importance(made.pattern, None)
     elif earlier.rows:
@@ -65,8 +67,9 @@ def earlier_allocation(
         otherwise = no_rows(made.pruner.name, can, made.pattern, can.comparison)
     else:
         return earlier, []
-    if why is None and earlier.input_importance and updates_weights(made.pruner):
-        kept = dataclasses.replace(earlier, input_importance={})
+    if why is None and weighs_inputs and updates_weights(made.pruner):
+        rows_alone = {name: Importance(x.rows) for name, x in earlier.importance.items()}
+        kept = dataclasses.replace(earlier, importance=rows_alone)
         named = f"importance of inputs in allocation '{recipe.allocation}'"
         return kept, [f"{named} left out: pruner '{made.pruner.name}' moves weights"]
     if why is None:
@@ -74,5 +77,5 @@ def earlier_allocation(
     named = f"{what} in allocation '{recipe.allocation}'"
     if otherwise is None:
         raise UsageError(f"{named} cannot be used here: {why}: drop --comparison {asked}")
-    kept = dataclasses.replace(earlier, rows={}, row_importance={}, input_importance={})
+    kept = dataclasses.replace(earlier, rows={}, importance={})
     return kept, [f"{named} left out: {why}"]

@@ -17,10 +17,16 @@ from neuroal.plugins import (
     load_top_up,
     refuse_unused,
 )
-from neuroal.pruning.pruner import needs_paper_budget, traits
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
-from neuroal.types import Comparison, Pattern, PrunerTraits, TopUp
+from neuroal.types import (
+    Comparison,
+    Pattern,
+    PrunerTraits,
+    RefinerTraits,
+    RowRatiosTraits,
+    TopUp,
+)
 from neuroal.walk.statistics import resolve
 
 UNIFORM = "uniform"
@@ -131,7 +137,7 @@ def setup(recipe: Recipe) -> Setup:
         raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
     plugins = _load(recipe, preset)
     (pruner,) = plugins["pruner"]
-    pattern, can = recipe.parsed_pattern(), traits(pruner)
+    pattern, can = recipe.parsed_pattern(), pruner.traits(PrunerTraits)
     comparison: Comparison = recipe.comparison or can.comparison
     if pattern is not None and recipe.comparison is not None:
         raise UsageError(
@@ -142,7 +148,7 @@ def setup(recipe: Recipe) -> Setup:
         raise UsageError(f"pruner '{pruner.name}' has no N:M patterns")
     notes: list[str] = []
     for rows in plugins["row_ratios"]:
-        if rows.has("propose_row_importance"):
+        if rows.traits(RowRatiosTraits).weighs_rows:
             why = no_importance(pattern, recipe.comparison)
         else:
             why = no_rows(pruner.name, can, pattern, comparison)
@@ -248,8 +254,8 @@ def _check_refiner(chosen: Setup, recipe: Recipe) -> None:
             f"refiner '{chosen.refiner.name}' needs scores, which pruner '{chosen.pruner.name}' "
             "has not"
         )
-    why = needs_paper_budget(chosen.refiner) if recipe.budget == "exact" else None
-    if why:
+    why = chosen.refiner.traits(RefinerTraits).needs_paper_budget
+    if why and recipe.budget == "exact":
         raise UsageError(f"refiner '{chosen.refiner.name}' needs --budget paper: {why}")
 
 

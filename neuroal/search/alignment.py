@@ -26,7 +26,7 @@ from neuroal.walk.walker import BlockRun, CandidateState, Inputs, Walker
 class _State:
     trial: Trial
     prefix: CandidateState
-    around: _State | None = None
+    first: _State | None = None
     leads: bool = False
     ticks: bool = True
     total: Tensor | float = 0.0
@@ -37,7 +37,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one block adds to a candidate, and the weights that candidates around it keep."""
+    """What one block adds to a candidate, and the weights that others may reuse."""
 
     prefix: CandidateState
     misalignment: Tensor | float
@@ -97,7 +97,7 @@ class Aligner:
         """
         start = CandidateState.start(inputs)
         states = [_State(trial, start) for trial in trials]
-        walks = _leaders_first(states, start)
+        walks = _first_ones_first(states, start)
         with torch.no_grad():
             for block in self.layout.blocks:
                 with self.walker.block(block) as module:
@@ -121,7 +121,7 @@ class Aligner:
         What runs is `runs`, the block in the dtype of the search.
 
         Candidates that come from the same prefix share the dense run (all of them in the first
-        block), and those that also prune the block alike share everything. Those around another
+        block), and those that also prune the block alike share everything. Those with a first
         one have its weights where they prune the block as it does.
         """
         scores = ScoreCache()
@@ -139,10 +139,10 @@ class Aligner:
             # candidate waits at it; none behind the block is ever looked up.
             prefix = id(s.prefix)
             own = _key(block, s.trial.targets)
-            same, alike, weights = kept.get(id(s.around), (prefix, own, None))
+            same, alike, weights = kept.get(id(s.first), (prefix, own, None))
             if same == prefix or alike != own:
                 weights = None
-            key = (prefix, weights is not None and id(s.around), *own)
+            key = (prefix, weights is not None and id(s.first), *own)
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
@@ -276,26 +276,26 @@ class Aligner:
         if not 0 <= total < float("inf"):
             hook = "measure_output" if self._at_output else "measure_linear"
             raise self.metric.error(hook, "returned NaN, infinity or a number below 0")
-        deviation = {} if s.around is not None else s.deviation
+        deviation = {} if s.first is not None else s.deviation
         return Outcome(Measurement(total, s.dropped, s.runs), deviation)
 
 
-def _leaders_first(states: list[_State], start: CandidateState) -> list[_State]:
-    """Tell states what they are around, and return them behind these.
+def _first_ones_first(states: list[_State], start: CandidateState) -> list[_State]:
+    """Tell states whose weights they reuse, and return those they reuse before them.
 
-    What no trial is itself (another process measures it) walks along, and counts for nobody.
+    A first one that is not among the trials (another process measures it) walks too, uncounted.
     """
-    leaders = {id(s.trial.around): s for s in states if s.trial.around is s.trial.targets}
+    firsts = {id(s.trial.first): s for s in states if s.trial.first is s.trial.targets}
     for s in states:
-        around = s.trial.around
-        if around is not None and id(around) not in leaders:
-            leaders[id(around)] = _State(Trial(around), start, ticks=False)
-    for leader in leaders.values():
-        leader.leads = True
+        targets = s.trial.first
+        if targets is not None and id(targets) not in firsts:
+            firsts[id(targets)] = _State(Trial(targets), start, ticks=False)
+    for first in firsts.values():
+        first.leads = True
     others = [s for s in states if not s.leads]
     for s in others:
-        s.around = leaders.get(id(s.trial.around))
-    return [*leaders.values(), *others]
+        s.first = firsts.get(id(s.trial.first))
+    return [*firsts.values(), *others]
 
 
 def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
@@ -309,8 +309,8 @@ def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
             t.comparison,
             t.prune_last,
             _bits(t.counts),
-            _bits(t.row_importance),
-            _bits(t.input_importance),
+            _bits(t.importance.rows if t.importance else None),
+            _bits(t.importance.inputs if t.importance else None),
         )
         for name, t in own
     )

@@ -23,14 +23,14 @@ class Trial:
         targets: How much to prune in every linear.
         limit: A finished total of the same step; the candidate leaves as soon as it is strictly
             above. None measures to the end.
-        around: Targets that these are a change of, of another trial or these themselves: a block
-            that has the same ones keeps the weights that those give it, though its inputs are
-            others, and is not run for the pruner.
+        first: Targets of the first trial of a generation that reuses its weights (of this one, if
+            it is the first): a block with the same targets keeps the weights that the first trial
+            has there, though its inputs are others, and is not pruned again.
     """
 
     targets: Mapping[str, Target]
     limit: float | None = None
-    around: Mapping[str, Target] | None = None
+    first: Mapping[str, Target] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,15 @@ from neuroal.pruning.pruner import generator
 from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial, pack, unpack
-from neuroal.types import Generation, Measurement, Proposal, Proposals, Target, Tick
+from neuroal.types import (
+    Generation,
+    Measurement,
+    Proposal,
+    Proposals,
+    RowRatiosTraits,
+    Target,
+    Tick,
+)
 from neuroal.walk.walker import Inputs
 
 Progress = Callable[[str, int], Tick]
@@ -50,13 +58,16 @@ class Choice:
 
 
 @dataclass(eq=False)
-class _Tried:
+class _Contender:
+    """A proposal on its way: what it asks for, and what was measured of it, on which windows."""
+
     proposal: Proposal
+    probe: bool
     allocation: Allocation
     outcome: Outcome | None
     windows: int
     plugin: Plugin
-    around: _Tried | None = None
+    first: _Contender | None = None  # whose weights it has where it prunes alike
 
     @property
     def cost(self) -> float:
@@ -69,7 +80,7 @@ class _Strategy:
 
     plugin: Plugin
     proposals: Proposals
-    tried: list[_Tried] = field(default_factory=list)
+    tried: list[_Contender] = field(default_factory=list)
     generation: Generation | None = None
     answer: list[Measurement] | None = None
     returned: Proposal | None = None
@@ -92,12 +103,9 @@ class _Strategy:
         return min(done, default=None)
 
 
-def _can_win(tried: _Tried) -> bool:
-    return (
-        tried.outcome is not None
-        and not tried.outcome.measurement.dropped
-        and not tried.proposal.probe
-    )
+def _can_win(tried: _Contender) -> bool:
+    measured = tried.outcome is not None and not tried.outcome.measurement.dropped
+    return measured and not tried.probe
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class TopUpSearch:
                     layout=self.layout,
                     sparsity=self.rules.sparsity,
                     measurements=measurements.get(p, ()),
+                    windows=self.windows,
                     rng=generator(self.seed, p.role, p.name),
                 ),
             )
@@ -166,17 +175,17 @@ class TopUpSearch:
             block: What the block step decided.
             measurements: Answers of its `measure_block`, if it has one.
         """
-        given = {
-            "layout": self.layout,
-            "base": dict(block.allocation.ratios),
-            "deviation": block.deviation if "input_norm" in plugin.statistic_names() else {},
-            "measurements": measurements,
-            "rng": generator(self.seed, plugin.role, plugin.name),
-        }
-        if plugin.has("propose_row_importance"):
-            given["weighs_inputs"] = self.weighs_inputs
-        strategy = _Strategy(plugin, plugin.proposals(plugin.proposes, **given))
-        return self._choose("row_ratios", [strategy], False)
+        proposals = plugin.proposals(
+            "propose_row_ratios",
+            layout=self.layout,
+            base=dict(block.allocation.ratios),
+            deviation=block.deviation if "input_norm" in plugin.statistic_names() else {},
+            measurements=measurements,
+            weighs_inputs=self.weighs_inputs,
+            windows=self.windows,
+            rng=generator(self.seed, plugin.role, plugin.name),
+        )
+        return self._choose("row_ratios", [_Strategy(plugin, proposals)], False)
 
     def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Choice:
         self._advance_all(step, strategies)
@@ -198,18 +207,18 @@ class TopUpSearch:
         active = [s for s in strategies if s.advance()]
         round_number = 0
         while active:
-            by_windows: dict[int, list[tuple[_Tried, float | None]]] = {}
-            asked: list[list[_Tried]] = []
+            by_windows: dict[int, list[tuple[_Contender, float | None]]] = {}
+            asked: list[list[_Contender]] = []
             for s in active:
                 assert s.generation is not None
                 windows = min(s.generation.windows or self.windows, self.windows)
-                limit = s.best(windows) if s.generation.keep == 1 else None
-                tried = [self._tried(p, s.plugin, windows) for p in s.generation.proposals]
-                if s.generation.around_first:
+                probe = s.generation.probe
+                limit = s.best(windows) if s.generation.drop_early and not probe else None
+                tried = [self._tried(p, s.plugin, windows, probe) for p in s.generation.proposals]
+                if s.generation.reuse_first_weights:
                     for t in tried:
-                        t.around = tried[0]
-                trials = [(t, None if t.proposal.probe else limit) for t in tried]
-                by_windows.setdefault(windows, []).extend(trials)
+                        t.first = tried[0]
+                by_windows.setdefault(windows, []).extend((t, limit) for t in tried)
                 asked.append(tried)
             for windows, trials in by_windows.items():
                 self._measure(f"{step}-{round_number}-{windows}", trials, windows)
@@ -219,74 +228,72 @@ class TopUpSearch:
             active = [s for s in active if s.advance()]
             round_number += 1
 
-    def _tried(self, proposal: Proposal, plugin: Plugin, windows: int) -> _Tried:
+    def _tried(
+        self, proposal: Proposal, plugin: Plugin, windows: int, probe: bool = False
+    ) -> _Contender:
         try:
-            importance = self._importance(proposal, plugin)
-            allocation = Allocation.of(proposal.ratios, self.layout, *importance)
-            if allocation.rows and plugin.has("propose_row_importance"):
-                raise NeuroalError("ratios of rows are for propose_row_ratios")
+            if not isinstance(proposal.importance, Mapping):
+                kind = type(proposal.importance).__name__
+                raise NeuroalError(f"importance is {kind}, not a mapping")
+            allocation = Allocation.of(proposal.ratios, self.layout, proposal.importance)
+            self._check_rows(allocation, plugin)
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
-        return _Tried(proposal, allocation, None, windows, plugin)
+        return _Contender(proposal, probe, allocation, None, windows, plugin)
 
-    def _importance(self, proposal: Proposal, plugin: Plugin) -> list[Mapping[str, Tensor]]:
-        """Return a proposal's importance of rows and of inputs, if it may have any."""
-        found: list[Mapping[str, Tensor]] = []
-        for key in ("row_importance", "input_importance"):
-            given = getattr(proposal, key)
-            if not isinstance(given, Mapping):
-                raise NeuroalError(f"{key} is {type(given).__name__}, not a mapping")
-            if given and not plugin.has("propose_row_importance"):
-                raise NeuroalError(f"{key} is for propose_row_importance")
-            found.append(given)
-        if proposal.input_importance and not self.weighs_inputs:
+    def _check_rows(self, allocation: Allocation, plugin: Plugin) -> None:
+        """Refuse ratios or importance of rows that the plugin's traits or the pruner rule out."""
+        weighs_rows = plugin.traits(RowRatiosTraits).weighs_rows
+        if allocation.rows and weighs_rows:
+            raise NeuroalError("ratios of rows, though describe says weighs_rows=True")
+        if allocation.importance and not weighs_rows:
             raise NeuroalError(
-                "input_importance under a pruner that moves weights: give it only where "
+                "importance is for role row_ratios, where describe says weighs_rows=True"
+            )
+        weighs_inputs = any(x.inputs is not None for x in allocation.importance.values())
+        if weighs_inputs and not self.weighs_inputs:
+            raise NeuroalError(
+                "importance of inputs under a pruner that moves weights: give it only where "
                 "weighs_inputs is True"
             )
-        return found
 
     def _measure(
-        self, key: str, trials: Sequence[tuple[_Tried, float | None]], windows: int
+        self, key: str, trials: Sequence[tuple[_Contender, float | None]], windows: int
     ) -> None:
         def make() -> bytes:
             mine = self.team.mine(trials)
             tick = self.progress(title, len(mine) * len(self.layout.blocks))
-            every = [t for t, _ in mine] + [t.around for t, _ in mine if t.around]
+            every = [t for t, _ in mine] + [t.first for t, _ in mine if t.first]
             made = {id(t): self._targets(t) for t in {id(t): t for t in every}.values()}
-            wanted = [Trial(made[id(t)], limit, made.get(id(t.around))) for t, limit in mine]
+            wanted = [Trial(made[id(t)], limit, made.get(id(t.first))) for t, limit in mine]
             assert self.aligner is not None, "a search needs windows"
             outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
             # Candidates that begin alike share deviations, and these are the bulk of what is sent.
-            outcomes = _trimmed(outcomes, [t.proposal.probe for t, _ in mine])
+            outcomes = _trimmed(outcomes, [t.probe for t, _ in mine])
             if self.team.size > 1:
                 shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
-                outcomes = _trimmed(
-                    self.team.interleaved(shares), [t.proposal.probe for t, _ in trials]
-                )
+                outcomes = _trimmed(self.team.interleaved(shares), [t.probe for t, _ in trials])
             return pack(outcomes)
 
         title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"
         digest = hashlib.sha256(key.encode())
         for t, _ in trials:
-            digest.update(_digest(t.proposal))
-            if t.around:
-                digest.update(_digest(t.around.proposal))
+            digest.update(_digest(t.proposal, t.probe))
+            if t.first:
+                digest.update(_digest(t.first.proposal, probe=True))
         outcomes = unpack(self.journal(f"{key}-{digest.hexdigest()[:16]}", make))
         for (t, _), outcome in zip(trials, outcomes, strict=True):
             t.outcome, t.windows = outcome, windows
 
-    def _targets(self, tried: _Tried) -> Mapping[str, Target]:
-        return targets(tried.allocation, self.layout, self.rules, tried.proposal.probe)
+    def _targets(self, tried: _Contender) -> Mapping[str, Target]:
+        return targets(tried.allocation, self.layout, self.rules, tried.probe)
 
-    def _finalist(self, s: _Strategy) -> _Tried:
+    def _finalist(self, s: _Strategy) -> _Contender:
         """Return the strategy's winner: what it returned, else the least misaligned."""
         hook = s.plugin.proposes
         able = [t for t in s.tried if _can_win(t)]
         if s.returned is not None:
-            if s.returned.probe:
-                raise s.plugin.error(hook, "returned a probe, which cannot win")
             returned = self._tried(s.returned, s.plugin, self.windows)
             wanted = _digest(s.returned)
             same = [t for t in able if _digest(t.proposal) == wanted]
@@ -297,7 +304,7 @@ class TopUpSearch:
         return min((t for t in able if t.windows == most), key=lambda t: t.cost)
 
 
-def _deviation(tried: _Tried) -> Mapping[str, Tensor]:
+def _deviation(tried: _Contender) -> Mapping[str, Tensor]:
     return {} if tried.outcome is None else tried.outcome.deviation
 
 
@@ -309,7 +316,7 @@ def _trimmed(outcomes: list[Outcome], probes: list[bool]) -> list[Outcome]:
     return [o if o is best else Outcome(o.measurement, {}) for o in outcomes]
 
 
-def _candidate(tried: _Tried, role: str, selected: bool) -> Candidate:
+def _candidate(tried: _Contender, role: str, selected: bool) -> Candidate:
     measurement = None if tried.outcome is None else tried.outcome.measurement
     return Candidate(
         role=role,
@@ -318,19 +325,22 @@ def _candidate(tried: _Tried, role: str, selected: bool) -> Candidate:
         misalignment=None if measurement is None else measurement.misalignment,
         selected=selected,
         dropped=measurement is not None and measurement.dropped,
-        probe=tried.proposal.probe,
+        probe=tried.probe,
         windows=None if measurement is None else tried.windows,
     )
 
 
-def _digest(proposal: Proposal) -> bytes:
+def _digest(proposal: Proposal, probe: bool = False) -> bytes:
     digest = hashlib.sha256(json.dumps(dict(proposal.parameters), sort_keys=True).encode())
-    digest.update(b"probe" if proposal.probe else b"")
+    digest.update(b"probe" if probe else b"")
     for name in sorted(proposal.ratios):
         digest.update(name.encode() + _bytes(proposal.ratios[name]))
-    for importance in (proposal.row_importance, proposal.input_importance):
-        for name in sorted(importance):
-            digest.update(name.encode() + _bytes(importance[name]))
+    importance = sorted(proposal.importance.items(), key=lambda item: item[0])
+    for name, given in importance:
+        digest.update(name.encode() + _bytes(given.rows))
+    for name, given in importance:
+        if given.inputs is not None:
+            digest.update(name.encode() + _bytes(given.inputs))
     return digest.digest()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import BasePruner, generator, traits
+from neuroal.pruning.pruner import BasePruner, generator
 from neuroal.testing import cases
 from neuroal.testing.cases import Case
 from neuroal.testing.checks import (
@@ -35,16 +35,12 @@ class PrunerConformance(Conformance):
     def test_traits(self, plugin: Any) -> None:
         """`describe` says the same every time, and nothing that the hooks belie."""
         p = self.load(plugin)
-        can = traits(p)
-        expect(traits(p) == can, "describe differs between two calls")
+        can = p.traits(PrunerTraits)
+        expect(p.traits(PrunerTraits) == can, "describe differs between two calls")
         expect(can.comparison in ("row", "matrix"), f"describe: comparison is {can.comparison!r}")
-        for name in ("row_ratios", "patterns", "second_order"):
+        for name in ("row_ratios", "patterns"):
             value = getattr(can, name)
             expect(isinstance(value, bool), f"describe: {name} is {value!r}, not True or False")
-        expect(
-            not can.second_order or p.has("prune_linear") or p.has("prune_linears"),
-            "describe says second_order, and only prune_linear or prune_linears can move a weight",
-        )
         expect(
             can.magnitude_times is None or can.magnitude_times in p.statistic_names(),
             f"describe: magnitude_times is {can.magnitude_times!r}, which is not required",
@@ -89,7 +85,7 @@ class PrunerConformance(Conformance):
     def test_scores_are_the_product_they_are_said_to_be(self, plugin: Any) -> None:
         """Scores are |W| times the statistic that `describe` names, to the bit."""
         p = self._scoring(plugin)
-        name = traits(p).magnitude_times
+        name = p.traits(PrunerTraits).magnitude_times
         if name is None or name not in p.statistic_names():
             raise skip("describe names no statistic that is there")
         for case in cases.cases():
@@ -101,7 +97,7 @@ class PrunerConformance(Conformance):
     def test_scores_follow_their_rows(self, plugin: Any) -> None:
         """Rows in another order have their scores in that order, if weights compete in rows."""
         p = self._scoring(plugin)
-        if traits(p).comparison != "row":
+        if p.traits(PrunerTraits).comparison != "row":
             raise skip("weights compete in the whole matrix")
         case = cases.typical()
         order = torch.arange(case.weight.shape[0]).flip(0).roll(1)
@@ -115,7 +111,7 @@ class PrunerConformance(Conformance):
 
     def test_meets_ratios_per_row(self, plugin: Any) -> None:
         """The same where every row has a ratio of its own."""
-        if not traits(self.load(plugin)).row_ratios:
+        if not self.load(plugin).traits(PrunerTraits).row_ratios:
             raise skip("rows have no ratios of their own")
         self._meets(plugin, lambda out, columns: [cases.uneven_target(out, columns)])
 
@@ -125,7 +121,7 @@ class PrunerConformance(Conformance):
 
     def test_meets_patterns(self, plugin: Any) -> None:
         """Every N:M pattern is met in every group."""
-        if not traits(self.load(plugin)).patterns:
+        if not self.load(plugin).traits(PrunerTraits).patterns:
             raise skip("no N:M patterns")
         self._meets(plugin, cases.pattern_targets)
 
@@ -135,30 +131,27 @@ class PrunerConformance(Conformance):
         if not devices():
             raise skip("there is no device but the CPU")
         for device in devices():
-            for case, name, target in _work(traits(p)):
+            for case, name, target in _work(p.traits(PrunerTraits)):
                 with situation(f"{case.name}, {name}, {device}"):
                     found, wanted = _prune(p, case.to(device), target), torch.device(device).type
                     same = found.weight.device.type == found.mask.device.type == wanted
                     expect(same, f"{_mover(p)} takes its answer to another device")
 
     def test_pruned_weights(self, plugin: Any) -> None:
-        """Pruned weights are zero, the others finite, and as they were unless second_order."""
+        """Pruned weights are zero, the others finite."""
         p = self._pruning(plugin)
-        moves = traits(p).second_order
-        for case, name, target in _work(traits(p)):
+        for case, name, target in _work(p.traits(PrunerTraits)):
             with situation(f"{case.name}, {name}"):
                 found = _prune(p, case, target)
                 expect(found.weight.dtype == torch.float32, "weight is not float32")
                 expect(not found.weight[found.mask].any(), "a pruned weight is not zero")
                 expect(bool(found.weight.isfinite().all()), "a weight is NaN or infinite")
-                same = torch.equal(found.weight[~found.mask], case.weight[~found.mask])
-                expect(moves or same, "a weight was moved, and describe denies second_order")
 
     def test_pruning_nothing(self, plugin: Any) -> None:
         """A ratio of 0 leaves the weights as they are."""
         p = self._pruning(plugin)
         for case in cases.cases():
-            for name, target in cases.targets(*case.shape, traits(p)):
+            for name, target in cases.targets(*case.shape, p.traits(PrunerTraits)):
                 if target.counts.any():
                     continue
                 with situation(f"{case.name}, {name}"):
@@ -169,7 +162,7 @@ class PrunerConformance(Conformance):
     def test_pruning_repeats(self, plugin: Any) -> None:
         """The same weight, target, statistics and `rng` have the same answer."""
         p = self._pruning(plugin)
-        for name, target in cases.targets(6, 8, traits(p)):
+        for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             prune = partial(_prune, p, cases.typical(), target)
             with situation(name):
                 expect_repeatable(prune, _mover(p))
@@ -177,7 +170,7 @@ class PrunerConformance(Conformance):
     def test_pruning_leaves_inputs_alone(self, plugin: Any) -> None:
         """Weight, target and statistics are not written to."""
         p = self._pruning(plugin)
-        for name, target in cases.targets(6, 8, traits(p)):
+        for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             given = _moving(p, [cases.typical()], [target])
             with situation(name):
                 expect_unchanged(given, partial(p.call, _mover(p), **given), _mover(p))
@@ -192,7 +185,7 @@ class PrunerConformance(Conformance):
             Case("another weight", cases.random(6, 8, seed=12), cases.typical().x),
             Case("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
         ]
-        for name, target in cases.targets(6, 8, traits(p)):
+        for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             found = _prune_all(p, together, [target] * len(together))
             for case, answer in zip(together, found, strict=True):
                 with situation(f"{case.name}, {name}"):

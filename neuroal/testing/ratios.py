@@ -25,8 +25,8 @@ from neuroal.testing.checks import (
     situation,
     skip,
 )
-from neuroal.testing.search import COSTS, Situation, Trace, drive
-from neuroal.types import Proposal
+from neuroal.testing.search import COSTS, WINDOWS, Situation, Trace, drive
+from neuroal.types import Importance, Proposal, RowRatiosTraits
 
 FEW = 12  # generations after which most checks have seen enough of a search
 SPARSITIES = (0.5, 0.0, 0.3, 0.7, 0.99)
@@ -64,11 +64,11 @@ class RatiosConformance(Conformance):
     def test_proposals_keep_the_budget(self, plugin: Any) -> None:
         """What is no probe prunes as much as was asked for, weighted by weights."""
         for s, trace in self._searches(plugin):
-            for proposal in trace.proposals if s.ordinary else ():
+            for proposal in trace.candidates if s.ordinary else ():
                 if proposal.ratios.keys() != s.layout.linears.keys():
                     continue
                 mean = _mean(proposal, s.layout)
-                close = proposal.probe or not abs(mean - s.mean) > self.tolerance
+                close = not abs(mean - s.mean) > self.tolerance
                 told = f"a proposal that is no probe prunes {mean:.4f}, not {s.mean:g} ({s.name})"
                 expect(close, told)
 
@@ -176,7 +176,8 @@ class RatiosConformance(Conformance):
         most: int = FEW,
     ) -> Trace:
         rng = generator(0, p.role, p.name)
-        return drive(p.proposals(p.proposes, **s.arguments, rng=rng), cost, most)
+        steps = p.proposals(p.proposes, **s.arguments, windows=WINDOWS, rng=rng)
+        return drive(steps, cost, most)
 
     def _said(self, p: Plugin, s: Situation) -> tuple[object, ...]:
         return self._search(p, s).said
@@ -212,28 +213,29 @@ class RowRatiosConformance(RatiosConformance):
         That of inputs is one number per input, of linears whose rows have it, and only where the
         pruner can be weighed by it. A plugin that weighs rows leaves the ratios of linears alone.
         """
-        weighs = self.load(plugin).has("propose_row_importance")
+        weighs = self.load(plugin).traits(RowRatiosTraits).weighs_rows
         for s, trace in self._searches(plugin):
             for proposal in trace.proposals:
                 numbers = {n: r for n, r in proposal.ratios.items() if not isinstance(r, Tensor)}
                 same = not weighs or numbers == s.arguments["base"]
                 expect(same, f"proposes other ratios than it was given ({s.name})")
-                both = {"row": proposal.row_importance, "input": proposal.input_importance}
-                for side, importance in both.items():
-                    what = f"{side}_importance ({s.name})"
-                    kind = type(importance).__name__
-                    expect(isinstance(importance, Mapping), f"{what} is {kind}, not a mapping")
-                    expect(weighs or not importance, f"{what} is for propose_row_importance")
-                for name, given in proposal.row_importance.items():
+                kind = type(proposal.importance).__name__
+                mapping = isinstance(proposal.importance, Mapping)
+                expect(mapping, f"importance is {kind}, not a mapping ({s.name})")
+                told = f"importance, though describe does not say weighs_rows=True ({s.name})"
+                expect(weighs or not proposal.importance, told)
+                for name, given in proposal.importance.items():
                     with situation(f"linear '{name}', {s.name}"):
-                        expect(name in s.layout.linears, "importance of what is no linear")
-                        _expect_importance(given, s.layout.linears[name].out_features)
-                for name, given in proposal.input_importance.items():
+                        expect(name in s.layout.linears, "importance of what is not a linear")
+                        kind = type(given).__name__
+                        expect(isinstance(given, Importance), f"{kind} in place of Importance")
+                        _expect_importance(given.rows, s.layout.linears[name].out_features)
+                    if given.inputs is None:
+                        continue
                     with situation(f"inputs of linear '{name}', {s.name}"):
                         asked = s.arguments["weighs_inputs"]
                         expect(asked, "importance of inputs, though weighs_inputs is False")
-                        expect(name in proposal.row_importance, "its rows have no importance")
-                        _expect_importance(given, s.layout.linears[name].in_features)
+                        _expect_importance(given.inputs, s.layout.linears[name].in_features)
 
     def test_deviation_on_other_devices(self, plugin: Any) -> None:
         """A search works on deviations that are on a GPU."""
@@ -248,7 +250,7 @@ class RowRatiosConformance(RatiosConformance):
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
         """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""
         reads = "input_norm" in p.statistic_names()
-        weighs = p.has("propose_row_importance")
+        weighs = p.traits(RowRatiosTraits).weighs_rows
         for i, (name, layout) in enumerate(cases.layouts()):
             for wanted in SPARSITIES if i == 0 else (0.5,):
                 base = {
@@ -268,21 +270,19 @@ class RowRatiosConformance(RatiosConformance):
                     every = kind == "scattered" and wanted == 0.5
                     for blocks, known in _known(p, layout, device, every=every):
                         for inputs in (True, False) if weighs and every else (True,):
-                            asked = {"weighs_inputs": inputs} if weighs else {}
+                            known_of = {"measurements": known, "weighs_inputs": inputs}
                             yield Situation(
                                 f"{name}, mean ratio {mean:g}{told}{blocks}"
                                 + ("" if inputs else ", inputs cannot be weighed"),
                                 layout,
                                 mean,
-                                given | {"measurements": known} | asked,
+                                given | known_of,
                                 i == 0 and 0.2 < mean < 0.8,
                             )
 
 
 def _expect_winner(trace: Trace) -> None:
-    if trace.returned is not None:
-        expect(not trace.returned.probe, "returns a probe, which cannot win")
-    elif trace.ended:
+    if trace.ended and trace.returned is None:
         expect(trace.can_win, "ends without a proposal that can win")
 
 
@@ -326,7 +326,7 @@ def _expect_ratio(ratio: object, rows: int) -> None:
 
 
 def _said(proposal: Proposal) -> tuple[object, ...]:
-    return proposal.ratios, proposal.row_importance, proposal.input_importance
+    return proposal.ratios, proposal.importance
 
 
 def _expect_importance(given: object, size: int) -> None:

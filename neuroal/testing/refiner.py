@@ -11,7 +11,6 @@ from torch import Tensor
 
 from neuroal.plugins import Plugin
 from neuroal.pruning.masks import mask_for
-from neuroal.pruning.pruner import needs_paper_budget
 from neuroal.testing import cases
 from neuroal.testing.cases import Case
 from neuroal.testing.checks import (
@@ -23,7 +22,7 @@ from neuroal.testing.checks import (
     situation,
     skip,
 )
-from neuroal.types import PrunerTraits, Target
+from neuroal.types import PrunerTraits, RefinerTraits, Target
 
 Targets = Callable[[int, int], Iterable[tuple[str, Target]]]
 
@@ -83,7 +82,7 @@ class RefinerConformance(Conformance):
 
     def _keeps(self, plugin: Any, targets: Targets) -> None:
         p = self.load(plugin)
-        why = needs_paper_budget(p)
+        why = p.traits(RefinerTraits).needs_paper_budget
         if why:
             raise skip(f"it keeps no counts: {why}")
         for case in cases.cases():

@@ -10,6 +10,7 @@ from typing import Any
 from neuroal.layout import Layout
 from neuroal.types import Generation, Measurement, Proposal, Proposals
 
+WINDOWS = 8  # search windows of the made-up engine
 # The cost of the k-th proposal that is measured, k = 0, 1, ...
 COSTS: Mapping[str, Callable[[int], float]] = {
     "scattered": lambda k: 1 + math.sin(12.9898 * k),
@@ -63,6 +64,15 @@ class Trace:
             yield self.returned
 
     @property
+    def candidates(self) -> Iterator[Proposal]:
+        """Yield every proposal that can win, the returned one last."""
+        for generation in self.generations:
+            if not generation.probe:
+                yield from generation.proposals
+        if self.returned is not None:
+            yield self.returned
+
+    @property
     def said(self) -> tuple[object, ...]:
         """Return everything that two equal searches have in common."""
         return self.generations, self.returned, self.ended
@@ -86,14 +96,13 @@ def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> Trace:
         while len(generations) < most:
             generation = steps.send(answer) if answer is not None else next(steps)
             generations.append(generation)
-            answer = []
-            for proposal in generation.proposals:
-                value, measured = cost(measured), measured + 1
-                dropped = generation.keep == 1 and not proposal.probe and value > best
-                answer.append(Measurement(value, dropped, 8))
-            finished = zip(generation.proposals, answer, strict=True)
-            costs = [m.misalignment for p, m in finished if not (p.probe or m.dropped)]
-            best = min([best, *costs])
+            may_drop = generation.drop_early and not generation.probe
+            windows = min(generation.windows or WINDOWS, WINDOWS)
+            values = [cost(measured + k) for k in range(len(generation.proposals))]
+            measured += len(values)
+            answer = [Measurement(x, may_drop and x > best, windows) for x in values]
+            if not generation.probe:
+                best = min([best, *(m.misalignment for m in answer if not m.dropped)])
     except StopIteration as stop:
         return Trace(tuple(generations), stop.value, True, best < math.inf)
     steps.close()

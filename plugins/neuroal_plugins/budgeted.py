@@ -63,9 +63,9 @@ class Space:
         """Return `ratios` shifted by one constant and clipped, of the wanted mean."""
         return project(ratios, self.share, self.sparsity)
 
-    def proposal(self, ratios: Vector, parameters: dict[str, Any], probe: bool = False) -> Proposal:
+    def proposal(self, ratios: Vector, parameters: dict[str, Any]) -> Proposal:
         """Return the proposal of one ratio per linear."""
-        return Proposal(dict(zip(self.names, ratios.tolist(), strict=True)), parameters, probe)
+        return Proposal(dict(zip(self.names, ratios.tolist(), strict=True)), parameters)
 
     def units(self, purse: RunBudget) -> tuple[Unit, ...]:
         """Return the finest units of which probes on one window cost half the budget at most."""
@@ -90,12 +90,16 @@ class RunBudget:
     """Block runs that are left, and what things cost."""
 
     def __init__(self, budget: int, blocks: int, windows: int, candidate: int) -> None:
-        """Start with the price of one candidate on all windows."""
-        self.left = budget
+        """Start with the price of one candidate on all windows.
+
+        One window of it is set aside: a search ends where it did when it measured one to begin
+        with, to learn how many there are.
+        """
+        self.left = budget - candidate // windows - blocks
         self.windows = windows
         self.candidate = candidate
         self._blocks = blocks
-        self._seen: set[int] = set()
+        self._seen = {1}
         self._per_block = candidate / (blocks * windows)
         self._behind = self._per_block
 

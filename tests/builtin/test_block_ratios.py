@@ -93,7 +93,7 @@ def drive(
             for proposal in generation.proposals:
                 value = cost(proposal)
                 least = min((c for c, _ in run.full), default=math.inf)
-                dropped = drop and used == windows and generation.keep == 1 and value > least
+                dropped = drop and used == windows and generation.drop_early and value > least
                 answers.append(Measurement(least if dropped else value, dropped, 10 * used))
                 if used == windows and not dropped:
                     run.full.append((value, proposal))
@@ -167,7 +167,7 @@ def test_linear_schedule_proposes_the_papers_grid() -> None:
     model = layout()
     run = drive(LinearSchedule().propose_block_ratios(model, 0.7), lambda p: 1.0)
     (generation,) = run.generations
-    assert (generation.keep, generation.windows) == (1, None)
+    assert (generation.drop_early, generation.windows) == (True, None)
     assert [p.parameters for p in generation.proposals] == [{"lam": lam} for lam in GRID]
     for proposal in generation.proposals:
         ratios = per_block(model, proposal)
@@ -514,15 +514,15 @@ def test_evolution_starts_from_the_uniform_allocation() -> None:
 def test_evolution_selects_in_stages() -> None:
     plugin = Evolution(generations=2)
     run = drive(plugin.propose_block_ratios(layout(), 0.5, rng()), lambda p: 1.0)
-    shape = [(len(g.proposals), g.keep, g.windows) for g in run.generations]
-    assert shape == [(1, 1, None), *[(64, 8, 1), (8, 2, 4), (2, 1, None)] * 2]
+    shape = [(len(g.proposals), g.drop_early, g.windows) for g in run.generations]
+    assert shape == [(1, True, None), *[(64, False, 1), (8, False, 4), (2, True, None)] * 2]
 
 
 def test_evolution_in_one_stage() -> None:
     plugin = Evolution(generations=3, offspring=4, windows=(), survivors=())
     run = drive(plugin.propose_block_ratios(layout(), 0.5, rng()), lambda p: 1.0)
-    shape = [(len(g.proposals), g.keep, g.windows) for g in run.generations]
-    assert shape == [(1, 1, None), *[(4, 1, None)] * 3]
+    shape = [(len(g.proposals), g.drop_early, g.windows) for g in run.generations]
+    assert shape == [(1, True, None), *[(4, True, None)] * 3]
 
 
 def test_survivors_are_the_best() -> None:

@@ -14,6 +14,7 @@ from neuroal import PluginError, hookimpl
 from neuroal.hookspecs import PrunerSpec, hookspec
 from neuroal.plugins import contract, load
 from neuroal.testing import linear, statistics, tiny_model, windows
+from neuroal.types import REMOVED
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,66 @@ def test_a_hook_of_a_later_release_is_passed_over() -> None:
 
 def test_a_field_is_added_to_what_the_engine_gives() -> None:
     """Types that plugins construct have defaults for all but what a first release asked for."""
-    assert neuroal.Proposal({}).probe is False
-    assert neuroal.Generation([]).keep == 1
-    assert neuroal.PrunerTraits() == neuroal.PrunerTraits("row", True, True, False)
+    assert neuroal.Proposal({}).importance == {}
+    assert neuroal.Generation([]).drop_early is True
+    assert neuroal.PrunerTraits() == neuroal.PrunerTraits("row", True, True)
+    assert neuroal.RowRatiosTraits() == neuroal.RowRatiosTraits(weighs_rows=False)
+    assert neuroal.RefinerTraits() == neuroal.RefinerTraits(needs_paper_budget="")
     assert neuroal.TopUp().refiner is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "instead"),
+    [(k, n, said) for k, names in REMOVED.items() if k != "hook" for n, said in names.items()],
+)
+def test_a_former_argument_is_refused_with_what_to_write(
+    kind: str, name: str, instead: str
+) -> None:
+    arguments: dict[str, Any] = {"Generation": {"proposals": []}, "Proposal": {"ratios": {}}}
+    with pytest.raises(TypeError) as error:
+        getattr(neuroal, kind)(**arguments.get(kind, {}), **{name: 2})
+    assert str(error.value) == f"{kind} has no '{name}' any more: {instead}"
+
+
+@dataclass(frozen=True, eq=False)
+class Says:
+    """A refiner of a former version."""
+
+    @hookimpl
+    def needs_paper_budget(self) -> str:
+        return ""
+
+    @hookimpl
+    def refine_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Weighs:
+    """A row step of a former version."""
+
+    @hookimpl(optionalhook=True)
+    def propose_row_importance(self, base: Any) -> Any:
+        yield from ()
+        return neuroal.Proposal(base)
+
+
+@pytest.mark.parametrize(
+    ("role", "plugin", "said"),
+    [
+        (
+            "refiner",
+            Says(),
+            "hook needs_paper_budget is not called any more: return RefinerTraits(needs_paper_bu",
+        ),
+        (
+            "row_ratios",
+            Weighs(),
+            "hook propose_row_importance is not called any more: name it propose_row_ratios, and",
+        ),
+    ],
+)
+def test_a_former_hook_is_refused_with_what_to_write(role: str, plugin: Any, said: str) -> None:
+    with pytest.raises(PluginError) as error:
+        load([(role, plugin)])
+    assert said in str(error.value) and "\n" not in str(error.value)

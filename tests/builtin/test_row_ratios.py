@@ -56,7 +56,7 @@ def propose(
     bases = dict.fromkeys(model.linears, base)
     steps = (plugin or Neuroal()).propose_row_ratios(model, bases, deviation)
     generation = next(steps)
-    assert (generation.keep, generation.windows) == (1, None)
+    assert (generation.drop_early, generation.windows) == (True, None)
     with pytest.raises(StopIteration) as stop:
         steps.send([Measurement(0.0, False, 1)] * len(generation.proposals))
     assert stop.value.value is None

@@ -100,12 +100,13 @@ def drive(
     """
     run = Run()
     seen: set[int] = set()
-    steps = plugin.propose_row_importance(
+    steps = plugin.propose_row_ratios(
         model,
         dict.fromkeys(model.linears, BASE),
         given.get("deviation", norms(model, 200)),
         given.get("measurements", measured(model)),
         given.get("weighs_inputs", False),
+        WINDOWS,
     )
     generation = next(steps)
     while True:
@@ -123,9 +124,9 @@ def drive(
             logs = logs_of(proposal)
             cost = damage(logs) if logs else equal
             heard.append(Measurement(cost, False, price * blocks * used))
-            price = behind if generation.around_first else 2
+            price = behind if generation.reuse_first_weights else 2
             run.block_runs += heard[-1].block_runs
-            if used == WINDOWS and not proposal.probe:
+            if used == WINDOWS and not generation.probe:
                 run.full.append((heard[-1].misalignment, proposal))
         try:
             generation = steps.send(heard)
@@ -136,9 +137,16 @@ def drive(
 
 def logs_of(proposal: Proposal) -> dict[str, Tensor]:
     """Return the log importance of rows, and that of inputs under "inputs NAME"."""
-    assert proposal.input_importance.keys() <= proposal.row_importance.keys()
-    rows = {n: x.log() for n, x in proposal.row_importance.items()}
-    return rows | {f"inputs {n}": x.log() for n, x in proposal.input_importance.items()}
+    logs = {n: x.rows.log() for n, x in proposal.importance.items()}
+    for n, x in proposal.importance.items():
+        if x.inputs is not None:
+            logs[f"inputs {n}"] = x.inputs.log()
+    return logs
+
+
+def inputs_of(proposal: Proposal) -> dict[str, Tensor]:
+    """Return the importance of inputs, where there is any."""
+    return {n: x.inputs for n, x in proposal.importance.items() if x.inputs is not None}
 
 
 def of_blocks(model: Layout, proposal: Proposal) -> list[Any]:
@@ -209,7 +217,7 @@ def test_a_step_is_capped_along_every_score() -> None:
     start = next(p for _, p in run.full if "reads" in p.parameters)
     first = next(p for _, p in run.full if p.parameters.get("share") == 0.5)
     for name, scores in known(model).items():
-        by = first.row_importance[name].log() - start.row_importance[name].log()
+        by = first.importance[name].rows.log() - start.importance[name].rows.log()
         # Orthogonal moves of length 0.5 · 0.05 along every score.
         assert float(by.square().mean()) == pytest.approx(len(scores) * 0.025**2)
 
@@ -220,7 +228,7 @@ def test_where_nothing_bends_the_slope_alone_decides() -> None:
     run = drive(RowSensitivity(), model, lambda logs: 9 - float((logs["1.up"] * slope).mean()))
     start = next(p for _, p in run.full if "reads" in p.parameters)
     first = next(p for _, p in run.full if p.parameters.get("share") == 0.5)
-    by = {n: first.row_importance[n].log() - x.log() for n, x in start.row_importance.items()}
+    by = {n: first.importance[n].rows.log() - x.rows.log() for n, x in start.importance.items()}
     unit = slope / slope.square().mean().sqrt()
     assert torch.allclose(by["1.up"], 0.5 * 0.2 * unit)
     assert all(float(x.abs().max()) < 1e-6 for n, x in by.items() if n != "1.up")
@@ -231,7 +239,7 @@ def test_the_pruners_own_rows_win_where_nothing_is_better(candidates: int) -> No
     model = layout()
     run = drive(RowSensitivity(candidates=candidates), model, bowl(bottom(model, **AT)), equal=1.0)
     cost, proposal = run.best
-    assert (cost, proposal.parameters, proposal.row_importance) == (1.0, {"rows": "alike"}, {})
+    assert (cost, proposal.parameters, proposal.importance) == (1.0, {"rows": "alike"}, {})
 
 
 @pytest.mark.parametrize("candidates", [2, 3, 5, 7, 9, 12, 20, 60, 300])
@@ -260,21 +268,21 @@ def test_inputs_are_weighed_by_their_norms_where_the_pruner_only_scores() -> Non
     at = with_inputs(model, bottom(model, **AT), -0.4)
     plugin = RowSensitivity(cap=9, candidates=100, lasting=1)
     run = drive(plugin, model, bowl(at), weighs_inputs=True)
-    rows, inputs, best = run.generations[2:5]
-    assert [set(p.input_importance) for p in rows.proposals] == [set(model.linears)] * 6
-    assert all(bool((x == 1).all()) for p in rows.proposals for x in p.input_importance.values())
+    rows, inputs, best = run.generations[1:4]
+    assert [set(inputs_of(p)) for p in rows.proposals] == [set(model.linears)] * 6
+    assert all(bool((x == 1).all()) for p in rows.proposals for x in inputs_of(p).values())
     assert [p.parameters["norm"] for p in inputs.proposals] == [-0.5, -0.25, 0.25, 0.5]
     assert best.proposals[0].parameters["norm"] == -0.5
     for name, x in model.linears.items():
         score = log_centred(norms(model)[name].tolist())
-        found = best.proposals[0].input_importance[name].log().tolist()
+        found = inputs_of(best.proposals[0])[name].log().tolist()
         assert found == pytest.approx([-0.5 * s for s in score], abs=1e-6)
         moved = {p.parameters["score"] for g in run.generations for p in g.proposals
                  if p.parameters.get("only") == x.name}  # fmt: skip
         assert moved == {*known(model)[name], "norm"}
     assert run.best[0] == pytest.approx(1, abs=1e-4)
     without = drive(plugin, model, bowl(bottom(model, **AT)))
-    assert all(not p.input_importance for g in without.generations for p in g.proposals)
+    assert all(not inputs_of(p) for g in without.generations for p in g.proposals)
 
 
 @pytest.mark.parametrize("candidates", [2, 3, 4, 4.5, 5, 6, 8])
@@ -293,8 +301,8 @@ def test_inputs_stay_as_the_pruner_has_them_where_no_exponent_is_better() -> Non
     model = layout()
     at = with_inputs(model, bottom(model, **AT), 0.0)
     run = drive(RowSensitivity(), model, bowl(at), weighs_inputs=True)
-    assert all("norm" not in p.parameters for p in run.generations[4].proposals)
-    assert "reads" in run.generations[4].proposals[0].parameters
+    assert all("norm" not in p.parameters for p in run.generations[3].proposals)
+    assert "reads" in run.generations[3].proposals[0].parameters
 
 
 def test_later_rounds_probe_what_promised_most() -> None:
@@ -320,7 +328,7 @@ def test_probes_are_around_the_best() -> None:
     run = drive(RowSensitivity(), layout(), bowl(at), weighs_inputs=True)
     for generation in run.generations:
         probes = [p for p in generation.proposals if "only" in p.parameters]
-        assert generation.around_first == bool(probes)
+        assert generation.reuse_first_weights == bool(probes)
         first = logs_of(generation.proposals[0])
         for p in probes:
             now = logs_of(p)
@@ -344,7 +352,7 @@ def test_importance_stays_within_what_is_allowed(exponent: float) -> None:
     run = drive(plugin, model, damage, measurements=energies, weighs_inputs=True)
     for generation in run.generations:
         for p in generation.proposals:
-            Allocation.of(p.ratios, model, p.row_importance, p.input_importance)
+            Allocation.of(p.ratios, model, p.importance)
 
 
 def test_no_more_probes_are_held_together_than_64() -> None:
@@ -369,23 +377,23 @@ def test_it_ends_where_no_row_has_a_score() -> None:
         {n: torch.ones(x.in_features) for n, x in model.linears.items()},
     )
     run = drive(RowSensitivity(), model, lambda _: 0.0, deviation=zeros, measurements=alike)
-    assert len(run.generations) == 2  # the price of a window, and that of all
-    assert all(not p.row_importance for g in run.generations for p in g.proposals)
+    assert len(run.generations) == 1  # the price of a candidate
+    assert all(not p.importance for g in run.generations for p in g.proposals)
 
 
 def test_a_grid_on_few_windows_cannot_win_but_its_best_can() -> None:
     model = layout()
     run = drive(RowSensitivity(reads=(0.0, 0.5), own=(0.0,)), model, bowl(bottom(model, **AT)))
-    grid, best = run.generations[2:4]
-    assert (grid.windows, [p.probe for p in grid.proposals]) == (8, [True, True])
-    assert best.windows is None and [p.probe for p in best.proposals] == [False]
-    costs = [bowl(bottom(model, **AT))({n: x.log() for n, x in p.row_importance.items()})
+    grid, best = run.generations[1:3]
+    assert (grid.windows, grid.probe, len(grid.proposals)) == (8, True, 2)
+    assert best.windows is None and not best.probe and len(best.proposals) == 1
+    costs = [bowl(bottom(model, **AT))(logs_of(p))
              for p in grid.proposals]  # fmt: skip
     assert best.proposals[0].parameters == grid.proposals[costs.index(min(costs))].parameters
     scores = known(model)
     for name, own in scores.items():
         expected = 0.5 * own["reads"] if "reads" in own else torch.zeros(4)
-        assert torch.allclose(grid.proposals[1].row_importance[name].log(), expected.double())
+        assert torch.allclose(grid.proposals[1].importance[name].rows.log(), expected.double())
 
 
 @pytest.mark.parametrize(

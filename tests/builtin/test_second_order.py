@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import neuroal
-from neuroal import Linear, NeuroalError, Pattern, Statistics, Target, testing
+from neuroal import Importance, Linear, NeuroalError, Pattern, Statistics, Target, testing
 from neuroal.layout import find
 from neuroal.plugins import load
 from neuroal.pruning.pruner import BasePruner
@@ -378,7 +378,7 @@ def test_the_same_call_gives_the_same_bits(pruner: Any) -> None:
 @each_pruner
 def test_traits(pruner: Any) -> None:
     traits = pruner.describe()
-    assert traits.comparison == "matrix" and traits.second_order
+    assert traits.comparison == "matrix"
     assert traits.patterns and not traits.row_ratios
     assert pruner.required_statistics() == {"gram"}
 
@@ -662,7 +662,7 @@ def test_importance_is_the_same_pruner_on_larger_rows(name: str, seed: int) -> N
     target = matrix(29)
     scaled, mask = prune(plugin.instance, weight * importance[:, None], gram, target)
     found = base.prune_linear(
-        linear(weight), weight, statistics, replace(target, row_importance=importance)
+        linear(weight), weight, statistics, replace(target, importance=Importance(importance))
     )
     assert found.mask.equal(mask) and int(mask.sum()) == 29
     assert found.weight.equal(scaled / importance[:, None])
@@ -685,7 +685,7 @@ def test_sparsegpt_with_importance_is_optimal_brain_surgery_of_weighed_errors(se
         linear(weight),
         weight,
         Statistics({"gram": gram}),
-        matrix(29, row_importance=importance),
+        matrix(29, importance=Importance(importance)),
     )
     assert (found.mask.numpy() == mask).all()
     assert close(found.weight, expected)

@@ -70,12 +70,12 @@ def drive(
                 ]
                 start = 0 if proposal is first else min(differs, default=0)
                 runs = price(model, proposal, start, count)
-                if generation.around_first and proposal is not first:
+                if generation.reuse_first_weights and proposal is not first:
                     runs = behind * (len(model.blocks) - start) * count
                 cost = damage(proposal.ratios)
                 answer.append(Measurement(cost, False, runs))
                 run.block_runs += runs
-                if not proposal.probe and count == total:
+                if not generation.probe and count == total:
                     run.full.append((cost, proposal))
     except StopIteration as stop:
         assert stop.value is None
@@ -112,7 +112,7 @@ def test_start_of_additive_damages_is_the_optimum(seed: int) -> None:
     model = layout(4, SHAPES)
     at = planted(model, seed)
     plugin = Sensitivity(start=1.0, steepness=STEEPNESS)
-    run = drive(plugin.propose_block_ratios(model, 0.6), model, additive(model, at, 0.6))
+    run = drive(plugin.propose_block_ratios(model, 0.6, 8), model, additive(model, at, 0.6))
     tried = [p for _, p in run.full if p.parameters == {"at": "start", "step": 1.0}]
     wanted = optimum(model, at, 0.6)
     assert tried[0].ratios == pytest.approx(wanted, abs=1e-6)
@@ -127,7 +127,7 @@ def test_rounds_approach_the_optimum_of_damages_that_multiply(seed: int) -> None
     def damage(ratios: Mapping[str, Any]) -> float:  # the order of marginals is the same
         return plain(ratios) ** 1.5
 
-    run = drive(Sensitivity(candidates=100).propose_block_ratios(model, 0.6), model, damage)
+    run = drive(Sensitivity(candidates=100).propose_block_ratios(model, 0.6, 8), model, damage)
     uniform, least = run.full[0][0], damage(optimum(model, at, 0.6))
     found = min(run.full, key=lambda pair: pair[0])[0]
     assert uniform - found > 0.9 * (uniform - least)
@@ -137,7 +137,7 @@ def test_rounds_approach_the_optimum_of_damages_that_multiply(seed: int) -> None
 def test_candidates_keep_the_sparsity(sparsity: float) -> None:
     model = layout(3, SHAPES)
     damage = additive(model, planted(model, 1), sparsity)
-    run = drive(Sensitivity(start=5.0).propose_block_ratios(model, sparsity), model, damage)
+    run = drive(Sensitivity(start=5.0).propose_block_ratios(model, sparsity, 8), model, damage)
     assert len(run.full) > 2
     for _, proposal in run.full:
         values = [proposal.ratios[n] * x.weights for n, x in model.linears.items()]
@@ -148,13 +148,13 @@ def test_candidates_keep_the_sparsity(sparsity: float) -> None:
 def test_probes_cannot_win_and_change_one_linear() -> None:
     model = layout(3, SHAPES)
     damage = additive(model, planted(model, 1), 0.6)
-    run = drive(Sensitivity().propose_block_ratios(model, 0.6), model, damage)
-    alone = run.generations[2].proposals
+    run = drive(Sensitivity().propose_block_ratios(model, 0.6, 8), model, damage)
+    alone = run.generations[1].proposals
     assert [p.parameters["only"] for p in alone] == list(model.linears)
     for generation in run.generations:
         if "more" in generation.proposals[-1].parameters:
             here, *others = generation.proposals
-            assert all(p.probe for p in generation.proposals)
+            assert generation.probe and generation.reuse_first_weights
             for name, p in zip(model.linears, others, strict=True):
                 assert [n for n in model.linears if p.ratios[n] != here.ratios[n]] == [name]
 
@@ -165,14 +165,14 @@ def test_uniform_wins_where_nothing_is_better() -> None:
     def damage(ratios: Mapping[str, Any]) -> float:
         return math.fsum(abs(float(r) - 0.6) for r in ratios.values())
 
-    run = drive(Sensitivity().propose_block_ratios(model, 0.6), model, damage)
+    run = drive(Sensitivity().propose_block_ratios(model, 0.6, 8), model, damage)
     assert set(run.best.ratios.values()) == {0.6}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_equal_damages_are_uniform(value: float) -> None:
     model = layout(3, SHAPES)
-    run = drive(Sensitivity().propose_block_ratios(model, 0.6), model, lambda _: value)
+    run = drive(Sensitivity().propose_block_ratios(model, 0.6, 8), model, lambda _: value)
     assert list(run.best.ratios.values()) == pytest.approx([0.6] * len(model.linears))
 
 
@@ -186,8 +186,8 @@ def test_budget_is_kept_with_the_dense_reference(
     model = layout(blocks, SHAPES)
     damage = additive(model, planted(model, 2), 0.7)
     plugin = Sensitivity(candidates=candidates)
-    run = drive(plugin.propose_block_ratios(model, 0.7), model, damage, total, behind)
-    unavoidable = 2 * blocks * (1 + total) + blocks * (1 + total)
+    run = drive(plugin.propose_block_ratios(model, 0.7, total), model, damage, total, behind)
+    unavoidable = 2 * blocks * total + blocks * total
     spent = run.block_runs + blocks * sum(run.windows)
     assert spent <= max(candidates * 2 * blocks * total, unavoidable)
 
@@ -195,8 +195,8 @@ def test_budget_is_kept_with_the_dense_reference(
 def test_budget_in_block_runs() -> None:
     model = layout(6, SHAPES)
     damage = additive(model, planted(model, 2), 0.7)
-    few = drive(Sensitivity(block_runs=700).propose_block_ratios(model, 0.7), model, damage)
-    many = drive(Sensitivity(block_runs=2500).propose_block_ratios(model, 0.7), model, damage)
+    few = drive(Sensitivity(block_runs=700).propose_block_ratios(model, 0.7, 8), model, damage)
+    many = drive(Sensitivity(block_runs=2500).propose_block_ratios(model, 0.7, 8), model, damage)
     assert few.block_runs <= 700 < many.block_runs <= 2500
 
 
@@ -216,7 +216,7 @@ def test_units_are_as_fine_as_the_budget_allows() -> None:
 def test_units_change_together() -> None:
     model = layout(6, SHAPES)
     damage = additive(model, planted(model, 3), 0.6)
-    run = drive(Sensitivity(candidates=5).propose_block_ratios(model, 0.6), model, damage)
+    run = drive(Sensitivity(candidates=5).propose_block_ratios(model, 0.6, 8), model, damage)
     last = run.full[-1][1].ratios
     assert len({round(float(r), 9) for r in last.values()}) > 1
     for b in model.blocks:
@@ -227,7 +227,8 @@ def test_search_repeats_itself() -> None:
     model = layout(3, SHAPES)
     damage = additive(model, planted(model, 4), 0.6)
     a, b = (
-        drive(Sensitivity().propose_block_ratios(model, 0.6), model, damage).full for _ in range(2)
+        drive(Sensitivity().propose_block_ratios(model, 0.6, 8), model, damage).full
+        for _ in range(2)
     )
     assert [(c, dict(p.ratios)) for c, p in a] == [(c, dict(p.ratios)) for c, p in b]
 
@@ -237,7 +238,7 @@ def test_search_repeats_itself() -> None:
 )
 def test_nothing_to_allocate(model: Layout, sparsity: float) -> None:
     with pytest.raises(StopIteration) as stop:
-        next(Sensitivity().propose_block_ratios(model, sparsity))
+        next(Sensitivity().propose_block_ratios(model, sparsity, 8))
     assert isinstance(stop.value.value, Proposal)
     assert set(stop.value.value.ratios.values()) == {sparsity}
 

@@ -395,15 +395,20 @@ def test_dry_run_says_what_measurements_decide(folder: Path, prune: Any) -> None
 WEIGHS = """
 from dataclasses import dataclass
 import torch
-from neuroal import Proposal, hookimpl
+from neuroal import Importance, Proposal, RowRatiosTraits, hookimpl
 
 @dataclass(frozen=True, eq=False)
 class Weighs:
     @hookimpl
-    def propose_row_importance(self, layout, base):
+    def describe(self):
+        return RowRatiosTraits(weighs_rows=True)
+
+    @hookimpl
+    def propose_row_ratios(self, layout, base):
         yield from ()
         rows = {n: torch.arange(1, x.out_features + 1).double() for n, x in layout.linears.items()}
-        return Proposal(base, {"rows": "by place"}, row_importance=rows)
+        importance = {n: Importance(x) for n, x in rows.items()}
+        return Proposal(base, {"rows": "by place"}, importance=importance)
 """
 
 

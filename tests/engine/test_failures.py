@@ -125,7 +125,7 @@ class BrokenRatios:
             yield Generation([Proposal(good)])
             raise ZeroDivisionError("after the first generation")
         if self.how == "nothing":
-            yield Generation([Proposal(good, probe=True)])
+            yield Generation([Proposal(good)], probe=True)
             return None
         yield Generation([Proposal(bad[self.how])])
         return None

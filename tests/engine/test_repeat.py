@@ -263,7 +263,7 @@ def test_importance_resumes_to_the_same_bits(
     asked = []
 
     def stops(self: Aligner, trials: Any, *rest: Any) -> Any:
-        asked.append(any(t.row_importance is not None for x in trials for t in x.targets.values()))
+        asked.append(any(t.importance is not None for x in trials for t in x.targets.values()))
         if sum(asked) == 4:
             raise KeyboardInterrupt
         return measure(self, trials, *rest)

@@ -682,8 +682,8 @@ PROPOSE = "@hookimpl\ndef propose_block_ratios(self, sparsity, measurements, rng
 
 
 def propose(plugin: plugins.Plugin, **arguments: Any) -> Any:
-    given = {"layout": None, "sparsity": 0.5, "measurements": (), "rng": None} | arguments
-    return plugin.proposals("propose_block_ratios", **given)
+    given = {"layout": None, "sparsity": 0.5, "measurements": (), "windows": 8, "rng": None}
+    return plugin.proposals("propose_block_ratios", **(given | arguments))
 
 
 def blocks(one: Callable[..., Any], *lines: str) -> plugins.Plugin:
@@ -723,10 +723,13 @@ def test_proposals_may_end_with_none(one: Callable[..., Any]) -> None:
         (["yield neuroal.Generation([])"], "without proposals"),
         (["yield neuroal.Generation(neuroal.Proposal({}))"], "without proposals"),
         (["yield neuroal.Generation([{}])"], "a Generation of dict"),
-        (["yield neuroal.Generation([neuroal.Proposal({})], keep=0)"], "keep=0"),
         (["yield neuroal.Generation([neuroal.Proposal({})], windows=0)"], "windows=0"),
-        (["yield neuroal.Generation([neuroal.Proposal({})], keep=None)"], "TypeError: "),
-        (["yield neuroal.Generation([neuroal.Proposal({})], around_first=True)"], "probe=True"),
+        (["yield neuroal.Generation([neuroal.Proposal({})], windows='2')"], "TypeError: "),
+        (["yield neuroal.Generation([neuroal.Proposal({})], 2)"], "TypeError: "),
+        (
+            ["yield neuroal.Generation([neuroal.Proposal({})], reuse_first_weights=True)"],
+            "give it probe=True",
+        ),
         (["yield from ()", "return {}"], "returned dict: return a Proposal or None"),
         (["yield from ()", "return 1 / 0"], "ZeroDivisionError: division by zero (stranger.py"),
         (["measurements[0]['x'].add_(1)", "yield"], "wrote to its input 'measurements[0][x]'"),

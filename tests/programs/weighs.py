@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neuroal import Generation, Layout, Proposal, hookimpl
+from neuroal import Generation, Importance, Layout, Proposal, RowRatiosTraits, hookimpl
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,11 @@ class Weighs:
     """Three candidates: importance is at random, to three powers."""
 
     @hookimpl
-    def propose_row_importance(
+    def describe(self) -> RowRatiosTraits:
+        return RowRatiosTraits(weighs_rows=True)
+
+    @hookimpl
+    def propose_row_ratios(
         self, layout: Layout, base: Mapping[str, float], rng: torch.Generator
     ) -> Any:
         drawn = {
@@ -25,7 +29,9 @@ class Weighs:
         }
         made = (
             Proposal(
-                dict(base), {"power": power}, row_importance={n: x**power for n, x in drawn.items()}
+                dict(base),
+                {"power": power},
+                importance={n: Importance(x**power) for n, x in drawn.items()},
             )
             for power in (0.5, 1.0, 2.0)
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from neuroal import Block, Layout, NeuroalError, Pattern, Target
+from neuroal import Block, Importance, Layout, NeuroalError, Pattern, Target
 from neuroal.pruning.allocation import FILE, Allocation, read, to_bytes
 from neuroal.pruning.budget import HIGHEST, project
 from neuroal.pruning.masks import mask_for
@@ -332,9 +332,10 @@ def weighed(draw: st.DrawFn) -> tuple[Layout, Allocation]:
     def drawn(size: int) -> Tensor:
         return torch.rand(size, generator=rng, dtype=torch.float64) + 0.1
 
-    importance = {n: drawn(found.linears[n].out_features) for n in names}
+    rows = {n: drawn(found.linears[n].out_features) for n in names}
     inputs = {n: drawn(found.linears[n].in_features) for n in names[: draw(st.integers(0, 9))]}
-    return found, Allocation.of(allocation.ratios, found, importance, inputs)
+    importance = {n: Importance(x, inputs.get(n)) for n, x in rows.items()}
+    return found, Allocation.of(allocation.ratios, found, importance)
 
 
 @given(weighed(), below_one, st.sampled_from(["row", "matrix"]))
@@ -349,32 +350,31 @@ def test_importance_keeps_the_exact_budget(
     assert total(made) == math.floor(sparsity * found.weights + 0.5)
     for name, target in made.items():
         assert int(target.counts.sum()) == int(plain[name].counts.sum())
-        if name in allocation.row_importance:
+        if name in allocation.importance:
             assert target.comparison == "matrix" and target.budget == "exact"
             assert target.counts.shape == (1,)
         else:
             assert target.comparison == comparison
-        for importance, scaled in (
-            (allocation.row_importance.get(name), target.row_importance),
-            (allocation.input_importance.get(name), target.input_importance),
-        ):
-            if importance is None or len(importance) == 1:  # what is alone counts like itself
-                assert scaled is None
+        given_, scaled = allocation.importance.get(name), target.importance
+        for side in ("rows", "inputs"):
+            values, made_ = getattr(given_, side, None), getattr(scaled, side, None)
+            if values is None or len(values) == 1:  # what is alone counts like itself
+                assert made_ is None or (side == "rows" and bool((made_ == 1).all()))
                 continue
-            assert scaled is not None
-            assert torch.allclose(scaled / scaled.max(), (importance / importance.max()).float())
-            assert 0.5 <= float(scaled.max()) <= 1
+            assert torch.allclose(made_ / made_.max(), (values / values.max()).float())
+            assert 0.5 <= float(made_.max()) <= 1
 
 
 def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
     found = layout(1, {"a": (3, 7), "b": (2, 3)})
-    importance = {"blocks.0.a": torch.tensor([1.0, 2.0, 0.5])}
+    importance = {"blocks.0.a": Importance(torch.tensor([1.0, 2.0, 0.5]))}
     allocation = Allocation.of({"blocks.0.a": 0.6, "blocks.0.b": 0.6}, found, importance)
     made = targets(allocation, found, Rules(0.6, "paper"))
     a, b = made["blocks.0.a"], made["blocks.0.b"]
     assert (a.counts.tolist(), a.comparison, a.budget) == ([int(21 * 0.6)], "matrix", "paper")
-    assert a.row_importance is not None and a.row_importance.tolist() == [0.25, 0.5, 0.125]
-    assert (b.counts.tolist(), b.comparison, b.row_importance) == ([1, 1], "row", None)
+    assert a.importance is not None and a.importance.rows.tolist() == [0.25, 0.5, 0.125]
+    assert a.importance.inputs is None
+    assert (b.counts.tolist(), b.comparison, b.importance) == ([1, 1], "row", None)
 
 
 @pytest.mark.parametrize(
@@ -403,9 +403,16 @@ def test_importance_under_the_paper_budget_rounds_the_matrix_down() -> None:
     ],
 )
 def test_wrong_importance_is_refused_by_name(importance: dict[str, Tensor], problem: str) -> None:
-    found = layout(1)
+    found, rows = layout(1), {n: Importance(x) for n, x in importance.items()}
     with pytest.raises(NeuroalError, match=problem):
-        Allocation.of(dict.fromkeys(found.linears, 0.5), found, importance)
+        Allocation.of(dict.fromkeys(found.linears, 0.5), found, rows)
+
+
+def test_importance_is_of_rows_and_inputs_together() -> None:
+    found, bare = layout(1), {"blocks.0.up": torch.ones(6)}
+    problem = r"importance of 'blocks.0.up' is Tensor, not Importance\(rows, inputs\)"
+    with pytest.raises(NeuroalError, match=problem):
+        Allocation.of(dict.fromkeys(found.linears, 0.5), found, bare)  # type: ignore[arg-type]
 
 
 @given(
@@ -419,10 +426,11 @@ def test_only_proportions_of_importance_count(drawn: list[float], exponent: int)
     values = torch.tensor(drawn, dtype=torch.float64)
     made = []
     for given_ in (values, values * 2.0**exponent):
-        allocation = Allocation.of({"blocks.0.up": 0.5}, found, {"blocks.0.up": given_})
-        importance = targets(allocation, found, Rules(0.5))["blocks.0.up"].row_importance
-        assert importance is not None and importance.dtype == torch.float32
-        made.append(importance)
+        weighed_ = {"blocks.0.up": Importance(given_)}
+        allocation = Allocation.of({"blocks.0.up": 0.5}, found, weighed_)
+        importance = targets(allocation, found, Rules(0.5))["blocks.0.up"].importance
+        assert importance is not None and importance.rows.dtype == torch.float32
+        made.append(importance.rows)
     assert made[0].equal(made[1])
     assert 0.5 <= float(made[0].max()) <= 1 and float(made[0].min()) > 1e-13
     factor = float(made[0].max()) / float(values.float().max())
@@ -434,18 +442,18 @@ def test_only_proportions_of_importance_count(drawn: list[float], exponent: int)
 def test_rows_of_one_importance_are_the_plain_matrix(value: float) -> None:
     """A pruner that moves weights is given them as they are, whose bits no factor keeps."""
     found = layout(1)
-    importance = {"blocks.0.up": torch.full((6,), value, dtype=torch.float64)}
+    importance = {"blocks.0.up": Importance(torch.full((6,), value, dtype=torch.float64))}
     allocation = Allocation.of(dict.fromkeys(found.linears, 0.5), found, importance)
     target = targets(allocation, found, Rules(0.5))["blocks.0.up"]
     plain = targets(uniform(found, 0.5), found, Rules(0.5, comparison="matrix"))["blocks.0.up"]
-    assert target.row_importance is None and target.comparison == "matrix"
+    assert target.importance is None and target.comparison == "matrix"
     assert target.counts.equal(plain.counts) and target.ratio == plain.ratio
 
 
 def test_importance_of_any_size_keeps_scores_finite_and_apart() -> None:
     """Scores near the largest float32, under importance of 1e300."""
     found = layout(1, {"up": (2, 3)})
-    importance = {"blocks.0.up": torch.tensor([3e300, 1e300], dtype=torch.float64)}
+    importance = {"blocks.0.up": Importance(torch.tensor([3e300, 1e300], dtype=torch.float64))}
     allocation = Allocation.of({"blocks.0.up": 0.5}, found, importance)
     target = targets(allocation, found, Rules(0.5))["blocks.0.up"]
     scores = torch.tensor([[1e38, 2e38, 3e38], [1e38, 2e38, 3.4e38]])
@@ -454,18 +462,16 @@ def test_importance_of_any_size_keeps_scores_finite_and_apart() -> None:
 
 def test_wrong_importance_of_inputs_is_refused_by_name() -> None:
     found, name = layout(1), "blocks.0.up"
-    ratios, rows = dict.fromkeys(found.linears, 0.5), {name: torch.ones(6)}
+    ratios = dict.fromkeys(found.linears, 0.5)
     columns = found.linears[name].in_features
     for inputs, problem in (
         (torch.ones(columns + 1), rf"inputs of '{name}' has shape \({columns + 1},\)"),
         (torch.zeros(columns), f"inputs of '{name}' is not positive and finite"),
         ([1.0] * columns, f"inputs of '{name}' is list, not a floating tensor"),
     ):
+        importance = Importance(torch.ones(6), inputs)  # type: ignore[arg-type]
         with pytest.raises(NeuroalError, match=problem):
-            Allocation.of(ratios, found, rows, {name: inputs})  # type: ignore[dict-item]
-    alone = f"inputs of '{name}' have importance and its rows have none"
-    with pytest.raises(NeuroalError, match=alone):
-        Allocation.of(ratios, found, {}, {name: torch.ones(columns)})
+            Allocation.of(ratios, found, {name: importance})
 
 
 def test_ratios_and_importance_of_rows_exclude_each_other() -> None:
@@ -473,7 +479,7 @@ def test_ratios_and_importance_of_rows_exclude_each_other() -> None:
     ratios: dict[str, float | Tensor] = dict.fromkeys(found.linears, 0.5)
     ratios["blocks.0.q"] = torch.tensor([0.4, 0.5, 0.5, 0.6])
     with pytest.raises(NeuroalError, match="ratios of rows or importance of rows, not both"):
-        Allocation.of(ratios, found, {"blocks.0.up": torch.ones(6)})
+        Allocation.of(ratios, found, {"blocks.0.up": Importance(torch.ones(6))})
 
 
 # -- files -----------------------------------------------------------------------------------
@@ -500,12 +506,12 @@ def test_a_file_holds_every_bit_of_importance(case: tuple[Layout, Allocation]) -
         (Path(folder) / FILE).write_bytes(to_bytes(allocation, found))
         again = read(Path(folder), found)
     assert again.ratios == allocation.ratios and again.rows == {}
-    for kept, made in (
-        (again.row_importance, allocation.row_importance),
-        (again.input_importance, allocation.input_importance),
-    ):
-        assert kept.keys() == made.keys()
-        assert all(kept[n].equal(x) for n, x in made.items())
+    assert again.importance.keys() == allocation.importance.keys()
+    for name, made in allocation.importance.items():
+        kept = again.importance[name]
+        assert kept.rows.equal(made.rows)
+        assert (kept.inputs is None) == (made.inputs is None)
+        assert made.inputs is None or (kept.inputs is not None and kept.inputs.equal(made.inputs))
 
 
 def test_a_file_is_byte_for_byte_the_same() -> None:

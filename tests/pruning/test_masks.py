@@ -1,14 +1,12 @@
 """Masks against a plain Python sort, and by hand."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuroal import Pattern, Target
+from neuroal import Importance, Pattern, Target
 from neuroal.pruning import masks
 from neuroal.pruning.masks import mask_for, pattern_mask, row_mask
 
@@ -239,8 +237,8 @@ IMPORTANCE = st.lists(st.integers(-20, 20), min_size=5, max_size=5)
 def by_matrix(
     count: int, importance: Tensor | None = None, of_inputs: Tensor | None = None
 ) -> Target:
-    target = Target(torch.tensor([count]), 0.5, comparison="matrix")
-    return replace(target, row_importance=importance, input_importance=of_inputs)
+    weighed = None if importance is None else Importance(importance, of_inputs)
+    return Target(torch.tensor([count]), 0.5, comparison="matrix", importance=weighed)
 
 
 def powers(exponents: list[int], rows: int) -> Tensor:
@@ -313,7 +311,7 @@ def test_importance_by_hand() -> None:
     assert mask.int().tolist() == [[1, 1, 1], [0, 0, 0]]
     mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 1.6])))
     assert mask.int().tolist() == [[1, 1, 0], [1, 0, 0]]
-    mask = mask_for(scores, by_matrix(3, None, torch.tensor([1.0, 1.0, 0.1])))
+    mask = mask_for(scores, by_matrix(3, torch.ones(2), torch.tensor([1.0, 1.0, 0.1])))
     assert mask.int().tolist() == [[1, 0, 1], [0, 0, 1]]
     mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 8.0]), torch.tensor([4.0, 1.0, 0.1])))
     assert mask.int().tolist() == [[0, 1, 1], [0, 0, 1]]

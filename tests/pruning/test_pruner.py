@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from neuroal import (
+    Importance,
     Linear,
     Pattern,
     PluginError,
     PrunedLinear,
     PrunerTraits,
+    RefinerTraits,
     Statistics,
     Target,
     hookimpl,
@@ -22,7 +24,7 @@ from neuroal import (
 from neuroal.layout import find
 from neuroal.layout.matrices import weight
 from neuroal.plugins import Plugin, load
-from neuroal.pruning.pruner import BasePruner, generator, spare_copies, traits
+from neuroal.pruning.pruner import BasePruner, generator, spare_copies, updates_weights
 from neuroal.testing import linear, statistics, tiny_model
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.5, 0.25, -8.0, 0.75]])
@@ -191,8 +193,16 @@ def test_random_draws_depend_on_seed_names_and_linear_alone() -> None:
 
 
 def test_traits() -> None:
-    assert traits(one("pruner", Says())) == PrunerTraits()
-    assert traits(one("pruner", Moves())) == PrunerTraits(second_order=True)
+    assert one("pruner", Says()).traits(PrunerTraits) == PrunerTraits()
+    assert one("refiner", Refines(("0110", "0110"))).traits(RefinerTraits) == RefinerTraits()
+
+
+def test_the_hooks_say_whether_weights_are_moved() -> None:
+    assert [updates_weights(one("pruner", x)) for x in (Says(), Moves(), MovesMany())] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_only_linears_with_a_target_are_pruned_and_plugins_see_copies() -> None:
@@ -267,9 +277,9 @@ def whole_block(
     }
     for x in block.linears if weighed else ():
         importance = 2.0 ** (-torch.arange(x.out_features) % 5)
-        of_rows = importance if x.name.split(".")[-1] in weighed else None
+        of_rows = Importance(importance) if x.name.split(".")[-1] in weighed else None
         half = torch.tensor([x.weights // 2])
-        targets[x.name] = Target(half, 0.5, comparison="matrix", row_importance=of_rows)
+        targets[x.name] = Target(half, 0.5, comparison="matrix", importance=of_rows)
     plugin = Plugin(**{**vars(one("pruner", pruner)), "name": "moves"})  # the rngs know its name
     return BasePruner(plugin, None, 0).prune_block(
         block, model.get_submodule(block.name), {}, targets
@@ -313,23 +323,26 @@ def test_a_wrong_answer_among_many_is_blamed_by_name(kind: str, problem: str) ->
 
 
 def test_a_pruner_of_many_linears_takes_one_alone() -> None:
-    assert traits(one("pruner", MovesMany())) == PrunerTraits(second_order=True)
     assert prune(MovesMany()).mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
 
 
 # -- importance of rows ------------------------------------------------------------------------
 
-WEIGHED = Target(
-    torch.tensor([3]), 3 / 8, comparison="matrix", row_importance=torch.tensor([1.0, 8.0])
-)
+
+def weighed_by(*importance: float) -> Target:
+    """Three of eight weights go, of rows that count so much."""
+    rows = Importance(torch.tensor(importance))
+    return Target(torch.tensor([3]), 3 / 8, comparison="matrix", importance=rows)
+
+
+WEIGHED = weighed_by(1.0, 8.0)
 
 
 def test_rows_of_a_pruner_that_scores_compete_and_survivors_keep_their_bits() -> None:
     made = prune(Says(), WEIGHED)  # 8 times as much: 4, 2, 64 and 6
     assert made.mask.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
     assert made.weight.tolist() == [[0, 0, 3, -4], [0.5, 0, -8, 0.75]]
-    odd = Target(MATRIX.counts, 3 / 8, comparison="matrix", row_importance=torch.tensor([0.3, 0.7]))
-    again = prune(Says(), odd)
+    again = prune(Says(), weighed_by(0.3, 0.7))
     assert again.weight[~again.mask].equal(WEIGHT[~again.mask])
 
 
@@ -339,7 +352,7 @@ class Sees:
 
     @hookimpl
     def prune_linear(self, weight: Tensor, target: Target) -> PrunedLinear:
-        assert target.row_importance is None and target.comparison == "matrix"
+        assert target.importance is None and target.comparison == "matrix"
         assert weight[0].equal(WEIGHT[0]) and weight[1].equal(8 * WEIGHT[1])
         mask = mask_for(weight.abs(), target)
         return PrunedLinear(2 * weight * ~mask, mask)
@@ -384,9 +397,8 @@ class Normalises:
 
 
 def test_what_importance_makes_infinite_is_refused() -> None:
-    small = Target(MATRIX.counts, 3 / 8, comparison="matrix", row_importance=torch.tensor([1, 0.1]))
     with pytest.raises(PluginError, match=r"hook prune_linear: returned NaN or infinity"):
-        prune(Normalises(), small)
+        prune(Normalises(), weighed_by(1, 0.1))
     assert bool(prune(Normalises(), MATRIX).weight.isfinite().all())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import neuroal
-from neuroal import NeuroalError, Recipe, UsageError
+from neuroal import Importance, NeuroalError, Recipe, UsageError
 from neuroal.cost.plan import plan
 from neuroal.layout import Layout, find
 from neuroal.pruning.allocation import Allocation, read, to_bytes
@@ -57,13 +57,17 @@ def earlier(tmp_path: Path, found: Layout) -> dict[str, Path]:
         "ratios": Allocation.of(
             {n: numbers[n] + 0.2 * (x - x.mean()) for n, x in uneven.items()}, found
         ),
-        "importance": Allocation.of(numbers, found, {n: x + 0.1 for n, x in uneven.items()}),
+        "importance": Allocation.of(
+            numbers, found, {n: Importance(x + 0.1) for n, x in uneven.items()}
+        ),
     }
     inputs = {
         n: torch.rand(x.in_features, generator=rng, dtype=torch.float64) + 0.1
         for n, x in found.linears.items()
     }
-    made["inputs"] = dataclasses.replace(made["importance"], input_importance=inputs)
+    made["inputs"] = Allocation.of(
+        numbers, found, {n: Importance(x + 0.1, inputs[n]) for n, x in uneven.items()}
+    )
     for name, allocation in made.items():
         (tmp_path / name).write_bytes(to_bytes(allocation, found))
     return {name: tmp_path / name for name in made}
@@ -99,7 +103,7 @@ def test_rows_that_cannot_be_are_left_out_and_named(
     pruned = [digests(out)["model.safetensors"] for out in outs.values()]
     assert pruned[0] == pruned[1]
     kept = read(outs[what], found)
-    assert kept.rows == {} and kept.row_importance == {}
+    assert kept.rows == {} and kept.importance == {}
 
 
 @pytest.mark.parametrize(("what", "comparison", "why"), REFUSED)
@@ -143,8 +147,9 @@ def test_rows_that_can_be_are_used(
     assert said(report.notes) == []
     again = read(tmp_path / "out", found)
     assert bool(again.rows) == (what == "ratios")
-    assert bool(again.row_importance) == (what in ("importance", "inputs"))
-    assert bool(again.input_importance) == (what == "inputs")
+    assert bool(again.importance) == (what in ("importance", "inputs"))
+    of_inputs = [x.inputs is not None for x in again.importance.values()]
+    assert any(of_inputs) == all(of_inputs) == (what == "inputs") or not of_inputs
 
 
 def test_importance_of_inputs_is_left_out_under_a_pruner_that_moves_weights(
@@ -169,7 +174,7 @@ def test_importance_of_inputs_is_left_out_under_a_pruner_that_moves_weights(
         )
         assert (note in report.notes) == (what == "inputs")
         again = read(out, found)
-        assert again.row_importance and not again.input_importance
+        assert again.importance and all(x.inputs is None for x in again.importance.values())
         weights.append(digests(out)["model.safetensors"])
     assert weights[0] == weights[1]
 

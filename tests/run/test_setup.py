@@ -21,6 +21,7 @@ from neuroal import (
     PrunedLinear,
     PrunerTraits,
     Recipe,
+    RowRatiosTraits,
     UsageError,
     hookimpl,
 )
@@ -40,7 +41,7 @@ class Mover:
 
     @hookimpl
     def describe(self) -> PrunerTraits:
-        return PrunerTraits("matrix", False, self.patterns, True)
+        return PrunerTraits("matrix", False, self.patterns)
 
     @hookimpl
     def prune_linear(self, weight: Tensor) -> PrunedLinear:
@@ -201,7 +202,11 @@ class Weighs:
     """A row step that weighs rows, with one candidate more where it may weigh inputs."""
 
     @hookimpl
-    def propose_row_importance(self, base: Mapping[str, float], weighs_inputs: bool) -> Any:
+    def describe(self) -> RowRatiosTraits:
+        return RowRatiosTraits(weighs_rows=True)
+
+    @hookimpl
+    def propose_row_ratios(self, base: Mapping[str, float], weighs_inputs: bool) -> Any:
         yield Generation([Proposal(dict(base), {"n": n}) for n in range(3 + weighs_inputs)])
 
 
@@ -246,15 +251,15 @@ def test_the_slow_preset_has_its_row_step_under_every_pruner(pruner: str) -> Non
     assert [p.name for p in made.measures] == ["row_sensitivity"]
 
 
-def test_a_row_step_has_one_of_two_hooks() -> None:
+def test_a_row_step_says_what_it_is() -> None:
     @dataclass(frozen=True, eq=False)
-    class Both(Weighs):
+    class Unsure(Weighs):
         @hookimpl
-        def propose_row_ratios(self, base: Mapping[str, float]) -> Any:
-            yield Generation([Proposal(dict(base))])
+        def describe(self) -> Any:
+            return True
 
-    with pytest.raises(PluginError, match=r"propose_row_ratios.*propose_row_importance"):
-        setup(Recipe(row_ratios=Both()))
+    with pytest.raises(PluginError, match=r"hook describe: returned bool, not RowRatiosTraits"):
+        setup(Recipe(row_ratios=Unsure()))
 
 
 # -- patterns --------------------------------------------------------------------------------

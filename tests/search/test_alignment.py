@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuroal import Block, Layout, Linear, NeuroalError, Pattern, PluginError, Statistics, hookimpl
+from neuroal import (
+    Block,
+    Importance,
+    Layout,
+    Linear,
+    NeuroalError,
+    Pattern,
+    PluginError,
+    Statistics,
+    hookimpl,
+)
 from neuroal.cost.work import generation_work
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
@@ -252,13 +262,11 @@ def test_candidates_that_differ_in_importance_alone_are_told_apart(pruner: str) 
     ratios = dict.fromkeys(layout.linears, 0.5)
     up = layout.blocks[1].linears[-2]
     rising = torch.linspace(1, 4, up.out_features)
-    ones = {up.name: torch.ones(up.out_features)}
-    weighed: list[tuple[dict[str, Tensor], ...]] = [
-        ({},), (ones,), ({up.name: rising},), ({up.name: 1 / rising},)
-    ]  # fmt: skip
+    ones = torch.ones(up.out_features)
+    weighed = [{}, *({up.name: Importance(rows)} for rows in (ones, rising, 1 / rising))]
     if pruner == "wanda":  # whose inputs can be weighed
-        weighed.append((ones, {up.name: torch.linspace(1, 4, up.in_features)}))
-    allocations = [Allocation.of(ratios, layout, *importance) for importance in weighed]
+        weighed.append({up.name: Importance(ones, torch.linspace(1, 4, up.in_features))})
+    allocations = [Allocation.of(ratios, layout, importance) for importance in weighed]
     trials = [Trial(targets(x, layout, Rules(SPARSITY))) for x in allocations]
     together = totals(measure(made, trials))
     assert together == [totals(measure(made, [t]))[0] for t in trials]
@@ -698,7 +706,7 @@ def around(layout: Layout, block: int, by: float) -> tuple[Trial, Trial]:
     first = layout.blocks[block].linears[0].name
     ratios = layout.per_block([SPARSITY - 0.1 + 0.2 * b / 3 for b in range(len(layout.blocks))])
     changed = of(layout, dict(ratios) | {first: ratios[first] + by})
-    return center, replace(changed, around=center.targets)
+    return center, replace(changed, first=center.targets)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -739,25 +747,25 @@ def test_a_probe_keeps_the_weights_of_what_it_is_around(structure: str, pruner: 
     slow = float((p.exp() * (p - q)).sum(-1).mean())
     assert totals(measure(made, [probe]))[0] == pytest.approx(slow, rel=1e-4)
     assert (
-        totals(measure(made, [probe]))[0] != totals(measure(made, [replace(probe, around=None)]))[0]
+        totals(measure(made, [probe]))[0] != totals(measure(made, [replace(probe, first=None)]))[0]
     )
 
 
 def test_a_probe_around_itself_is_what_it_is_alone() -> None:
     made = aligner(tiny_model("llama", blocks=4), "output_kl")
     center = schedule(made.layout, 0.1)
-    alone, inside = measure(made, [center, replace(center, around=center.targets)])
+    alone, inside = measure(made, [center, replace(center, first=center.targets)])
     assert inside.measurement.misalignment == alone.measurement.misalignment
 
 
 def test_probes_around_a_candidate_run_a_block_once() -> None:
     made = aligner(tiny_model("llama", blocks=4), "output_kl", deviation=True)
     probes = [around(made.layout, b, by)[1] for b in range(4) for by in (-0.2, 0.2)]
-    center = probes[0].around
-    probes = [replace(p, around=center) for p in probes]
+    center = probes[0].first
+    probes = [replace(p, first=center) for p in probes]
     assert center is not None
     measure(made, probes[:1])  # the dense output
-    outcomes = measure(made, [Trial(center, around=center), *probes])
+    outcomes = measure(made, [Trial(center, first=center), *probes])
     runs = [o.measurement.block_runs for o in outcomes]
     # Every probe: what is from its block on, once. The candidate itself, 4 blocks twice.
     assert runs == [4 * 8, *(4 * n for n in (4, 4, 3, 3, 2, 2, 1, 1))]
@@ -773,7 +781,7 @@ def test_a_metric_of_linears_sees_the_inputs_of_a_probe_around_a_candidate() -> 
     made = aligner(tiny_model("llama", blocks=4))
     center, probe = around(made.layout, 3, 0.2)
     # Nothing is behind the last block: what is kept is what would have been found.
-    assert totals(measure(made, [probe])) == totals(measure(made, [replace(probe, around=None)]))
+    assert totals(measure(made, [probe])) == totals(measure(made, [replace(probe, first=None)]))
     _, early = around(made.layout, 0, 0.2)
-    cost = totals(measure(made, [early, replace(early, around=None), center]))
+    cost = totals(measure(made, [early, replace(early, first=None), center]))
     assert cost[0] != cost[1] and cost[0] != cost[2]

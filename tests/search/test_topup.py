@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuroal import Generation, Layout, Measurement, PluginError, Proposal, hookimpl
+from neuroal import (
+    Generation,
+    Importance,
+    Layout,
+    Measurement,
+    PluginError,
+    Proposal,
+    RowRatiosTraits,
+    hookimpl,
+)
 from neuroal.cost.work import generation_work
 from neuroal.distributed import Team
 from neuroal.layout import find
@@ -134,20 +143,19 @@ def test_processes_tell_each_other_of_candidates_that_begin_alike() -> None:
 
 
 @dataclass
-class Around(Distance):
-    """Keeps which trials are around which."""
+class Reuse(Distance):
+    """Keeps which trials reuse whose weights."""
 
     heard: list[tuple[Any, Any]] = field(default_factory=list)
 
     def measure(self, trials: Any, inputs: Any, tick: Any = int) -> Any:
-        self.heard = [(t.targets, t.around) for t in trials]
+        self.heard = [(t.targets, t.first) for t in trials]
         return super().measure(trials, inputs, tick)
 
 
-def test_all_of_a_generation_around_its_first_proposal_are_told_so() -> None:
-    def steps(around_first: bool) -> Steps:
-        probes = [proposal(r, probe=True) for r in (0.3, 0.4, 0.5)]
-        yield Generation(probes, around_first=around_first)
+def test_all_of_a_generation_that_reuses_its_first_weights_are_told_so() -> None:
+    def steps(reuse: bool) -> Steps:
+        yield generation(0.3, 0.4, 0.5, probe=True, reuse_first_weights=reuse)
         made = keys[-1]
         yield generation(0.35)
         assert keys[-1] != made
@@ -163,7 +171,7 @@ def test_all_of_a_generation_around_its_first_proposal_are_told_so() -> None:
             assert all(around is (first if len(keys) == 1 else None) for _, around in aligner.heard)
         return outcomes
 
-    aligner = Around()
+    aligner = Reuse()
     choose(aligner, strategy(lambda: steps(True)), journal=journal)
     choose(aligner, strategy(lambda: steps(False)), journal=journal)
     assert keys[0] != keys[2] and keys[1] == keys[3]  # what is measured otherwise is kept apart
@@ -200,14 +208,14 @@ def test_several_generations_compete_and_later_ones_are_limited_by_the_best() ->
         yield generation(0.5, 0.4)
         heard = yield generation(0.35, 0.9, 0.4)
         assert [m.dropped for m in heard] == [False, True, False]
-        yield generation(0.39, 0.36, keep=2)
+        yield generation(0.39, 0.36, drop_early=False)
         return None
 
     aligner = Distance()
     choice = choose(aligner, strategy(steps))
     assert winner(choice).parameters == {"r": 0.35}
     limits = [limits for _, _, limits in aligner.calls]
-    # Nothing is finished before the first generation; `keep` of 2 wants exact costs.
+    # Nothing is finished before the first generation; without `drop_early` costs are exact.
     assert limits == [[None, None], [pytest.approx(0.1)] * 3, [None, None]]
     assert [c.dropped for c in choice.candidates].count(True) == 1
 
@@ -251,20 +259,19 @@ def test_an_evolutionary_loop_climbs_on_the_costs_that_it_hears() -> None:
 
 def test_probes_are_measured_as_given_and_cannot_win() -> None:
     def steps() -> Steps:
-        probes = [
-            Proposal({"blocks.0.a": r, "blocks.1.a": 0.0}, {"probe": r}, probe=True)
-            for r in (0.3, 0.8)
-        ]
-        heard = yield Generation([*probes, proposal(0.6)])
-        assert [m.misalignment for m in heard] == [0.0, 0.5, 0.3]
-        heard = yield Generation([replace(probes[0], parameters={"again": True}), proposal(0.5)])
+        probes = [Proposal({"blocks.0.a": r, "blocks.1.a": 0.0}, {"probe": r}) for r in (0.3, 0.8)]
+        heard = yield Generation(probes, probe=True)
+        assert [m.misalignment for m in heard] == [0.0, 0.5]
+        yield generation(0.6)
+        yield Generation([replace(probes[0], parameters={"again": True})], probe=True)
+        yield generation(0.5)
         return None
 
     aligner = Distance()
     choice = choose(aligner, strategy(steps))
-    assert aligner.measured[0] == [0.3, 0.8, 0.6]
+    assert aligner.measured == [[0.3, 0.8], [0.6], [0.3], [0.5]]
     # A probe's exact cost is what it is measured for; and its cost limits nobody.
-    assert aligner.calls[1][2] == [None, 0.3]
+    assert [limits for _, _, limits in aligner.calls] == [[None, None], [None], [None], [0.3]]
     assert winner(choice).parameters == {"r": 0.5}
     assert [c.probe for c in choice.candidates] == [True, True, False, True, False]
 
@@ -281,26 +288,17 @@ def test_what_is_no_probe_is_projected_on_the_budget() -> None:
 
 def test_probes_alone_are_an_error() -> None:
     def steps() -> Steps:
-        yield Generation([proposal(0.3, probe=True)])
+        yield generation(0.3, probe=True)
         return None
 
     with pytest.raises(PluginError, match=r"block_ratios 'strategy' .* without a proposal that"):
         choose(Distance(), strategy(steps))
 
 
-def test_a_probe_cannot_be_returned() -> None:
-    def steps() -> Steps:
-        yield Generation([proposal(0.3, probe=True)])
-        return proposal(0.3, probe=True)
-
-    with pytest.raises(PluginError, match=r"block_ratios 'strategy' .* returned a probe"):
-        choose(Distance(), strategy(steps))
-
-
 def test_a_probes_ratios_can_be_returned_and_are_projected() -> None:
     def steps() -> Steps:
         ratios = {"blocks.0.a": 0.3, "blocks.1.a": 0.5}
-        yield Generation([Proposal(ratios, probe=True)])
+        yield Generation([Proposal(ratios)], probe=True)
         return Proposal(ratios)
 
     aligner = Distance()
@@ -416,24 +414,26 @@ def test_a_winner_on_few_windows_is_measured_on_all_of_them_for_its_deviation() 
 def test_the_winners_deviation_is_that_of_its_own_evaluation() -> None:
     def steps() -> Steps:
         yield generation(0.5, 0.4, 0.1)
-        yield Generation([proposal(0.3, probe=True), proposal(0.6)])
+        yield generation(0.3, probe=True)
+        yield generation(0.6)
         return None
 
     aligner = Distance()
     choice = choose(aligner, strategy(steps), needs_deviation=True)
     assert choice.deviation["blocks.0.a"].tolist() == [pytest.approx(0.4)]
-    assert len(aligner.calls) == 2  # nothing is measured twice
+    assert len(aligner.calls) == 3  # nothing is measured twice
 
 
 def test_a_probe_does_not_cost_the_winner_its_deviation() -> None:
     def steps() -> Steps:
-        yield Generation([proposal(0.3, probe=True), proposal(0.6)])
+        yield generation(0.3, probe=True)
+        yield generation(0.6)
         return None
 
     aligner = Distance()
     choice = choose(aligner, strategy(steps), needs_deviation=True)
     assert choice.deviation["blocks.0.a"].tolist() == [pytest.approx(0.6)]
-    assert len(aligner.calls) == 1
+    assert len(aligner.calls) == 2
 
 
 # -- several strategies ----------------------------------------------------------------------
@@ -646,7 +646,8 @@ def test_a_search_that_is_gone_over_again_measures_nothing_and_ends_alike() -> N
 def test_other_proposals_are_not_taken_from_the_journal() -> None:
     def steps(ratio: float, **more: Any) -> Callable[[], Steps]:
         def run() -> Steps:
-            yield Generation([proposal(ratio, **more), proposal(0.45)])
+            yield generation(ratio, 0.45, **more)
+            yield generation(0.2)
             return None
 
         return run
@@ -654,7 +655,7 @@ def test_other_proposals_are_not_taken_from_the_journal() -> None:
     memory, aligner = Memory(), Distance()
     for made in (steps(0.5), steps(0.4), steps(0.4, probe=True)):
         choose(aligner, strategy(made), journal=memory)
-    assert len(aligner.calls) == 3
+    assert aligner.measured == [[0.5, 0.45], [0.2], [0.4, 0.45], [0.4, 0.45]]
 
 
 # -- rows ------------------------------------------------------------------------------------
@@ -718,13 +719,17 @@ class Weighs:
         return {}
 
     @hookimpl
-    def propose_row_importance(
+    def describe(self) -> RowRatiosTraits:
+        return RowRatiosTraits(weighs_rows=True)
+
+    @hookimpl
+    def propose_row_ratios(
         self, base: Mapping[str, float], measurements: Sequence[Mapping[str, Tensor]]
     ) -> Any:
         def proposal(c: float, name: str = "blocks.0.a") -> Proposal:
-            importance = torch.ones(10, dtype=torch.float64)
-            importance[0] = c
-            return Proposal(base, {}, row_importance={name: importance})
+            rows = torch.ones(10, dtype=torch.float64)
+            rows[0] = c
+            return Proposal(base, {}, importance={name: Importance(rows)})
 
         match self.how:
             case "ratios of rows":
@@ -735,17 +740,21 @@ class Weighs:
             case "unknown":
                 yield Generation([proposal(1.0, "lm_head")])
             case "none":
-                yield Generation([Proposal(base, {}, row_importance=None)])  # type: ignore[arg-type]
+                yield Generation([Proposal(base, importance=None)])  # type: ignore[arg-type]
+            case "a tensor":
+                bare: Any = {n: torch.ones(10) for n in base}
+                yield Generation([Proposal(base, importance=bare)])
             case "a list":
-                rows = {n: [1.0] * 10 for n in base}
-                yield Generation([Proposal(base, {}, row_importance=rows)])  # type: ignore[arg-type]
+                listed: Any = [1.0] * 10
+                importance = {n: Importance(listed) for n in base}
+                yield Generation([Proposal(base, importance=importance)])
             case "a parameter":
-                importance = torch.arange(1.0, 11.0, requires_grad=True)
-                yield Generation([Proposal(base, {}, row_importance={"blocks.0.a": importance})])
+                weighed = Importance(torch.arange(1.0, 11.0, requires_grad=True))
+                yield Generation([Proposal(base, importance={"blocks.0.a": weighed})])
             case "of inputs":
-                ones = {"blocks.0.a": torch.ones(10)}
-                some = [ones, {"blocks.0.a": torch.arange(1.0, 11.0)}]
-                yield Generation([Proposal(base, {}, False, ones, inputs) for inputs in some])
+                some = (torch.ones(10), torch.arange(1.0, 11.0))
+                both = [{"blocks.0.a": Importance(torch.ones(10), x)} for x in some]
+                yield Generation([Proposal(base, importance=x) for x in both])
                 return
         yield Generation([proposal(float(c)) for c in measurements[0]["c"]])
 
@@ -759,10 +768,11 @@ class Weight(Distance):
         for trial in trials:
             target = trial.targets["blocks.0.a"]
             assert target.comparison == "matrix"
-            alike = target.row_importance is None
-            times = 1.0 if alike else float(target.row_importance[0] / target.row_importance[1])
+            weighed = target.importance
+            times = 1.0 if weighed is None else float(weighed.rows[0] / weighed.rows[1])
             self.calls.append((inputs, [times], []))
-            cost = abs(times - 3) - (target.input_importance is not None) / 2
+            of_inputs = weighed is not None and weighed.inputs is not None
+            cost = abs(times - 3) - of_inputs / 2
             made.append(Outcome(Measurement(cost, False, 1), {}))
         return made
 
@@ -785,8 +795,8 @@ def test_proposals_that_differ_only_in_importance_compete() -> None:
     choice = weigh(Weight())
     assert [c.misalignment for c in choice.candidates] == [2.0, 0.5, 1.0]
     assert [c.selected for c in choice.candidates] == [False, True, False]
-    chosen = choice.allocation.row_importance
-    assert list(chosen) == ["blocks.0.a"] and chosen["blocks.0.a"].tolist() == [2.5] + 9 * [1.0]
+    chosen = choice.allocation.importance
+    assert {n: x.rows.tolist() for n, x in chosen.items()} == {"blocks.0.a": [2.5] + 9 * [1.0]}
     assert choice.allocation.rows == {}
 
 
@@ -794,9 +804,9 @@ def test_inputs_compete_by_their_importance_where_the_pruner_only_scores() -> No
     """The two differ in nothing else, not in their parameters either: both are measured."""
     choice = weigh(Weight(), "of inputs")
     assert [c.misalignment for c in choice.candidates] == [2.0, 1.5]
-    inputs = choice.allocation.input_importance
-    assert {n: x.tolist() for n, x in inputs.items()} == {"blocks.0.a": [*range(1, 11)]}
-    message = "hook propose_row_importance: proposed: input_importance under a pruner that moves"
+    inputs = choice.allocation.importance["blocks.0.a"].inputs
+    assert inputs is not None and inputs.tolist() == [*range(1, 11)]
+    message = "hook propose_row_ratios: proposed: importance of inputs under a pruner that moves"
     with pytest.raises(PluginError, match=message):
         weigh(Weight(), "of inputs", inputs=False)
 
@@ -811,15 +821,16 @@ def test_other_importance_is_not_taken_from_the_journal() -> None:
 @pytest.mark.parametrize(
     ("how", "problem"),
     [
-        ("ratios of rows", "ratios of rows are for propose_row_ratios"),
+        ("ratios of rows", "ratios of rows, though describe says weighs_rows=True"),
         ("zero", "importance of 'blocks.0.a' is not positive and finite"),
         ("unknown", "allocation and model differ in linear 'lm_head'"),
-        ("none", "row_importance is NoneType, not a mapping"),
+        ("none", "importance is NoneType, not a mapping"),
+        ("a tensor", r"importance of 'blocks.0.a' is Tensor, not Importance\(rows, inputs\)"),
         ("a list", "importance of 'blocks.0.a' is list, not a floating tensor"),
     ],
 )
 def test_a_wrong_importance_is_blamed_on_its_hook(how: str, problem: str) -> None:
-    message = f"'weighs' .*hook propose_row_importance: proposed: {problem}"
+    message = f"'weighs' .*hook propose_row_ratios: proposed: {problem}"
     with pytest.raises(PluginError, match=message):
         weigh(Weight(), how)
 
@@ -829,12 +840,13 @@ def test_importance_may_come_from_a_parameter() -> None:
     assert first.misalignment == 2.5  # 1 to 2
 
 
-def test_importance_is_for_the_hook_that_is_asked_for_it() -> None:
+def test_importance_is_for_plugins_that_say_so() -> None:
     def steps() -> Steps:
-        yield Generation([proposal(0.5, row_importance={"blocks.0.a": torch.ones(10)})])
+        weighed = {"blocks.0.a": Importance(torch.ones(10))}
+        yield Generation([proposal(0.5, importance=weighed)])
         return None
 
-    message = "hook propose_block_ratios: proposed: row_importance is for propose_row_importance"
+    message = "hook propose_block_ratios: proposed: importance is for role row_ratios, where"
     with pytest.raises(PluginError, match=message):
         choose(Distance(), strategy(steps))
 

@@ -69,7 +69,8 @@ class Evolution:
                 if not pool:
                     return None
                 proposals = [space.proposal(levels, generation, i) for i, levels in pool]
-                costs = yield Generation(proposals, min(keep, len(pool)), windows)
+                one = min(keep, len(pool)) == 1
+                costs = yield Generation(proposals, drop_early=one, windows=windows)
                 budget.spend(windows, costs)
                 order = sorted(range(len(pool)), key=lambda i: _rank(costs[i]))
                 pool = [pool[i] for i in order[:keep]]

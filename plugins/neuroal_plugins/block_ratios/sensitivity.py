@@ -64,25 +64,21 @@ class Sensitivity:
 
     @hookimpl
     def propose_block_ratios(
-        self, layout: Layout, sparsity: float
+        self, layout: Layout, sparsity: float, windows: int
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
         """Yield uniform, the start, and rounds until the budget ends; the best-aligned wins."""
         space = Space(layout, sparsity)
         if sparsity == 0 or len(layout.linears) < 2:
             return space.proposal(space.uniform, {"at": "uniform"})
-        probe = space.proposal(space.uniform, {"at": "uniform"}, probe=True)
-        (one,) = yield Generation([probe], windows=1)
-        (all_,) = yield Generation([space.proposal(space.uniform, {"at": "uniform"})])
-        windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
+        (uniform,) = yield Generation([space.proposal(space.uniform, {"at": "uniform"})])
         purse = RunBudget(
             self.block_runs or int(self.candidates * 2 * len(layout.blocks) * windows),
             len(layout.blocks),
             windows,
-            all_.block_runs,
+            uniform.block_runs,
         )
-        purse.pay([one], 1)
-        purse.pay([all_], windows)
-        best: Rated = (_cost(all_), space.uniform)
+        purse.pay([uniform], windows)
+        best: Rated = (_cost(uniform), space.uniform)
         units = space.units(purse)
         search = _Search(self, space, purse, units)
         if purse.fits(search.start_price, 1):
@@ -120,10 +116,10 @@ class _Search:
         """Prune every unit alone, and go towards the prediction from that."""
         space, sparsity = self.space, self.space.sparsity
         probes = [
-            space.proposal(self.members[i] * sparsity, {"only": unit.name}, probe=True)
+            space.proposal(self.members[i] * sparsity, {"only": unit.name})
             for i, unit in enumerate(self.units)
         ]
-        damage = yield from self._ask(probes, self.windows)
+        damage = yield from self._probe(probes)
         # What cannot be seen is not harmless: a thousandth of the worst at least.
         damage = damage.clamp(min=max(float(damage.max()) / 1000, 1e-12))
         change = -(damage / self.share).log() / self.options.steepness
@@ -166,12 +162,12 @@ class _Search:
         little = min(max(step, SMALLEST_PROBE), self.options.probe) if exact else self.options.probe
         room = ((1 - self.members @ at / self.members.sum(dim=1)) / 2).clamp(max=little)
         moves = self.members * room.unsqueeze(1)  # (units, linears)
-        probes = [self.space.proposal(at, {"round": number, "at": "best"}, probe=True)]
+        probes = [self.space.proposal(at, {"round": number, "at": "best"})]
         probes += [
-            self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name}, True)
+            self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name})
             for u, move in zip(self.units, moves, strict=True)
         ]
-        damage = yield from self._ask(probes, self.windows, self.units)
+        damage = yield from self._probe(probes, self.units)
         marginals = (damage[1:] - damage[0]) / (room * self.share)
         if self.marginals is None:
             return marginals
@@ -212,18 +208,21 @@ class _Search:
             self.space.proposal(ratios, parameters | {"step": round(step, 6)})
             for ratios, step in zip(tried, steps, strict=True)
         ]
-        costs = yield from self._ask(proposals, None)
-        for ratios, cost, step in zip(tried, costs.tolist(), steps, strict=True):
+        heard = yield Generation(proposals, drop_early=len(proposals) == 1)
+        self.purse.pay(heard, self.purse.windows)
+        for ratios, cost, step in zip(tried, map(_cost, heard), steps, strict=True):
             if cost < best[0]:
                 best, used = (cost, ratios), step
         return best, used
 
-    def _ask(
-        self, proposals: list[Proposal], windows: int | None, around: Sequence[Unit] = ()
+    def _probe(
+        self, probes: list[Proposal], around: Sequence[Unit] = ()
     ) -> Generator[Generation, list[Measurement], Vector]:
-        """Return the damages; those of changed units are measured around the first proposal."""
-        heard = yield Generation(proposals, len(proposals), windows, bool(around))
-        self.purse.pay(heard, windows or self.purse.windows, around)
+        """Return the damages; those of changed units are measured around the first probe."""
+        heard = yield Generation(
+            probes, windows=self.windows, probe=True, reuse_first_weights=bool(around)
+        )
+        self.purse.pay(heard, self.windows, around)
         return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
 
 

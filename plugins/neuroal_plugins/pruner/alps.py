@@ -41,8 +41,8 @@ class Alps:
 
     @hookimpl
     def describe(self) -> PrunerTraits:
-        """Return that weights compete in the matrix and that survivors are moved."""
-        return PrunerTraits(comparison="matrix", row_ratios=False, second_order=True)
+        """Return that weights compete in the matrix."""
+        return PrunerTraits(comparison="matrix", row_ratios=False)
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroal import Linear, Statistics, Target, hookimpl, option
+from neuroal import Linear, RefinerTraits, Statistics, Target, hookimpl, option
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,10 @@ class Dsnot:
         return frozenset({"input_norm", "input_sum", "input_var"})
 
     @hookimpl
-    def needs_paper_budget(self) -> str:
+    def describe(self) -> RefinerTraits:
         """Return that rows drift with `published_code`."""
-        return (
-            "dsnot.published_code prunes more than it is asked for" if self.published_code else ""
-        )
+        why = "dsnot.published_code prunes more than it is asked for"
+        return RefinerTraits(needs_paper_budget=why if self.published_code else "")
 
     @hookimpl
     def refine_mask(

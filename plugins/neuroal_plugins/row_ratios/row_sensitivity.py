@@ -13,10 +13,12 @@ from torch import Tensor
 from neuroal import (
     Block,
     Generation,
+    Importance,
     Layout,
     Linear,
     Measurement,
     Proposal,
+    RowRatiosTraits,
     Statistics,
     hookimpl,
     option,
@@ -94,6 +96,11 @@ class RowSensitivity:
             raise ValueError(f"lasting={self.lasting} is outside (0, 1]")
 
     @hookimpl
+    def describe(self) -> RowRatiosTraits:
+        """Return that rows are weighed, under every pruner."""
+        return RowRatiosTraits(weighs_rows=True)
+
+    @hookimpl
     def required_statistics(self) -> frozenset[str]:
         """Return the input norms: of the energies, and of the deviation."""
         return frozenset({"input_norm"})
@@ -113,24 +120,21 @@ class RowSensitivity:
         return energies
 
     @hookimpl
-    def propose_row_importance(
+    def propose_row_ratios(
         self,
         layout: Layout,
         base: Mapping[str, float],
         deviation: Mapping[str, Tensor],
         measurements: Sequence[Mapping[str, Tensor]],
         weighs_inputs: bool,
+        windows: int,
     ) -> Generator[Generation, list[Measurement], None]:
         """Yield the grid, and rounds of probes and moves; the best-aligned wins."""
-        alike = {"rows": "alike"}
-        (one,) = yield Generation([Proposal(dict(base), alike, probe=True)], windows=1)
-        (all_,) = yield Generation([Proposal(dict(base), alike)])
-        windows = max(round(all_.block_runs / max(one.block_runs, 1)), 1)
+        (alike,) = yield Generation([Proposal(dict(base), {"rows": "alike"})])
         purse = RunBudget(
-            int(self.candidates * all_.block_runs), len(layout.blocks), windows, all_.block_runs
+            int(self.candidates * alike.block_runs), len(layout.blocks), windows, alike.block_runs
         )
-        purse.pay([one], 1)
-        purse.pay([all_], windows)
+        purse.pay([alike], windows)
         known: dict[Side, Scores] = {}
         for name, scores in row_scores(layout, deviation, measurements).items():
             known[name, "rows"] = scores
@@ -235,17 +239,19 @@ class _Search:
         self, at: Logs, number: int
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages of no move, then of every move up and down in turn."""
-        best = self._proposal(at, {"round": number, "at": "best"}, True)
+        best = self._proposal(at, {"round": number, "at": "best"})
         probes: list[tuple[Proposal, Unit]] = []
         for move, sign in ((move, sign) for move in self.moves for sign in (1, -1)):
             by = sign * self.options.probe
             told = {"round": number, "only": move[0][0], "score": move[1], "by": by}
-            made = self._proposal(self._moved(at, {move: by}), told, True)
+            made = self._proposal(self._moved(at, {move: by}), told)
             probes.append((made, self._unit(move)))
         here, damages = 0.0, list[float]()
         for k in range(0, len(probes), TOGETHER - 1):
             some, units = zip(*probes[k : k + TOGETHER - 1], strict=True)
-            heard = yield Generation([best, *some], TOGETHER, self.few, around_first=True)
+            heard = yield Generation(
+                [best, *some], windows=self.few, probe=True, reuse_first_weights=True
+            )
             self.purse.pay(heard, self.few, units)
             here, *more = (m.misalignment for m in heard)
             damages += more
@@ -291,18 +297,21 @@ class _Search:
         self, tried: Sequence[Logs], told: Sequence[dict[str, Any]], seen: int | None = None
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages, on all windows or, as probes, on the first few."""
-        made = [
-            self._proposal(logs, p, seen is not None) for logs, p in zip(tried, told, strict=True)
-        ]
-        heard = yield Generation(made, len(made), seen)
+        made = [self._proposal(logs, p) for logs, p in zip(tried, told, strict=True)]
+        heard = yield Generation(
+            made, drop_early=len(made) == 1, windows=seen, probe=seen is not None
+        )
         self.purse.pay(heard, seen or self.purse.windows)
         return [m.misalignment for m in heard]
 
-    def _proposal(self, logs: Logs, told: dict[str, Any], probe: bool) -> Proposal:
+    def _proposal(self, logs: Logs, told: dict[str, Any]) -> Proposal:
         found = {side: x.clamp(-FURTHEST, FURTHEST).exp() for side, x in logs.items()}
-        rows = {name: x for (name, kind), x in found.items() if kind == "rows"}
-        inputs = {name: x for (name, kind), x in found.items() if kind == "inputs"}
-        return Proposal(self.base, told, probe, rows, inputs)
+        importance = {
+            name: Importance(x, found.get((name, "inputs")))
+            for (name, kind), x in found.items()
+            if kind == "rows"
+        }
+        return Proposal(self.base, told, importance=importance)
 
     def _moved(self, logs: Logs, by: Mapping[Move, float]) -> Logs:
         moved = dict(logs)

@@ -37,7 +37,7 @@ class SuccessiveHalving:
         windows = 1
         while len(pool) > 1:
             half = math.ceil(len(pool) / 2)
-            costs = yield Generation(pool, keep=half, windows=windows)
+            costs = yield Generation(pool, drop_early=half == 1, windows=windows)
             order = sorted(range(len(pool)), key=lambda k: _rank(costs[k]))
             pool = [pool[k] for k in order[:half]]
             windows *= 2
