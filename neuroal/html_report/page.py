@@ -44,7 +44,7 @@ def page(subjects: Sequence[Subject], title: str | None, progress: bool = False)
                 bar.update()
             sections.append({"ident": f"subject-{i}", "subject": subject, "drawn": drawn})
     environment = Environment(
-        loader=PackageLoader("neuroal.report"),
+        loader=PackageLoader("neuroal.html_report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -91,7 +91,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         hook(
             "propose_block_ratios(self, layout, sparsity)",
             "ratios = dict.fromkeys(layout.linears, sparsity)",
-            "yield Generation([Proposal(ratios, probe=True)])",
+            "yield Generation([Proposal(ratios)], probe=True)",
         ),
     ),
     "a wrong name": (
@@ -113,10 +113,12 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "importance of zero": (
         "row_ratios",
-        hook(
-            "propose_row_importance(self, layout, base)",
-            "zeros = {name: torch.zeros(x.out_features) for name, x in layout.linears.items()}",
-            "yield Generation([Proposal(base, row_importance=zeros)])",
+        hook("describe(self)", "return RowRatiosTraits(weighs_rows=True)")
+        + hook(
+            "propose_row_ratios(self, layout, base)",
+            "shapes = layout.linears.items()",
+            "zeros = {n: Importance(torch.zeros(x.out_features)) for n, x in shapes}",
+            "yield Generation([Proposal(base, importance=zeros)])",
         ),
     ),
     "a vector for a number": (
@@ -136,7 +138,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "a yes in place of a reason": (
         "refiner",
-        hook("needs_paper_budget(self)", "return True")
+        hook("describe(self)", "return True")
         + hook("refine_mask(self, mask)", "return mask.clone()"),
     ),
     "a mask of floats": ("refiner", hook("refine_mask(self, mask)", "return mask.float()")),
@@ -147,6 +149,15 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "an unknown argument": ("pruner", hook("score_weights(self, weights)", "return weights")),
     "an unknown hook": ("pruner", hook("score_weight(self, weight)", "return weight")),
+    "a former hook": (
+        "refiner",
+        hook("needs_paper_budget(self)", "return ''")
+        + hook("refine_mask(self, mask)", "return mask"),
+    ),
+    "a former argument": (
+        "block_ratios",
+        hook("propose_block_ratios(self, layout)", "yield Generation([], keep=2)"),
+    ),
     "no mark": ("pruner", SCORES.removeprefix("@hookimpl\n")),
     "not frozen": ("pruner", SCORES),
 }
