@@ -1,7 +1,7 @@
-"""Several processes on one run, one a device: who does what, and how all hear of it.
+"""Several processes on one run, one per device: how they divide work and exchange results.
 
-Started by `torchrun`, which says how many there are. What one tells the others is bytes, or
-tensors as safetensors, over gloo: CPU memory and any network do.
+`torchrun` starts them and says how many there are. They exchange bytes, and tensors as safetensors,
+over gloo, for which CPU memory and any network are enough.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run; alone, every call returns at once.
+    """The processes of a run; with one process, every call returns at once.
 
     Attributes:
-        rank: This one's number, from 0, which alone reads and writes the output folder.
+        rank: Number of this process; only process 0 reads and writes the output folder.
         size: How many there are.
-        group: Of `torch.distributed`; None alone.
+        group: Of `torch.distributed`; None with one process.
     """
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Team:
 
     @classmethod
     def join(cls) -> Team:
-        """Return the team of all processes that `torchrun` started; alone without it."""
+        """Return the team of all processes that `torchrun` started; without it, of one process."""
         if int(os.environ.get("WORLD_SIZE", 1)) == 1 and not dist.is_initialized():
             return cls()
         if not dist.is_initialized():
@@ -51,7 +51,7 @@ class Team:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """Return this process's own device of a kind: the n-th GPU for the n-th on a machine."""
+        """Return this process's own device: the n-th GPU for the n-th process on a machine."""
         own = os.environ.get("LOCAL_RANK", "0")
         return f"cuda:{own}" if self.size > 1 and name == "cuda" else name
 
@@ -60,7 +60,7 @@ class Team:
         return items[self.rank :: self.size]
 
     def part(self, ids: Tensor) -> Tensor:
-        """Return this process's share of windows `(windows, length)`, one behind the other."""
+        """Return this process's share of windows `(windows, length)`, which are consecutive."""
         return torch.tensor_split(ids, self.size)[self.rank]
 
     def exchange(self, data: bytes) -> list[bytes]:
@@ -72,45 +72,45 @@ class Team:
         longest = max(int(n) for n in sizes)
         own = torch.zeros(longest, dtype=torch.uint8)
         own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else own[:0]
-        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(all_of_them, own, group=self.group)
-        pairs = zip(all_of_them, sizes, strict=True)
+        buffers = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(buffers, own, group=self.group)
+        pairs = zip(buffers, sizes, strict=True)
         return [x[: int(n)].numpy().tobytes() for x, n in pairs]
 
     def exchange_tensors(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
         """Return the tensors that every process gave, by rank, on this one's devices."""
         if self.size == 1:
             return [tensors]
-        given = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        return [from_safetensors(data) for data in self.exchange(to_safetensors(given))]
+        own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        return [from_safetensors(data) for data in self.exchange(to_safetensors(own))]
 
     def first(self, work: Callable[[], bytes | None]) -> bytes | None:
-        """Return what the first process's work gives; its error is everyone's.
+        """Return the result of work that only the first process does.
 
         Raises:
-            NeuroalError: The work has failed.
+            NeuroalError: The work has failed; every process raises it.
         """
         if self.size == 1:
             return work()
-        said, failure = b"", None
+        message, failure = b"", None
         if self.leads:
             try:
                 result = work()
-                said = b"" if result is None else b"+" + result
+                message = b"" if result is None else b"+" + result
             except NeuroalError as error:
                 failure = error
-                said = (b"!" if isinstance(error, UsageError) else b"-") + str(error).encode()
-        said = self.exchange(said)[0]
-        if said[:1] in (b"!", b"-"):
-            kind = UsageError if said[:1] == b"!" else NeuroalError
-            raise failure or kind(said[1:].decode())
-        return said[1:] if said else None
+                message = (b"!" if isinstance(error, UsageError) else b"-") + str(error).encode()
+        message = self.exchange(message)[0]
+        if message[:1] in (b"!", b"-"):
+            kind = UsageError if message[:1] == b"!" else NeuroalError
+            raise failure or kind(message[1:].decode())
+        return message[1:] if message else None
 
     def interleaved(self, shares: Iterable[Sequence[T]]) -> list[T]:
         """Return the items in order from the shares of `mine`, by rank."""
-        given = list(shares)
-        count = sum(len(x) for x in given)
-        return [given[i % self.size][i // self.size] for i in range(count)]
+        by_rank = list(shares)
+        count = sum(len(x) for x in by_rank)
+        return [by_rank[i % self.size][i // self.size] for i in range(count)]
 
 
 ALONE = Team()

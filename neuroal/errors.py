@@ -29,7 +29,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the half sentence that helps after a misspelt `name`.
 
     Args:
-        name: What was given.
+        name: The misspelt name.
         valid: Every name that would have been accepted.
 
     Returns:

@@ -42,9 +42,9 @@ def convert(value: Any, annotation: Any) -> Any:
     """Convert `value` (a string from the command line, or a value) to the annotated type.
 
     Args:
-        value: What was given.
+        value: To be converted.
         annotation: bool, int, float, str, `tuple[T, ...]`, `Literal[...]`, or a union of those and
-            None, whose first fitting member is taken.
+            None, of which the first that fits is taken.
 
     Returns:
         The value in the annotated type.
@@ -68,7 +68,7 @@ def convert(value: Any, annotation: Any) -> Any:
                 return choice
         raise ValueError
     if origin is tuple and arguments[1:] == (Ellipsis,):
-        if isinstance(value, str):  # nothing at all is an empty list
+        if isinstance(value, str):  # an empty string is an empty list
             value = value.split(",") if value.strip() else ()
         return tuple(convert(i.strip() if isinstance(i, str) else i, arguments[0]) for i in value)
     if annotation is bool:
@@ -164,7 +164,7 @@ def _text(value: Any) -> str:
 
 
 def _fields(plugin: Any) -> list[dataclasses.Field[Any]]:
-    # What cannot be given is no option.
+    # A field that `__init__` does not take is not an option.
     return [f for f in dataclasses.fields(plugin) if f.init]
 
 

@@ -1,4 +1,4 @@
-"""What was asked for: one frozen, JSON-able description of a pruning run."""
+"""What was asked for: a frozen description of a pruning run that JSON can hold."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from neuroal import options as _options
 from neuroal.errors import UsageError, nearest
+from neuroal.options import convert, type_name
+from neuroal.options import values as option_values
 from neuroal.types import Budget, Comparison, Pattern
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -23,7 +24,7 @@ class Recipe:
     """Everything that decides a run's result.
 
     A role's plugin is a name, `distribution:name`, `./file.py:Class`, or an instance in Python;
-    None leaves the role to the top-up preset.
+    None takes what the top-up preset has for the role.
 
     Attributes:
         sparsity: Wanted ratio over all prunable weights, in [0, 1); None takes an N:M pattern's
@@ -88,12 +89,10 @@ class Recipe:
         if isinstance(self.requires, str):
             raise UsageError(f"requires is a string: write ('{self.requires}',)")
         object.__setattr__(self, "requires", tuple(self.requires))
-        if isinstance(self.block_ratios, str) or (
-            self.block_ratios is not None and not isinstance(self.block_ratios, (tuple, list))
-        ):
-            object.__setattr__(self, "block_ratios", (self.block_ratios,))
-        elif isinstance(self.block_ratios, list):
-            object.__setattr__(self, "block_ratios", tuple(self.block_ratios))
+        ratios = self.block_ratios
+        if ratios is not None:
+            many = isinstance(ratios, (tuple, list))
+            object.__setattr__(self, "block_ratios", tuple(ratios) if many else (ratios,))
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(f"sparsity {self.sparsity} is outside [0, 1)")
         for name in ("samples", "search_samples", "length", "batch"):
@@ -164,7 +163,7 @@ class Recipe:
             try:
                 values[key] = value if hints[key] is Any else _read(value, key, hints[key])
             except (ValueError, TypeError):
-                kind = _options.type_name(hints[key])
+                kind = type_name(hints[key])
                 raise UsageError(f"recipe's {key}={value!r} is not {kind}") from None
         return cls(**values)
 
@@ -177,7 +176,7 @@ class Recipe:
 def _read(value: Any, key: str, hint: Any) -> Any:
     if key == "block_ratios":
         return None if value is None else tuple(value)
-    return _options.convert(value, hint)
+    return convert(value, hint)
 
 
 def _json(value: Any) -> Any:
@@ -189,11 +188,11 @@ def _json(value: Any) -> Any:
         kind = type(value)
         return {
             "instance": f"{kind.__module__}:{kind.__qualname__}",
-            "options": _options.values(value),
+            "options": option_values(value),
         }
     return value
 
 
-def _choice(key: str, value: str, valid: tuple[str, ...] | Literal[None]) -> None:
-    if valid and value not in valid:
+def _choice(key: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
         raise UsageError(f"{key} '{value}' is not known: {nearest(value, valid)}")

@@ -26,8 +26,8 @@ class Windows:
 
     Attributes:
         ids: Token ids, (samples, length), int64, on the CPU.
-        source: The source as it was given.
-        protocol: How they were taken from it; "" where nobody says.
+        source: Text of the source.
+        protocol: How they were taken from it; "" if it is unknown.
         sha256: Of the ids alone: their little-endian int64 bytes in row-major order.
     """
 
@@ -62,21 +62,22 @@ def calibration_windows(
     vocabulary: int | None = None,
     progress: bool = False,
 ) -> Windows:
-    """Take rows of token ids as they stand, or draw random windows of documents.
+    """Take rows of token ids unchanged, or draw random windows of documents.
 
-    A draw is the driver of the Wanda family: with one `random.Random(seed)`, document indices
-    until a document is longer than `length`, then a start in [0, tokens - length - 1].
+    Windows are drawn as by the published code of the Wanda family: with one `random.Random(seed)`,
+    document indices until a document is longer than `length`, then a start in
+    [0, tokens - length - 1].
 
     Args:
         source: A `Source` or its text.
-        tokenizer: Called as transformers' tokenizers are; may be None for rows of token ids.
-        samples: Number of windows; of rows the first.
+        tokenizer: Called like a tokenizer of transformers; may be None for rows of token ids.
+        samples: Number of windows; of rows of token ids, the first ones.
         length: Tokens per window; None is the rows' own, for text the smaller of 2048 and
             `context`.
         seed: Seed of the draws.
         context: Longest window that the model takes, if it has a bound.
         vocabulary: Number of token ids that the model knows; None leaves ids unchecked.
-        progress: Show the bars of a download.
+        progress: Show the progress bars of downloads.
 
     Returns:
         The windows, (samples, length).
@@ -149,12 +150,12 @@ def check_sizes(windows: int | None, length: int | None, context: int | None) ->
 
 
 def default_length(context: int | None) -> int:
-    """Return the length of windows of text where none is asked for."""
+    """Return the length of windows of text if none is asked for."""
     return min(LONGEST_DEFAULT, context or LONGEST_DEFAULT)
 
 
 def cure(tokens: int) -> str:
-    """Return what to do where windows of at most `tokens` tokens can be had."""
+    """Return what to do if windows can have at most `tokens` tokens."""
     rounded = 1 << max(tokens, 1).bit_length() - 1
     return f"give more text, or --length {rounded}" if rounded > 1 else "give more text"
 
@@ -185,10 +186,10 @@ def encode(source: Source, tokenizer: Any, text: str) -> list[int]:
 def token_rows(
     source: Source, rows: Sequence[Any], samples: int, length: int | None, context: int | None
 ) -> Tensor:
-    """Return the first rows of token ids as they stand: (samples, length), int64.
+    """Return the first rows of token ids unchanged: (samples, length), int64.
 
     Raises:
-        NeuroalError: They are no integers, or not of one length, or not of the wanted one.
+        NeuroalError: They are not integers, not of one length, or not of the wanted length.
     """
     rows = list(rows[:samples])
     for row, ids in enumerate(rows, 1):
@@ -199,15 +200,15 @@ def token_rows(
                 f"row {row} of '{source.text}' has {len(ids)} token ids and row 1 has "
                 f"{len(rows[0])}: windows must be of one length"
             )
-    found = len(rows[0])
-    if length is not None and found != length:
+    width = len(rows[0])
+    if length is not None and width != length:
         raise NeuroalError(
-            f"the rows of '{source.text}' have {found} token ids, not {length}: "
-            f"give --length {found} or none"
+            f"the rows of '{source.text}' have {width} token ids, not {length}: "
+            f"give --length {width} or none"
         )
-    if found < 2 or (context is not None and found > context):
-        bound = "at least 2" if found < 2 else f"at most the model's context of {context}"
-        raise NeuroalError(f"the rows of '{source.text}' have {found} token ids, not {bound}")
+    if width < 2 or (context is not None and width > context):
+        bound = "at least 2" if width < 2 else f"at most the model's context of {context}"
+        raise NeuroalError(f"the rows of '{source.text}' have {width} token ids, not {bound}")
     try:
         return torch.tensor(rows)
     except (RuntimeError, ValueError, OverflowError):  # differs between versions of torch
@@ -215,7 +216,7 @@ def token_rows(
 
 
 def windows_of(ids: Tensor, source: Source, vocabulary: int | None, protocol: str = "") -> Windows:
-    """Return the windows once every id is known to be one of the model's."""
+    """Return the windows, having checked that every id is one of the model's."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         known = "" if vocabulary is None else f" (0 to {vocabulary - 1})"

@@ -1,7 +1,7 @@
-"""Text and token rows from files and the hub; the only door to `datasets`.
+"""Text and token rows from files and the hub.
 
-Files are read here, line by line; `datasets` is imported for parquet and for the hub alone, and
-the network is touched only where a source names a hub data set.
+Files are read here, line by line; `datasets` is imported only for parquet and for the hub, and the
+network is used only if a source names a hub data set.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Source:
     """Where text or tokens come from; made by `parse_source`.
 
     Attributes:
-        text: The source as it was given.
+        text: What the user wrote.
         kind: A file's format ("txt", "jsonl", "json", "parquet"), one of `NAMES`, or "hub".
         path: Path of the file, or owner/name of the hub data set.
         config: Configuration of the hub data set.
@@ -68,7 +68,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Tell what a source names, without reading it.
+    """Return the source that a text names, without reading it.
 
     Args:
         text: `FILE[:column]`, a name such as c4, or `owner/name[:config][:split][:column]`, where
@@ -118,8 +118,8 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
 
     Args:
         source: What to read; a .txt file is one row.
-        split: "train" or "test"; files have no splits, and a split in the source goes first.
-        progress: Show the bars of a download.
+        split: "train" or "test"; files have no splits, and a split in the source has priority.
+        progress: Show the progress bars of downloads.
 
     Returns:
         At least one row.
@@ -148,7 +148,7 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
 
 
 def origin(source: Source, split: str) -> str:
-    """Return where the rows of a source come from: the hub data set with what is read of it."""
+    """Return where the rows of a source come from: of the hub, the data set and its parts."""
     if source.kind in (*NAMES, "hub") and source.kind != "demo":
         call = _call(source, split)
         keys = ("path", "name", "revision", "data_files", "split")
@@ -184,13 +184,13 @@ def _from_file(source: Source) -> Sequence[Any]:
         return _from_parquet(source)
     rows: list[Any] = []
     column = source.column
-    for place, row in _objects(source):
+    for where, row in _objects(source):
         if not isinstance(row, dict):
-            raise NeuroalError(f"{place} of '{source.path}' is not an object with a column 'text'")
+            raise NeuroalError(f"{where} of '{source.path}' is not an object with a column 'text'")
         if not rows:
             column = _column(source, list(row))
         if column not in row:
-            raise NeuroalError(f"{place} of '{source.path}' has no column '{column}'")
+            raise NeuroalError(f"{where} of '{source.path}' has no column '{column}'")
         rows.append(row[column])
     return rows
 
@@ -272,7 +272,7 @@ def _opened(path: str) -> Iterator[TextIO]:
 
 @contextmanager
 def quiet_datasets(progress: bool) -> Iterator[Any]:
-    """Give the library, its logs held back, its bars shown on demand."""
+    """Give the library with its logging silenced, and its progress bars only if asked for."""
     import datasets
 
     verbosity = datasets.utils.logging.get_verbosity()
@@ -289,7 +289,7 @@ def quiet_datasets(progress: bool) -> Iterator[Any]:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return in one line what a library's exception says."""
+    """Return the message of a library's exception in one line."""
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     return f"{' '.join(str(error).split()):.300}" or type(error).__name__

@@ -1,1 +1,11 @@
-"""A model or a run on disk: load, stream, save, resume; the only door to `transformers`."""
+"""A model or a run on disk: load, stream, save, resume; the only door to `transformers`.
+
+- `pretrained`: configurations, models and tokenizers, loaded and saved by transformers
+- `files`: safetensors files, fingerprints, reports, atomic writes
+- `blocks`: a model whose blocks are opened one by one; all of it in memory
+- `streaming`: the same with one block in memory at a time
+- `lazy_matrix`: matrices outside the blocks that a streamed model reads at every use
+- `run_folder`: `OUT.partial`, the journal that `--resume` reads, and its exchange for `OUT`
+- `zeros`: zeros of linears, counted in memory or in the saved files
+- `memory`: the device of a run, and how much memory is available
+"""

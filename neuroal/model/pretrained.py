@@ -69,18 +69,18 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
     try:
         with quiet(), torch.device("meta"):
             if named is not None:
-                made = named(config).to(dtype or config.dtype)
+                bare = named(config).to(dtype or config.dtype)
             else:
-                made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
                 )
     except Exception as error:
         raise _failure(model, error) from error
-    for module in made.modules():  # some models ignore the device when they draw weights
+    for module in bare.modules():  # some models ignore the device when they draw weights
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
                 module._parameters[name] = nn.Parameter(parameter.to("meta"), False)
-    return made.eval()
+    return bare.eval()
 
 
 def _named_class(config: Any) -> Any:
@@ -124,12 +124,12 @@ def one_block(
         if vocabulary is not None:
             config.vocab_size, config.pad_token_id = vocabulary, None
         with quiet(), torch.random.fork_rng(devices=[]):
-            made: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            small: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code, dtype=kind
             )
     except Exception as error:
         raise _failure(model, error) from error
-    result: nn.Module = made.to(device).eval()
+    result: nn.Module = small.to(device).eval()
     return result
 
 
@@ -156,7 +156,7 @@ def load(
         _check_memory(model, Path(where), device)
     try:
         with quiet():
-            made: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
+            answer: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
                 where,
                 output_loading_info=True,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -165,9 +165,9 @@ def load(
             )
     except Exception as error:
         raise _failure(model, error) from error
-    loaded, found = made
+    loaded, info = answer
     assert isinstance(loaded, nn.Module)
-    missing = set(found["missing_keys"]).intersection(dict(loaded.named_parameters()))
+    missing = set(info["missing_keys"]).intersection(dict(loaded.named_parameters()))
     if missing:  # transformers would continue with random numbers
         raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
     loaded.to(device).eval()
@@ -219,11 +219,11 @@ def context_length(config: Any) -> int | None:
 
 def restore(model: nn.Module, folder: Path, layout: Layout) -> None:
     """Copy the linears' weights of a finished run into the same model in memory."""
-    made: Any = type(model)
+    cls: Any = type(model)
     with quiet():
-        done = made.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        pruned = cls.from_pretrained(folder, dtype="auto", use_safetensors=True)
     linears = layout.linears
-    matrices.write(linears, {n: matrices.weight(x, done) for n, x in linears.items()}, model, "")
+    matrices.write(linears, {n: matrices.weight(x, pruned) for n, x in linears.items()}, model, "")
 
 
 def file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -232,8 +232,8 @@ def file_tensors(model: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Ten
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # before transformers 5, files and memory agree
         return state
-    made: Mapping[str, Tensor] = revert_weight_conversion(model, state)  # type: ignore[arg-type]
-    return made
+    tensors: Mapping[str, Tensor] = revert_weight_conversion(model, state)  # type: ignore[arg-type]
+    return tensors
 
 
 def save(

@@ -1,1 +1,9 @@
-"""From a ratio to counts, from counts to a mask, from a mask to new weights."""
+"""From ratios to counts, from counts to masks, from masks to new weights.
+
+- `allocation`: ratios of linears and rows, or their importance, and `allocation.safetensors`
+- `budget`: projection of ratios on a sparsity, rounding to whole counts
+- `targets`: how many weights every linear and row loses
+- `masks`: the weights of smallest score, chosen and set to zero
+- `kernels`: the same on CUDA devices
+- `pruner`: a base pruner and its refiner applied to the linears of a block
+"""
