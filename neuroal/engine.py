@@ -45,7 +45,7 @@ from neuroal.run.report import InputNorms, Report, environment, fill_sparsity, p
 from neuroal.run.reuse import earlier_allocation, with_its_sparsity
 from neuroal.run.setup import Setup, search_dtype, setup
 from neuroal.search.alignment import Aligner
-from neuroal.search.measurements import Measurements, Shared
+from neuroal.search.measurements import Measurements, SharedMeasurements
 from neuroal.search.topup import Candidate, TopUpSearch
 from neuroal.types import Target, Tick
 from neuroal.walk import activations
@@ -68,7 +68,7 @@ def prune(
     spill: bool | None = None,
     trust_remote_code: bool = False,
     progress: bool = False,
-    shared: Shared | None = None,
+    shared: SharedMeasurements | None = None,
 ) -> Report:
     """Prune a model in memory, or a folder or hub name, by a recipe.
 
@@ -107,7 +107,7 @@ def prune(
             raise UsageError("a model given by path needs an output folder")
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
-    common, team = shared or Shared(), Team.join()
+    common, team = shared or SharedMeasurements(), Team.join()
     place = None if out is None else Path(out)
     choices = (stream, spill, progress, trust_remote_code)
     run = _Run(recipe, setup(recipe), place, *choices, common, team)
@@ -171,7 +171,7 @@ class _Run:
         spill: bool | None,
         progress: bool,
         trust: bool,
-        shared: Shared,
+        shared: SharedMeasurements,
         team: Team,
     ) -> None:
         self.recipe = recipe

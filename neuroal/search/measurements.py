@@ -24,7 +24,7 @@ Measurements = dict[Plugin, Sequence[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _BlockAnswers:
     """One plugin's answers, and what the walk that gave them has cost."""
 
     answers: Sequence[Mapping[str, Tensor]]
@@ -33,7 +33,7 @@ class _Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class SharedMeasurements:
     """Calibration windows, and the answers of `measure_block` about the dense model.
 
     Give one object to all runs of one model, each of which begins with its dense weights: a result
@@ -42,7 +42,7 @@ class Shared:
     """
 
     _windows: dict[str, Windows] = field(default_factory=dict)
-    _measured: dict[str, _Measured] = field(default_factory=dict)
+    _measured: dict[str, _BlockAnswers] = field(default_factory=dict)
 
     def windows(self, recipe: Recipe, make: Callable[[], Windows]) -> Windows:
         """Return the windows of a recipe's calibration, made now or by an earlier run."""
@@ -82,7 +82,7 @@ class Shared:
             answers = measure_blocks(walker, walker.inputs(data.ids, team=team), new, open_tick())
             seconds = time.perf_counter() - start
             for plugin, answer in zip(new, answers, strict=True):
-                made = _Measured(answer, seconds, walker.block_runs - before)
+                made = _BlockAnswers(answer, seconds, walker.block_runs - before)
                 self._measured[keys[plugin]] = made
         found = {p: self._measured[key] for p, key in keys.items()}
         # One walk serves all plugins: together they cost what the dearest costs.

@@ -49,7 +49,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Decision:
     """What a step decided: the allocation, and the deviation of its own evaluation."""
 
     allocation: Allocation
@@ -141,7 +141,7 @@ class TopUpSearch:
         plugins: Sequence[Plugin],
         measurements: Mapping[Plugin, Sequence[Mapping[str, Tensor]]],
         needs_deviation: bool,
-    ) -> Choice:
+    ) -> Decision:
         """Run the block step: every plugin hears its own costs, the best-aligned proposal wins.
 
         Args:
@@ -166,8 +166,8 @@ class TopUpSearch:
         return self._choose("block_ratios", strategies, needs_deviation)
 
     def choose_rows(
-        self, plugin: Plugin, block: Choice, measurements: Sequence[Mapping[str, Tensor]] = ()
-    ) -> Choice:
+        self, plugin: Plugin, block: Decision, measurements: Sequence[Mapping[str, Tensor]] = ()
+    ) -> Decision:
         """Run the row step on the block step's allocation.
 
         Args:
@@ -187,7 +187,7 @@ class TopUpSearch:
         )
         return self._choose("row_ratios", [_Strategy(plugin, proposals)], False)
 
-    def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Choice:
+    def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Decision:
         self._advance_all(step, strategies)
         finalists = [self._finalist(s) for s in strategies]
         if len(finalists) > 1:
@@ -201,7 +201,7 @@ class TopUpSearch:
         for s, finalist in zip(strategies, finalists, strict=True):
             listed = s.tried if finalist in s.tried else [*s.tried, finalist]
             candidates += [_candidate(t, step, t is winner) for t in listed]
-        return Choice(winner.allocation, _deviation(winner), tuple(candidates))
+        return Decision(winner.allocation, _deviation(winner), tuple(candidates))
 
     def _advance_all(self, step: str, strategies: list[_Strategy]) -> None:
         active = [s for s in strategies if s.advance()]

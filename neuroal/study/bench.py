@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neuroal import engine, layout
 from neuroal.errors import NeuroalError
 from neuroal.model import memory, pretrained
-from neuroal.search.measurements import Shared
+from neuroal.search.measurements import SharedMeasurements
 from neuroal.study.cases import Case
 from neuroal.study.file import Evaluation
 from neuroal.study.results import DONE, FAILED, Result
@@ -39,7 +39,7 @@ class _Loaded:
     tokenizer: Any
     weights: Mapping[str, Tensor]
     measurer: Measurer
-    shared: Shared = field(default_factory=Shared)
+    shared: SharedMeasurements = field(default_factory=SharedMeasurements)
 
     def restore(self) -> None:
         """Put the dense weights back, whatever a case has left."""

@@ -15,7 +15,7 @@ import neuroal
 from neuroal import Recipe
 from neuroal.data import calibration
 from neuroal.search import measurements
-from neuroal.search.measurements import Shared
+from neuroal.search.measurements import SharedMeasurements
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
 OWL = Recipe(sparsity=0.5, top_up="owl", samples=4, search_samples=2, calibration="rows.jsonl")
@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def run(recipe: Recipe, together: Shared | None) -> tuple[nn.Module, neuroal.Report]:
+def run(recipe: Recipe, together: SharedMeasurements | None) -> tuple[nn.Module, neuroal.Report]:
     model = tiny_model("llama")
     return model, neuroal.prune(model, tiny_tokenizer(), recipe, shared=together)
 
@@ -69,7 +69,7 @@ def test_the_same_as_alone(
     weights_of: Callable[[nn.Module], dict[str, Tensor]],
     same: Callable[[dict[str, Tensor], dict[str, Tensor]], bool],
 ) -> None:
-    together = Shared()
+    together = SharedMeasurements()
     first = run(OWL, together)[1]
     recipe = dataclasses.replace(OWL, pruner=pruner, sparsity=sparsity)
     model, report = run(recipe, together)
@@ -80,7 +80,7 @@ def test_the_same_as_alone(
 
 
 def test_made_once(calls: list[str]) -> None:
-    together = Shared()
+    together = SharedMeasurements()
     run(OWL, together)
     run(dataclasses.replace(OWL, sparsity=0.7, pruner="magnitude"), together)
     run(dataclasses.replace(OWL, top_up="uniform"), together)
@@ -94,7 +94,7 @@ def test_made_once(calls: list[str]) -> None:
 
 def test_strategies_side_by_side_need_one_walk() -> None:
     both = dataclasses.replace(OWL, block_ratios=("owl", "dlp"))
-    together = Shared()
+    together = SharedMeasurements()
     run(OWL, together)
     run(dataclasses.replace(OWL, top_up="dlp"), together)
     assert plain(run(both, together)[1]) == plain(run(both, None)[1])

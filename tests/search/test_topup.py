@@ -26,7 +26,7 @@ from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial
-from neuroal.search.topup import Candidate, Choice, TopUpSearch
+from neuroal.search.topup import Candidate, Decision, TopUpSearch
 from neuroal.testing import layout, tiny_model, windows
 from neuroal.walk.walker import Walker
 
@@ -99,11 +99,11 @@ def strategy(steps: Callable[[], Steps], name: str = "Strategy") -> Plugin:
 
 def choose(
     aligner: Any, *plugins: Plugin, needs_deviation: bool = False, journal: Any = None
-) -> Choice:
+) -> Decision:
     return search(aligner, journal).choose_blocks(plugins, {}, needs_deviation)
 
 
-def winner(choice: Choice) -> Candidate:
+def winner(choice: Decision) -> Candidate:
     (selected,) = [c for c in choice.candidates if c.selected]
     return selected
 
@@ -779,7 +779,7 @@ class Weight(Distance):
 
 def weigh(
     aligner: Any, how: str = "right", journal: Any = None, *c: float, inputs: bool = True
-) -> Choice:
+) -> Decision:
     def steps() -> Steps:
         yield from ()
         return proposal(0.5)
