@@ -1,4 +1,4 @@
-"""A plugin that was written for an older or a newer hook API goes on working (docs/hooks.md)."""
+"""A plugin that was written for an older or a newer hook API goes on working (docs/roles)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that docs/hooks.md shows is what a user sees, to the letter."""
+"""Every error that the pages of the roles show is what a user sees, to the letter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuroal.cli import main
 from neuroal.hookspecs import ROLES
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
-HOOKS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
+PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "roles").glob("*.md"))
 HEAD = """\
 from dataclasses import dataclass
 import torch
@@ -164,9 +164,9 @@ BROKEN: dict[str, tuple[str, str]] = {
 
 
 def shown(heading: str | None = None) -> list[str]:
-    text = HOOKS_PAGE.read_text(encoding="utf-8")
+    text = "\n## ".join(page.read_text(encoding="utf-8") for page in PAGES)
     if heading is not None:
-        text = text.split(f"\n### {heading}\n")[1].split("\n### ")[0]
+        text = text.split(f"\n### {heading}\n")[1].split("\n## ")[0].split("\n### ")[0]
     return re.findall(r"^```error\n(.*?)\n```", text, re.MULTILINE | re.DOTALL)
 
 

@@ -317,8 +317,9 @@ def test_plugins_of_a_page_pass_the_conformance_checks(name: str, tmp_path: Path
 
 
 def minimal(hook: str) -> dict[str, Any]:
-    """The functions of a hook's minimal example in hooks.md."""
-    text = (DOCS / "hooks.md").read_text(encoding="utf-8")
+    """The functions of a hook's minimal example on the page of its role."""
+    pages = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "roles").glob("*.md"))]
+    (text,) = [page for page in pages if f"\n### {hook}\n" in page]
     code = re.search(
         rf"^### {hook}$.*?^\*\*Minimal\*\*.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL
     )
