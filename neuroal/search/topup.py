@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from neuroal.distributed import ALONE, Team
@@ -20,15 +19,8 @@ from neuroal.pruning.pruner import generator
 from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial, pack, unpack
-from neuroal.types import (
-    Generation,
-    Measurement,
-    Proposal,
-    Proposals,
-    RowRatiosTraits,
-    Target,
-    Tick,
-)
+from neuroal.search.strategy import Contender, Strategy, digest
+from neuroal.types import Proposal, RowRatiosTraits, Tick
 from neuroal.walk.walker import Inputs
 
 Progress = Callable[[str, int], Tick]
@@ -55,57 +47,6 @@ class Decision:
     allocation: Allocation
     deviation: Mapping[str, Tensor]
     candidates: tuple[Candidate, ...]
-
-
-@dataclass(eq=False)
-class _Contender:
-    """A proposal on its way: what it asks for, and what was measured of it, on which windows."""
-
-    proposal: Proposal
-    probe: bool
-    allocation: Allocation
-    outcome: Outcome | None
-    windows: int
-    plugin: Plugin
-    first: _Contender | None = None  # whose weights it has where it prunes alike
-
-    @property
-    def cost(self) -> float:
-        return float("inf") if self.outcome is None else self.outcome.measurement.misalignment
-
-
-@dataclass(eq=False)
-class _Strategy:
-    """One plugin's generator, what it proposed so far, and what it returned."""
-
-    plugin: Plugin
-    proposals: Proposals
-    tried: list[_Contender] = field(default_factory=list)
-    generation: Generation | None = None
-    answer: list[Measurement] | None = None
-    returned: Proposal | None = None
-
-    def advance(self) -> bool:
-        """Ask for the next generation; False when the strategy has ended."""
-        try:
-            if self.answer is None:
-                self.generation = next(self.proposals)
-            else:
-                self.generation = self.proposals.send(self.answer)
-        except StopIteration as stop:
-            self.generation, self.returned = None, stop.value
-            return False
-        return True
-
-    def best(self, windows: int) -> float | None:
-        """Return the least finished misalignment on so many windows."""
-        done = [t.cost for t in self.tried if t.windows == windows and _can_win(t)]
-        return min(done, default=None)
-
-
-def _can_win(tried: _Contender) -> bool:
-    measured = tried.outcome is not None and not tried.outcome.measurement.dropped
-    return measured and not tried.probe
 
 
 @dataclass(frozen=True)
@@ -150,7 +91,7 @@ class TopUpSearch:
             needs_deviation: Measure the winner even where nothing competes.
         """
         strategies = [
-            _Strategy(
+            Strategy(
                 p,
                 p.proposals(
                     "propose_block_ratios",
@@ -185,52 +126,53 @@ class TopUpSearch:
             windows=self.windows,
             rng=generator(self.seed, plugin.role, plugin.name),
         )
-        return self._choose("row_ratios", [_Strategy(plugin, proposals)], False)
+        return self._choose("row_ratios", [Strategy(plugin, proposals)], False)
 
-    def _choose(self, step: str, strategies: list[_Strategy], needs_deviation: bool) -> Decision:
-        self._advance_all(step, strategies)
+    def _choose(self, step: str, strategies: list[Strategy], needs_deviation: bool) -> Decision:
+        self._run_to_the_end(step, strategies)
         finalists = [self._finalist(s) for s in strategies]
         if len(finalists) > 1:
-            for k, tried in enumerate(finalists):
-                if not _can_win(tried) or tried.windows != self.windows:
-                    self._measure(f"{step}-final-{k}", [(tried, None)], self.windows)
-        winner = min(finalists, key=lambda t: t.cost)  # the first in order on ties
-        if needs_deviation and (winner.windows != self.windows or not _deviation(winner)):
-            self._measure(f"{step}-winner", [(winner, None)], self.windows)
+            for k, finalist in enumerate(finalists):
+                if not finalist.can_win or finalist.windows != self.windows:
+                    self._measure_whole(f"{step}-final-{k}", finalist)
+        winner = min(finalists, key=lambda c: c.cost)  # the first in order on ties
+        if needs_deviation and (winner.windows != self.windows or not winner.deviation):
+            self._measure_whole(f"{step}-winner", winner)
         candidates = []
         for s, finalist in zip(strategies, finalists, strict=True):
-            listed = s.tried if finalist in s.tried else [*s.tried, finalist]
-            candidates += [_candidate(t, step, t is winner) for t in listed]
-        return Decision(winner.allocation, _deviation(winner), tuple(candidates))
+            listed = s.contenders if finalist in s.contenders else [*s.contenders, finalist]
+            candidates += [_candidate(c, step, selected=c is winner) for c in listed]
+        return Decision(winner.allocation, winner.deviation, tuple(candidates))
 
-    def _advance_all(self, step: str, strategies: list[_Strategy]) -> None:
+    def _run_to_the_end(self, step: str, strategies: list[Strategy]) -> None:
+        """Advance strategies side by side; generations on as many windows are measured together."""
         active = [s for s in strategies if s.advance()]
         round_number = 0
         while active:
-            by_windows: dict[int, list[tuple[_Contender, float | None]]] = {}
-            asked: list[list[_Contender]] = []
-            for s in active:
-                assert s.generation is not None
-                windows = min(s.generation.windows or self.windows, self.windows)
-                probe = s.generation.probe
-                limit = s.best(windows) if s.generation.drop_early and not probe else None
-                tried = [self._tried(p, s.plugin, windows, probe) for p in s.generation.proposals]
-                if s.generation.reuse_first_weights:
-                    for t in tried:
-                        t.first = tried[0]
-                by_windows.setdefault(windows, []).extend((t, limit) for t in tried)
-                asked.append(tried)
-            for windows, trials in by_windows.items():
-                self._measure(f"{step}-{round_number}-{windows}", trials, windows)
-            for s, tried in zip(active, asked, strict=True):
-                s.tried += tried
-                s.answer = [t.outcome.measurement for t in tried if t.outcome is not None]
+            generations = [self._generation(s) for s in active]
+            by_windows: dict[int, list[Contender]] = {}
+            for contenders in generations:
+                by_windows.setdefault(contenders[0].windows, []).extend(contenders)
+            for windows, contenders in by_windows.items():
+                self._measure(f"{step}-{round_number}-{windows}", contenders)
+            for s, contenders in zip(active, generations, strict=True):
+                s.hear(contenders)
             active = [s for s in active if s.advance()]
             round_number += 1
 
-    def _tried(
-        self, proposal: Proposal, plugin: Plugin, windows: int, probe: bool = False
-    ) -> _Contender:
+    def _generation(self, s: Strategy) -> list[Contender]:
+        """Return what a strategy proposes now, checked."""
+        generation = s.generation
+        assert generation is not None
+        windows = min(generation.windows or self.windows, self.windows)
+        contenders = [self._contender(p, s.plugin, windows) for p in generation.proposals]
+        limit = s.best(windows) if generation.drop_early and not generation.probe else None
+        for contender in contenders:
+            contender.probe, contender.limit = generation.probe, limit
+            contender.first = contenders[0] if generation.reuse_first_weights else None
+        return contenders
+
+    def _contender(self, proposal: Proposal, plugin: Plugin, windows: int) -> Contender:
         try:
             if not isinstance(proposal.importance, Mapping):
                 kind = type(proposal.importance).__name__
@@ -240,7 +182,7 @@ class TopUpSearch:
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
-        return _Contender(proposal, probe, allocation, None, windows, plugin)
+        return Contender(plugin, proposal, allocation, windows)
 
     def _check_rows(self, allocation: Allocation, plugin: Plugin) -> None:
         """Refuse ratios or importance of rows that the plugin's traits or the pruner rule out."""
@@ -258,92 +200,77 @@ class TopUpSearch:
                 "weighs_inputs is True"
             )
 
-    def _measure(
-        self, key: str, trials: Sequence[tuple[_Contender, float | None]], windows: int
-    ) -> None:
-        def make() -> bytes:
-            mine = self.team.mine(trials)
-            tick = self.progress(title, len(mine) * len(self.layout.blocks))
-            every = [t for t, _ in mine] + [t.first for t, _ in mine if t.first]
-            made = {id(t): self._targets(t) for t in {id(t): t for t in every}.values()}
-            wanted = [Trial(made[id(t)], limit, made.get(id(t.first))) for t, limit in mine]
-            assert self.aligner is not None, "a search needs windows"
-            outcomes = self.aligner.measure(wanted, self.inputs(windows), tick) if wanted else []
-            # Candidates that begin alike share deviations, and these are the bulk of what is sent.
-            outcomes = _trimmed(outcomes, [t.probe for t, _ in mine])
-            if self.team.size > 1:
-                shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
-                outcomes = _trimmed(self.team.interleaved(shares), [t.probe for t, _ in trials])
-            return pack(outcomes)
+    def _measure_whole(self, key: str, contender: Contender) -> None:
+        """Measure one on all windows, to the end."""
+        contender.windows, contender.limit = self.windows, None
+        self._measure(key, [contender])
 
-        title = f"{trials[0][0].plugin.role.replace('_', ' ')}: {len(trials)} candidates"
-        digest = hashlib.sha256(key.encode())
-        for t, _ in trials:
-            digest.update(_digest(t.proposal, t.probe))
-            if t.first:
-                digest.update(_digest(t.first.proposal, probe=True))
-        outcomes = unpack(self.journal(f"{key}-{digest.hexdigest()[:16]}", make))
-        for (t, _), outcome in zip(trials, outcomes, strict=True):
-            t.outcome, t.windows = outcome, windows
+    def _measure(self, key: str, contenders: Sequence[Contender]) -> None:
+        """Set the outcomes of contenders on equally many windows; the journal may have them."""
+        sha256 = hashlib.sha256(key.encode())
+        for contender in contenders:
+            sha256.update(digest(contender.proposal, contender.probe))
+            if contender.first:
+                sha256.update(digest(contender.first.proposal, contender.first.probe))
+        packed = self.journal(f"{key}-{sha256.hexdigest()[:16]}", lambda: self._walk(contenders))
+        for contender, outcome in zip(contenders, unpack(packed), strict=True):
+            contender.outcome = outcome
 
-    def _targets(self, tried: _Contender) -> Mapping[str, Target]:
-        return targets(tried.allocation, self.layout, self.rules, tried.probe)
+    def _walk(self, contenders: Sequence[Contender]) -> bytes:
+        """Measure contenders, shared out among the processes; return all outcomes, packed."""
+        mine = self.team.mine(contenders)
+        role = contenders[0].plugin.role.replace("_", " ")
+        tick = self.progress(
+            f"{role}: {len(contenders)} candidates", len(mine) * len(self.layout.blocks)
+        )
+        walking = {id(c): c for c in (*mine, *(c.first for c in mine if c.first))}
+        wanted = {
+            key: targets(c.allocation, self.layout, self.rules, c.probe)
+            for key, c in walking.items()
+        }
+        trials = [Trial(wanted[id(c)], c.limit, wanted.get(id(c.first))) for c in mine]
+        assert self.aligner is not None, "a search needs windows"
+        outcomes = []
+        if trials:
+            outcomes = self.aligner.measure(trials, self.inputs(mine[0].windows), tick)
+        # Candidates that begin alike share deviations, and these are the bulk of what is sent.
+        outcomes = _trimmed(outcomes, mine)
+        if self.team.size > 1:
+            shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
+            outcomes = _trimmed(self.team.interleaved(shares), contenders)
+        return pack(outcomes)
 
-    def _finalist(self, s: _Strategy) -> _Contender:
+    def _finalist(self, s: Strategy) -> Contender:
         """Return the strategy's winner: what it returned, else the least misaligned."""
-        hook = s.plugin.proposes
-        able = [t for t in s.tried if _can_win(t)]
+        able = [c for c in s.contenders if c.can_win]
         if s.returned is not None:
-            returned = self._tried(s.returned, s.plugin, self.windows)
-            wanted = _digest(s.returned)
-            same = [t for t in able if _digest(t.proposal) == wanted]
-            return max(same, key=lambda t: t.windows, default=returned)
+            returned = self._contender(s.returned, s.plugin, self.windows)
+            wanted = digest(s.returned)
+            same = [c for c in able if digest(c.proposal) == wanted]
+            return max(same, key=lambda c: c.windows, default=returned)
         if not able:
-            raise s.plugin.error(hook, "ended without a proposal that can win")
-        most = max(t.windows for t in able)
-        return min((t for t in able if t.windows == most), key=lambda t: t.cost)
+            raise s.plugin.error(s.plugin.proposes, "ended without a proposal that can win")
+        most = max(c.windows for c in able)
+        return min((c for c in able if c.windows == most), key=lambda c: c.cost)
 
 
-def _deviation(tried: _Contender) -> Mapping[str, Tensor]:
-    return {} if tried.outcome is None else tried.outcome.deviation
-
-
-def _trimmed(outcomes: list[Outcome], probes: list[bool]) -> list[Outcome]:
+def _trimmed(outcomes: Sequence[Outcome], contenders: Sequence[Contender]) -> list[Outcome]:
     """Keep the deviation of the least misaligned only: rarely is another one asked for."""
-    pairs = zip(outcomes, probes, strict=True)
-    able = [o for o, probe in pairs if not (probe or o.measurement.dropped)]
+    pairs = zip(outcomes, contenders, strict=True)
+    able = [o for o, c in pairs if not (c.probe or o.measurement.dropped)]
     best = min(able, key=lambda o: o.measurement.misalignment, default=None)
     return [o if o is best else Outcome(o.measurement, {}) for o in outcomes]
 
 
-def _candidate(tried: _Contender, role: str, selected: bool) -> Candidate:
-    measurement = None if tried.outcome is None else tried.outcome.measurement
+def _candidate(contender: Contender, role: str, selected: bool) -> Candidate:
+    measurement = None if contender.outcome is None else contender.outcome.measurement
     return Candidate(
         role=role,
-        plugin=tried.plugin.name,
-        parameters=dict(tried.proposal.parameters),
+        plugin=contender.plugin.name,
+        parameters=dict(contender.proposal.parameters),
         misalignment=None if measurement is None else measurement.misalignment,
         selected=selected,
         dropped=measurement is not None and measurement.dropped,
-        probe=tried.probe,
-        windows=None if measurement is None else tried.windows,
+        probe=contender.probe,
+        windows=None if measurement is None else contender.windows,
     )
-
-
-def _digest(proposal: Proposal, probe: bool = False) -> bytes:
-    digest = hashlib.sha256(json.dumps(dict(proposal.parameters), sort_keys=True).encode())
-    digest.update(b"probe" if probe else b"")
-    for name in sorted(proposal.ratios):
-        digest.update(name.encode() + _bytes(proposal.ratios[name]))
-    importance = sorted(proposal.importance.items(), key=lambda item: item[0])
-    for name, given in importance:
-        digest.update(name.encode() + _bytes(given.rows))
-    for name, given in importance:
-        if given.inputs is not None:
-            digest.update(name.encode() + _bytes(given.inputs))
-    return digest.digest()
-
-
-def _bytes(values: float | Tensor) -> bytes:
-    given = torch.as_tensor(values, dtype=torch.float64).detach().cpu().contiguous()
-    return given.numpy().tobytes()

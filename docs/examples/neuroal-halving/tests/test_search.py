@@ -32,11 +32,11 @@ def test_halves_and_doubles() -> None:
             answer = [Measurement(first_ratio(p), False, 1) for p in asked.proposals]
     except StopIteration as stop:
         winner = stop.value
-    assert [(len(r.proposals), r.keep, r.windows) for r in rounds] == [
-        (5, 3, 1),
-        (3, 2, 2),
-        (2, 1, 4),
-        (1, 1, None),
+    assert [(len(r.proposals), r.drop_early, r.windows) for r in rounds] == [
+        (5, False, 1),
+        (3, False, 2),
+        (2, True, 4),
+        (1, True, None),
     ]
     assert first_ratio(winner) == min(first_ratio(p) for p in rounds[0].proposals)
     assert first_ratio(rounds[0].proposals[0]) == 0.5
