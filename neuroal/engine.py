@@ -36,7 +36,8 @@ from neuroal.model.streaming import Streamed, folder_of
 from neuroal.model.zeros import count_saved_zeros, count_zeros
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.pruner import BasePruner, updates_weights
+from neuroal.pruning.hooks import updates_weights
+from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit

@@ -15,7 +15,7 @@ from neuroal.layout import Layout
 from neuroal.model import memory
 from neuroal.model.lazy_matrix import PART
 from neuroal.model.memory import resident_memory
-from neuroal.pruning.pruner import TOGETHER
+from neuroal.pruning.hooks import BATCH_BYTES
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.walk.statistics import resolve
@@ -182,4 +182,4 @@ def _pruned_together(made: Setup, found: Layout) -> int:
     for block in found.blocks:
         for x in block.linears:
             alike[block.name, x.out_features, x.in_features] += 4 * x.weights
-    return max(alone, min(TOGETHER, max(alike.values())))
+    return max(alone, min(BATCH_BYTES, max(alike.values())))

@@ -12,7 +12,7 @@ from neuroal.cost.work import generation_work
 from neuroal.errors import PluginError
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import generator, updates_weights
+from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup
 from neuroal.types import Measurement
@@ -70,7 +70,7 @@ def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]
 def _first_step(
     made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
 ) -> SearchStep:
-    rng = generator(recipe.seed, plugin.role, plugin.name)
+    rng = rng_for(recipe.seed, plugin.role, plugin.name)
     search = min(made.search_samples, recipe.samples)
     proposals = plugin.proposals(hook, layout=layout, windows=search, rng=rng, **arguments)
     counts: list[int] = []

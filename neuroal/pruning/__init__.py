@@ -5,5 +5,6 @@
 - `targets`: how many weights every linear and row loses
 - `masks`: the weights of smallest score, chosen and set to zero
 - `kernels`: the same on CUDA devices
-- `pruner`: a base pruner and its refiner applied to the linears of a block
+- `hooks`: the hooks of pruners and refiners, called and checked
+- `pruner`: a base pruner and its refiner on the linears of a block
 """

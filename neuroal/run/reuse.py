@@ -10,7 +10,7 @@ from neuroal.layout import Layout
 from neuroal.model.files import MARKER, read_report
 from neuroal.pruning import allocation
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.pruner import updates_weights
+from neuroal.pruning.hooks import updates_weights
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, no_importance, no_rows
 from neuroal.types import Importance, PrunerTraits

@@ -15,7 +15,7 @@ from neuroal.errors import NeuroalError
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.pruner import generator
+from neuroal.pruning.hooks import rng_for
 from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial, pack, unpack
@@ -99,7 +99,7 @@ class TopUpSearch:
                     sparsity=self.rules.sparsity,
                     measurements=measurements.get(p, ()),
                     windows=self.windows,
-                    rng=generator(self.seed, p.role, p.name),
+                    rng=rng_for(self.seed, p.role, p.name),
                 ),
             )
             for p in plugins
@@ -124,7 +124,7 @@ class TopUpSearch:
             measurements=measurements,
             weighs_inputs=self.weighs_inputs,
             windows=self.windows,
-            rng=generator(self.seed, plugin.role, plugin.name),
+            rng=rng_for(self.seed, plugin.role, plugin.name),
         )
         return self._choose("row_ratios", [Strategy(plugin, proposals)], False)
 

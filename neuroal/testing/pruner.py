@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import BasePruner, generator
+from neuroal.pruning.hooks import rng_for
+from neuroal.pruning.pruner import BasePruner
 from neuroal.testing import cases
 from neuroal.testing.cases import Case
 from neuroal.testing.checks import (
@@ -237,7 +238,7 @@ def _arguments(p: Plugin, case: Case) -> dict[str, Any]:
 def _moving(p: Plugin, together: Sequence[Case], targets: Sequence[Target]) -> dict[str, Any]:
     """Return the arguments of the hook that moves weights; `prune_linear` has one case alone."""
     each = [_arguments(p, case) for case in together]
-    rngs = [generator(0, "pruner", p.name, given["linear"].name) for given in each]
+    rngs = [rng_for(0, "pruner", p.name, given["linear"].name) for given in each]
     if _mover(p) == "prune_linear":
         return {**each[0], "target": targets[0], "rng": rngs[0]}
     return {

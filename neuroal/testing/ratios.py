@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import importance_problem
-from neuroal.pruning.pruner import generator
+from neuroal.pruning.hooks import rng_for
 from neuroal.testing import cases
 from neuroal.testing.checks import (
     Conformance,
@@ -175,7 +175,7 @@ class RatiosConformance(Conformance):
         cost: Callable[[int], float] = COSTS["scattered"],
         most: int = FEW,
     ) -> Trace:
-        rng = generator(0, p.role, p.name)
+        rng = rng_for(0, p.role, p.name)
         steps = p.proposals(p.proposes, **s.arguments, windows=WINDOWS, rng=rng)
         return drive(steps, cost, most)
 

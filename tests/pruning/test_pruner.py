@@ -24,7 +24,8 @@ from neuroal import (
 from neuroal.layout import find
 from neuroal.layout.matrices import weight
 from neuroal.plugins import Plugin, load
-from neuroal.pruning.pruner import BasePruner, generator, spare_copies, updates_weights
+from neuroal.pruning.hooks import rng_for, updates_weights
+from neuroal.pruning.pruner import BasePruner, spare_copies
 from neuroal.testing import linear, statistics, tiny_model
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.5, 0.25, -8.0, 0.75]])
@@ -186,7 +187,7 @@ def test_random_draws_depend_on_seed_names_and_linear_alone() -> None:
     torch.manual_seed(2)
     assert prune(Moves(("1100", "1100"), "draw")).weight.equal(first)
     draws = [
-        float(torch.rand((), generator=generator(seed, *names)))
+        float(torch.rand((), generator=rng_for(seed, *names)))
         for seed, names in [(0, ["pruner", "a"]), (0, ["pruner", "b"]), (1, ["pruner", "a"])]
     ]
     assert len(set(draws)) == 3
@@ -301,10 +302,10 @@ def test_linears_that_lose_nothing_come_by_themselves() -> None:
 
 
 def test_a_call_has_no_more_linears_than_its_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroal.pruning.pruner.TOGETHER", 3 * 4 * 32 * (32 + 32))
+    monkeypatch.setattr("neuroal.pruning.hooks.BATCH_BYTES", 3 * 4 * 32 * (32 + 32))
     whole_block(MovesMany())
     assert calls[:2] == [["q_proj", "k_proj", "v_proj"], ["o_proj"]]
-    monkeypatch.setattr("neuroal.pruning.pruner.TOGETHER", 1)
+    monkeypatch.setattr("neuroal.pruning.hooks.BATCH_BYTES", 1)
     whole_block(MovesMany())
     assert [len(call) for call in calls] == [1] * 7
 
