@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -15,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from neuroal.demo import MODEL, documents
+from .text import documents
 
-LOG = logging.getLogger("neuroal.demo.train")
+LOG = logging.getLogger(__name__)
 
 VOCABULARY = 1024
 WINDOW = 256
@@ -186,31 +184,22 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line trains the model and writes it in Hugging Face form.
+def make(folder: Path, steps: int, seed: int) -> None:
+    """The tokenizer is learnt, the model trained, and both are written to a folder.
 
     Args:
-        arguments: The command line; by default the one of the process.
+        folder: Where to write; it is made where it is absent.
+        steps: The number of training steps.
+        seed: The seed of the weights and of the windows.
     """
-    parser = argparse.ArgumentParser(prog="python -m neuroal.demo.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=MODEL, metavar="DIR", help="where to write")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="weights and windows (%(default)s)")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.manual_seed(options.seed)
-    begin = time.monotonic()
+    torch.manual_seed(seed)
     texts = documents("train")
     tokenizer = make_tokenizer(texts)
     tokens = encode(tokenizer, texts)
     model = make_model(tokenizer)
     LOG.info("%d tokens of text, %d weights", len(tokens), model.num_parameters())
-    train(model, tokens, options.steps, options.seed)
+    train(model, tokens, steps, seed)
     for split in ("calibration", "heldout"):
         LOG.info("%s perplexity %.3f", split, perplexity(model, tokenizer, documents(split)))
-    save(model, tokenizer, options.out)
-    LOG.info("%.0f seconds, written to %s", time.monotonic() - begin, options.out)
-
-
-if __name__ == "__main__":
-    main()
+    save(model, tokenizer, folder)
+    LOG.info("written to %s", folder)

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from neuroal.demo.words import ANIMALS, GOODS, JOBS, below, draw, pick, spell
-from neuroal.demo.world import Person, River, Town, World
+from .words import ANIMALS, GOODS, JOBS, below, draw, pick, spell
+from .world import Person, River, Town, World
 
 THINGS = ("key", "coin", "ring", "spoon", "letter", "candle", "button", "knife", "thimble", "bell")
 SPOTS = (

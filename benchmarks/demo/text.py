@@ -1,12 +1,15 @@
-"""Documents of the demo are short invented reports and stories about one fixed invented land."""
+"""Documents of the demo are short invented reports and stories about one fixed invented land.
+
+The model is trained on the split "train"; the other two are the texts that `neuroal.demo` reads.
+"""
 
 from __future__ import annotations
 
 import random
 
-from neuroal.demo.tales import KINDS, THINGS, Scene, capped
-from neuroal.demo.words import COLOURS, below, draw, pick
-from neuroal.demo.world import world
+from .tales import KINDS, THINGS, Scene, capped
+from .words import COLOURS, below, draw, pick
+from .world import world
 
 SPLITS = {
     "train": (1_000_000, 12_000),

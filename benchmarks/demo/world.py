@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from neuroal.demo import words
-from neuroal.demo.words import Animal, Good, Job, below, draw, pick
+from . import words
+from .words import Animal, Good, Job, below, draw, pick
 
 WORLD_SEED = 1729
 TOWNS_PER_RIVER = 4
