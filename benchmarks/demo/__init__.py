@@ -1,1 +1,1 @@
-"""The generator and the trainer of what `neuroal.demo` ships: `python -m benchmarks.demo --help`."""
+"""What makes the texts and the model of `neuroal.demo`: `python -m benchmarks.demo --help`."""

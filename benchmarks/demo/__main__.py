@@ -29,14 +29,14 @@ def texts_file() -> bytes:
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
-    """Make the demo's texts and its model anew, in neuroal/demo.
+    r"""Make the demo's texts and its model anew, in neuroal/demo.
 
     \b
     python -m benchmarks.demo texts    a second; the same texts on every machine
     python -m benchmarks.demo model    minutes on two cores; other bits on another machine
 
     Run it in the root of the checkout. Results that were published on the demo model belong to
-    the weights that are there: train another one with --out, and compare before you replace them.
+    the weights that are there: train another with --out, and compare before you replace them.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

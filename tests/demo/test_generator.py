@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner
 
-from neuroal.demo import TEXTS, documents as shipped
+from neuroal.demo import TEXTS
+from neuroal.demo import documents as shipped
 
 
 class Generator(NamedTuple):
@@ -141,7 +142,8 @@ def test_gifts_add_up(text: str, number: Callable[[str], int]) -> None:
 def test_journeys_add_up(text: str, number: Callable[[str], int]) -> None:
     for first, second, whole in matches_in(
         text,
-        r"after (\S+) miles?, and then \w+ went another (\S+) miles? to \w+\. That made (\S+) miles",
+        r"after (\S+) miles?, and then \w+ went another (\S+) miles? to \w+\. "
+        r"That made (\S+) miles",
     ):
         assert number(whole) == number(first) + number(second)
 
