@@ -20,9 +20,10 @@ from neuroal.cli.command import (
 )
 from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.evaluate import SOURCES
-from neuroal.cli.tables import parameters, table
+from neuroal.cli.tables import table
 from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES
+from neuroal.units import parameters
 
 if TYPE_CHECKING:
     from neuroal.evaluation.comparison import Line, Side

@@ -6,7 +6,7 @@ import click
 
 from neuroal.cli.command import Command, option, progress_option, quiet_option, shows_progress
 from neuroal.cli.command import verbose_option as verbose
-from neuroal.cli.tables import size
+from neuroal.units import size
 
 
 @click.command(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neuroal.cli.tables import table
+from neuroal.units import rough_duration
 
 if TYPE_CHECKING:
     from neuroal.study.estimate import StudyTime
@@ -69,7 +70,7 @@ def _labels(entries: Iterable[Any]) -> str:
 
 
 def _time_text(guess: StudyTime, jobs: int) -> str:
-    text = f"about {duration(guess.seconds / jobs)}"
+    text = f"about {rough_duration(guess.seconds / jobs)}"
     return text if jobs == 1 else f"{text} with {jobs} at once, if they have cores of their own"
 
 
@@ -86,14 +87,6 @@ def _estimate_notes(guess: StudyTime | None) -> Iterator[str]:
             f"Note: not in the time, until a case of the model is finished: "
             f"{', '.join(guess.unknown)}."
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    for unit, name, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
-        if seconds >= 1.5 * unit:
-            return f"{seconds / unit:.{digits}f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def outcome_json(
@@ -121,7 +114,7 @@ def outcome_text(
         ("finished now", len(prepared.jobs) - len(failed)),
         ("failed", len(failed)),
         ("skipped", len(prepared.expansion.skipped)),
-        ("time", duration(seconds)),
+        ("time", rough_duration(seconds)),
         ("results", prepared.out),
     ]
     failures = table([(f["title"], f["error"]) for f in failed], ("failed", "error"))

@@ -8,12 +8,13 @@ from textwrap import fill
 from typing import Any
 
 from neuroal.cli.layout_tables import layout_json, layout_tables
-from neuroal.cli.tables import parameters, size, table
+from neuroal.cli.tables import table
 from neuroal.cost.first_steps import SearchStep
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
 from neuroal.recipe import Recipe
 from neuroal.run.report import Report
+from neuroal.units import parameters, rough_duration, size
 
 _STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
 
@@ -71,16 +72,9 @@ def duration(seconds: Mapping[str, float] | None, open_ended: bool = False) -> s
     """Return the estimated seconds of a run's phases as people say them."""
     if seconds is None:
         return "not known for this family"
-    phases = ", ".join(f"{k} {_span(v)}" for k, v in seconds.items())
+    phases = ", ".join(f"{k} {rough_duration(v, 1)}" for k, v in seconds.items())
     least = "more than " if open_ended else ""
-    return f"{least}{_span(sum(seconds.values()))} ({phases}) and reading and writing"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return f"{least}{rough_duration(sum(seconds.values()), 1)} ({phases}) and reading and writing"
 
 
 def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:

@@ -1,11 +1,8 @@
-"""Text tables, and numbers as people read them."""
+"""Text tables; the only module that imports `tabulate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-Signature = tuple[tuple[Any, ...], ...]
+from collections.abc import Iterable, Sequence
 
 
 def table(
@@ -33,14 +30,3 @@ def table(
     return tabulate.tabulate(
         cells, headers=list(headers), tablefmt=style, colalign=align, disable_numparse=True
     )
-
-
-def size(count: float) -> str:
-    """Return a number of bytes: `1.2 GiB`, `35.0 MiB`."""
-    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
-    return f"{count / unit:.1f} {name}"
-
-
-def parameters(values: Mapping[str, Any]) -> str:
-    """Return a candidate's parameters: `λ = 0.08`."""
-    return ", ".join(f"{'λ' if k == 'lam' else k} = {v}" for k, v in values.items())

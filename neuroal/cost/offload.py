@@ -8,6 +8,7 @@ from pathlib import Path
 from neuroal.errors import NeuroalError
 from neuroal.model import files
 from neuroal.model.memory import resident_memory
+from neuroal.units import size
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Needs:
         more = self.memory(offload) - resident_memory()
         if free is None or more <= free:
             return None
-        return f"the run needs about {_size(more)} of memory, {_size(free)} are available"
+        return f"the run needs about {size(more)} of memory, {size(free)} are available"
 
     def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
         """Return what to put on the disk: no more than it takes to fit, blocks first.
@@ -113,7 +114,3 @@ def decide(
 
 def _either(asked: bool | None) -> tuple[bool, ...]:
     return (False, True) if asked is None else (asked,)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from neuroal.html_report.drawing import INK, PAPER, SCHEME, SERIES
-from neuroal.html_report.figure import HALF, Cell, Figure, Spec, Table, fitted, percent
+from neuroal.html_report.figure import HALF, Cell, Figure, Spec, Table, fitted
 from neuroal.html_report.reading import FinishedRun, is_wide, local
+from neuroal.units import percent
 
 _MANY_KINDS = 48
 _NUMBER = re.compile(r"\.\d+\.")

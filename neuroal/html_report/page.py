@@ -12,8 +12,9 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from neuroal.html_report.drawing import draw
-from neuroal.html_report.figure import Figure, number
+from neuroal.html_report.figure import Figure
 from neuroal.html_report.subject import Subject
+from neuroal.units import number
 from neuroal.version import __version__
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
-from neuroal.html_report.figure import Table, finite, memory, number, percent, seconds
+from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
 from neuroal.html_report.subject import Fact, Listing, Subject
 from neuroal.html_report.walk_figures import input_norms, phases
 from neuroal.run.model_card import model_title
+from neuroal.units import duration, number, percent, size
 
 _ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
 
@@ -68,10 +69,10 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
         more = f"the chosen one of {len(measured)} candidates" if several else "one candidate"
         yield Fact("Misalignment", number(scored[-1]["misalignment"], 4), more)
     runs = f"{counts['block_runs']:,} block runs"
-    yield Fact("Time", seconds(sum(report["timings"].values())), runs)
+    yield Fact("Time", duration(sum(report["timings"].values())), runs)
     where = report["environment"]
     yield Fact(
-        "Peak memory", memory(report["peak_memory_bytes"]), f"{where['device']}, {where['dtype']}"
+        "Peak memory", size(report["peak_memory_bytes"]), f"{where['device']}, {where['dtype']}"
     )
 
 

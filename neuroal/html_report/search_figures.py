@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuroal.html_report.drawing import MUTED, PAPER, SERIES
-from neuroal.html_report.figure import HALF, Figure, Spec, Table, finite, fitted, number, parameters
+from neuroal.html_report.figure import HALF, Figure, Spec, Table, finite, fitted
 from neuroal.html_report.reading import FinishedRun
+from neuroal.units import number, parameters
 
 STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from neuroal.html_report.figure import percent, seconds
 from neuroal.html_report.study_figures import Contest, against_sparsity, against_time
 from neuroal.html_report.subject import Comparison, Fact, Listing, Method, Score, Subject
 from neuroal.study.results import DONE, FAILED, MISSING, Results
 from neuroal.study.table import Cell, cells
+from neuroal.units import duration, percent
 
 _NAMED = 8  # failed cases that a note names; the others are counted
 
@@ -115,8 +115,8 @@ def _facts(results: Results) -> Iterator[Fact]:
     yield Fact("Evaluations", str(len(columns)), ", ".join(columns))
     done = [case["seconds"] for case in results.cases if case["status"] == DONE]
     pruning = sum(s["prune"] or 0 for s in done)
-    yield Fact("Time of pruning", seconds(pruning), "all cases, each as if it ran alone")
-    yield Fact("Time of evaluation", seconds(sum(s["evaluate"] or 0 for s in done)), "all cases")
+    yield Fact("Time of pruning", duration(pruning), "all cases, each as if it ran alone")
+    yield Fact("Time of evaluation", duration(sum(s["evaluate"] or 0 for s in done)), "all cases")
 
 
 def _notes(results: Results) -> Iterator[str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from neuroal.html_report.drawing import INK, MUTED, SERIES, SHAPES
 from neuroal.html_report.figure import Cell as Value
-from neuroal.html_report.figure import Figure, Spec, Table, percent, seconds
+from neuroal.html_report.figure import Figure, Spec, Table
 from neuroal.study.table import Cell
+from neuroal.units import duration, percent
 
 _WHOLE = 830  # pixels that panels share
 _DENSE = "dense"
@@ -213,7 +214,7 @@ def against_time(contest: Contest) -> Figure | None:
             **{"x": c.seconds, "y": c.mean, "pruner": c.pruner, "method": c.top_up},
             "front": "on the front" if id(c) in on_front else "off",
             "text": f"{c.pruner} + {c.top_up}: {contest.shown(c.mean, c.deviation)} in "
-            f"{seconds(c.seconds or 0)}{', on the front' if id(c) in on_front else ''}",
+            f"{duration(c.seconds or 0)}{', on the front' if id(c) in on_front else ''}",
         }
         for c in known
     ]
@@ -252,7 +253,7 @@ def against_time(contest: Contest) -> Figure | None:
     spec = {"data": {"values": values}, **facet, "spec": inner, **own_scale}
     most = contest.sparsities[-1]
     steps = "; ".join(
-        f"{c.pruner} + {c.top_up} ({contest.shown(c.mean)} in {seconds(c.seconds or 0)})"
+        f"{c.pruner} + {c.top_up} ({contest.shown(c.mean)} in {duration(c.seconds or 0)})"
         for c in fronts[most]
     )
     caption = (

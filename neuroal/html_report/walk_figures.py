@@ -6,18 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from neuroal.html_report.drawing import INK, SERIES
-from neuroal.html_report.figure import (
-    HALF,
-    Figure,
-    Spec,
-    Table,
-    fitted,
-    memory,
-    number,
-    percent,
-    seconds,
-)
+from neuroal.html_report.figure import HALF, Figure, Spec, Table, fitted
 from neuroal.html_report.reading import FinishedRun, is_wide, local
+from neuroal.units import duration, number, percent, size
 
 
 def input_norms(run: FinishedRun) -> Figure:
@@ -104,7 +95,7 @@ def phases(run: FinishedRun) -> Figure:
     total, peak = sum(timings.values()), run.report["peak_memory_bytes"]
     longest = max(timings, key=lambda k: timings[k]).replace("_", " ")
     caption = (
-        f"{seconds(total)} in all, most of it in the phase '{longest}'; {memory(peak)} at the "
+        f"{duration(total)} in all, most of it in the phase '{longest}'; {size(peak)} at the "
         "peak. The phase in which memory last rises has the peak."
     )
     table = [(p, timings[p], peaks.get(p)) for p in timings]
@@ -114,9 +105,9 @@ def phases(run: FinishedRun) -> Figure:
 
 def _phase_rows(timings: Mapping[str, float], peaks: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     for phase, value in timings.items():
-        row = {"phase": phase.replace("_", " "), "seconds": value, "seconds_shown": seconds(value)}
+        row = {"phase": phase.replace("_", " "), "seconds": value, "seconds_shown": duration(value)}
         if phase in peaks:
-            row |= {"bytes": peaks[phase], "bytes_shown": memory(peaks[phase])}
+            row |= {"bytes": peaks[phase], "bytes_shown": size(peaks[phase])}
         texts = (row.get("seconds_shown"), row.get("bytes_shown"))
         yield row | {"text": f"{row['phase']}: {', '.join(str(t) for t in texts if t)}"}
 

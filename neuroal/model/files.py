@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.units import size
 
 MARKER = "neuroal.json"
 SCHEMA = 1
@@ -215,6 +216,4 @@ def check_disk(folder: Path, needed: int) -> None:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise NeuroalError(
-            f"'{folder}' needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free"
-        )
+        raise NeuroalError(f"'{folder}' needs {size(needed)} of disk, {size(free)} are free")

@@ -14,6 +14,7 @@ from neuroal.errors import NeuroalError
 from neuroal.layout import Layout, matrices
 from neuroal.model.files import locate
 from neuroal.model.memory import available_memory
+from neuroal.units import size
 
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -190,14 +191,14 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
 
 
 def _check_memory(model: str, folder: Path, device: str) -> None:
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    if not size:
+    needed = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    if not needed:
         raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
     free = available_memory(device)
-    if free is not None and size > free:
+    if free is not None and needed > free:
         raise NeuroalError(
-            f"model '{model}' has {size / 2**30:.1f} GiB of weights, but only "
-            f"{free / 2**30:.1f} GiB of memory are available"
+            f"model '{model}' has {size(needed)} of weights, but only "
+            f"{size(free)} of memory are available"
         )
 
 

@@ -72,7 +72,7 @@ def test_needs_by_hand(nothing_held: None) -> None:
 def test_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuroal.cost.offload.resident_memory", lambda: 1 << 30)
     assert NEEDS.lack(Offload(), 14 << 30) is None and NEEDS.lack(Offload(), None) is None
-    said = "the run needs about 14.0 GiB of memory, 512 MiB are available"
+    said = "the run needs about 14.0 GiB of memory, 512.0 MiB are available"
     assert NEEDS.lack(Offload(), 1 << 29) == said
     assert NEEDS.lack(Offload(True, True), 3 << 30) is None
 
@@ -288,10 +288,10 @@ def test_a_disk_that_cannot_hold_activations(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room))
     with monkeypatch.context() as patch:
         patch.setattr(pretrained, "load", None)
-        with pytest.raises(NeuroalError, match=r"out' needs .* GiB of disk"):
+        with pytest.raises(NeuroalError, match=r"out' needs .* MiB of disk"):
             neuroal.prune(models["llama"], recipe=asked, out=tmp_path / "out", spill=True)
     room = needs.activations // 2
-    with pytest.raises(NeuroalError, match=r"temporary' needs .* GiB of disk"):
+    with pytest.raises(NeuroalError, match=r"temporary' needs .* MiB of disk"):
         neuroal.prune(tiny_model("llama"), None, recipe, windows=windows, spill=True)
     neuroal.prune(tiny_model("llama"), None, recipe, windows=windows, spill=False)
     assert folders == [] and sorted(p.name for p in tmp_path.iterdir()) == ["temporary"]

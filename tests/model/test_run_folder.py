@@ -219,6 +219,6 @@ def test_unfit_disk(prune: Any, monkeypatch: pytest.MonkeyPatch, tree: Tree) -> 
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(neuroal.NeuroalError, match="GiB of disk"):
+    with pytest.raises(neuroal.NeuroalError, match="iB of disk"):
         prune()
     assert tree() == {}

@@ -530,6 +530,6 @@ def test_disk_too_small(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
     monkeypatch.setattr(Streamed, "open", None)
-    with pytest.raises(NeuroalError, match="GiB of disk"):
+    with pytest.raises(NeuroalError, match="iB of disk"):
         neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "out", stream=True)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from neuroal.cli.study_text import csv_text, duration, number, tables_text
+from neuroal.cli.study_text import csv_text, number, tables_text
 from neuroal.study.results import read_study
 from neuroal.study.table import Cell, cells
 
@@ -144,9 +144,3 @@ def test_csv_is_a_line_a_cell(folder: Path) -> None:
 )
 def test_numbers(value: float, metric: str, text: str) -> None:
     assert number(value, metric) == text
-
-
-def test_durations() -> None:
-    assert [duration(x) for x in (4, 89, 90, 7200, 200000)] == [
-        "4 s", "89 s", "2 min", "2.0 h", "2.3 days"
-    ]  # fmt: skip
