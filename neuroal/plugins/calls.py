@@ -66,7 +66,7 @@ class Plugin:
     @property
     def proposes(self) -> str:
         """Return the `propose_*` hook of a strategy."""
-        return next(hook for hook in ROLES[self.role].required if self.has(hook))
+        return f"propose_{self.role}"
 
     def call(self, hook: str, /, **arguments: Any) -> Any:
         """Return the answer of one hook.

@@ -25,8 +25,9 @@ from neuroal.testing.models import (
     windows,
 )
 from neuroal.testing.pruner import PrunerConformance
-from neuroal.testing.ratios import BlockRatiosConformance, RowRatiosConformance
+from neuroal.testing.ratios import BlockRatiosConformance
 from neuroal.testing.refiner import RefinerConformance
+from neuroal.testing.row_ratios import RowRatiosConformance
 from neuroal.testing.running import CLASSES, check_installed, failures
 
 __all__ = [

@@ -38,7 +38,7 @@ def inputs(in_features: int, windows: int = 3, tokens: int = 10, seed: int = 0) 
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class LinearCase:
     """One linear and its inputs.
 
     Attributes:
@@ -64,33 +64,33 @@ class Case:
         """Return what real accumulators make of the inputs."""
         return models.collect(self.x, *required, dense=1.25 * self.x)
 
-    def to(self, device: str) -> Case:
+    def to(self, device: str) -> LinearCase:
         """Return a copy on a device."""
-        return Case(self.name, self.weight.to(device), self.x.to(device))
+        return LinearCase(self.name, self.weight.to(device), self.x.to(device))
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[LinearCase]:
     """Yield linears that a model may have, the typical one first."""
     weight, x = random(6, 8, seed=10), inputs(8)
-    yield Case(TYPICAL, weight, x)
-    yield Case("one row", weight[:1].clone(), x)
-    yield Case("one column", weight[:, :1].clone(), x[..., :1].clone())
-    yield Case("one weight", weight[:1, :1].clone(), x[..., :1].clone())
-    yield Case("more than 128 columns", random(2, 132, seed=11), inputs(132, 1, 4))
-    yield Case("fewer tokens than inputs", weight, inputs(8, 1, 2))
-    yield Case("an input that is always zero", weight, x * (torch.arange(8) != 3))
-    yield Case("inputs that are all zero", weight, torch.zeros_like(x))
-    yield Case("a row of zeros", weight * (torch.arange(6) != 2)[:, None], x)
-    yield Case("weights that are all zero", torch.zeros(6, 8), x)
-    yield Case("weights and inputs that are all equal", torch.ones(6, 8), torch.ones_like(x))
-    yield Case("float16 values", weight.half().float(), x.half().float())
-    yield Case("bfloat16 values", weight.bfloat16().float(), x.bfloat16().float())
+    yield LinearCase(TYPICAL, weight, x)
+    yield LinearCase("one row", weight[:1].clone(), x)
+    yield LinearCase("one column", weight[:, :1].clone(), x[..., :1].clone())
+    yield LinearCase("one weight", weight[:1, :1].clone(), x[..., :1].clone())
+    yield LinearCase("more than 128 columns", random(2, 132, seed=11), inputs(132, 1, 4))
+    yield LinearCase("fewer tokens than inputs", weight, inputs(8, 1, 2))
+    yield LinearCase("an input that is always zero", weight, x * (torch.arange(8) != 3))
+    yield LinearCase("inputs that are all zero", weight, torch.zeros_like(x))
+    yield LinearCase("a row of zeros", weight * (torch.arange(6) != 2)[:, None], x)
+    yield LinearCase("weights that are all zero", torch.zeros(6, 8), x)
+    yield LinearCase("weights and inputs that are all equal", torch.ones(6, 8), torch.ones_like(x))
+    yield LinearCase("float16 values", weight.half().float(), x.half().float())
+    yield LinearCase("bfloat16 values", weight.bfloat16().float(), x.bfloat16().float())
     # 6e-8 is the smallest number of float16, 65504 its largest.
-    yield Case("the smallest float16 values", (weight * 1e-7).half().float(), x / 1000)
-    yield Case("large float16 values", weight.clamp(-2, 2) * 3e4, x * 100)
+    yield LinearCase("the smallest float16 values", (weight * 1e-7).half().float(), x / 1000)
+    yield LinearCase("large float16 values", weight.clamp(-2, 2) * 3e4, x * 100)
 
 
-def typical() -> Case:
+def typical() -> LinearCase:
     """Return the case that has nothing special about it."""
     return next(cases())
 

@@ -13,7 +13,7 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.hooks import rng_for
 from neuroal.pruning.pruner import BasePruner
 from neuroal.testing import cases
-from neuroal.testing.cases import Case
+from neuroal.testing.cases import LinearCase
 from neuroal.testing.checks import (
     Conformance,
     devices,
@@ -102,7 +102,7 @@ class PrunerConformance(Conformance):
             raise skip("weights compete in the whole matrix")
         case = cases.typical()
         order = torch.arange(case.weight.shape[0]).flip(0).roll(1)
-        moved = Case(case.name, case.weight[order].clone(), case.x)
+        moved = LinearCase(case.name, case.weight[order].clone(), case.x)
         wanted, found = _scores(p, case)[order].double(), _scores(p, moved).double()
         expect(torch.allclose(found, wanted, rtol=1e-4), "permuted rows have other scores")
 
@@ -183,8 +183,8 @@ class PrunerConformance(Conformance):
             raise skip("the plugin has no prune_linears")
         together = [
             cases.typical(),
-            Case("another weight", cases.random(6, 8, seed=12), cases.typical().x),
-            Case("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
+            LinearCase("another weight", cases.random(6, 8, seed=12), cases.typical().x),
+            LinearCase("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
         ]
         for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             found = _prune_all(p, together, [target] * len(together))
@@ -217,7 +217,7 @@ class PrunerConformance(Conformance):
                     base.prune_linear(case.linear(), case.weight.clone(), statistics, target)
 
 
-def _work(can: PrunerTraits) -> Iterator[tuple[Case, str, Target]]:
+def _work(can: PrunerTraits) -> Iterator[tuple[LinearCase, str, Target]]:
     """Yield every target with the typical case, and the others with one of theirs."""
     first, *others = cases.cases()
     for name, target in cases.targets(*first.shape, can):
@@ -230,12 +230,12 @@ def _mover(p: Plugin) -> str:
     return "prune_linears" if p.has("prune_linears") else "prune_linear"
 
 
-def _arguments(p: Plugin, case: Case) -> dict[str, Any]:
+def _arguments(p: Plugin, case: LinearCase) -> dict[str, Any]:
     linear, statistics = case.linear(), case.statistics(p.required_statistics())
     return {"weight": case.weight, "statistics": statistics, "linear": linear}
 
 
-def _moving(p: Plugin, together: Sequence[Case], targets: Sequence[Target]) -> dict[str, Any]:
+def _moving(p: Plugin, together: Sequence[LinearCase], targets: Sequence[Target]) -> dict[str, Any]:
     """Return the arguments of the hook that moves weights; `prune_linear` has one case alone."""
     each = [_arguments(p, case) for case in together]
     rngs = [rng_for(0, "pruner", p.name, given["linear"].name) for given in each]
@@ -250,18 +250,18 @@ def _moving(p: Plugin, together: Sequence[Case], targets: Sequence[Target]) -> d
     }
 
 
-def _scores(p: Plugin, case: Case) -> Tensor:
+def _scores(p: Plugin, case: LinearCase) -> Tensor:
     with torch.no_grad():
         scores: Tensor = p.call("score_weights", **_arguments(p, case))
     return scores
 
 
-def _prune(p: Plugin, case: Case, target: Target) -> PrunedLinear:
+def _prune(p: Plugin, case: LinearCase, target: Target) -> PrunedLinear:
     return _prune_all(p, [case], [target])[0]
 
 
 def _prune_all(
-    p: Plugin, together: Sequence[Case], targets: Sequence[Target]
+    p: Plugin, together: Sequence[LinearCase], targets: Sequence[Target]
 ) -> Sequence[PrunedLinear]:
     with torch.no_grad():
         found = p.call(_mover(p), **_moving(p, together, targets))
@@ -273,7 +273,7 @@ def _prune_all(
     return answers
 
 
-def _expect_scores(scores: object, case: Case) -> None:
+def _expect_scores(scores: object, case: LinearCase) -> None:
     wanted = tuple(case.weight.shape)
     if not isinstance(scores, Tensor):
         raise AssertionError(f"score_weights returned {type(scores).__name__}, not a tensor")

@@ -1,9 +1,9 @@
-"""What holds for every strategy of block ratios or row ratios."""
+"""What holds for every strategy of block ratios or row ratios, and for those of block ratios."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from neuroal.layout import Layout
 from neuroal.plugins import Plugin
-from neuroal.pruning.allocation import importance_problem
 from neuroal.pruning.hooks import rng_for
 from neuroal.testing import cases
 from neuroal.testing.checks import (
@@ -25,8 +24,8 @@ from neuroal.testing.checks import (
     situation,
     skip,
 )
-from neuroal.testing.search import COSTS, WINDOWS, Situation, Trace, drive
-from neuroal.types import Importance, Proposal, RowRatiosTraits
+from neuroal.testing.search import COSTS, WINDOWS, SearchQuestion, SearchTrace, drive
+from neuroal.types import Proposal
 
 FEW = 12  # generations after which most checks have seen enough of a search
 SPARSITIES = (0.5, 0.0, 0.3, 0.7, 0.99)
@@ -147,7 +146,7 @@ class RatiosConformance(Conformance):
                 with situation(f"{s.name}, {device}"):
                     self._search(p, s)
 
-    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:
         """Yield what the strategy is asked, the ordinary first."""
         raise NotImplementedError
 
@@ -157,9 +156,11 @@ class RatiosConformance(Conformance):
             raise skip("the plugin has no measure_block")
         return p
 
-    def _searches(self, plugin: Any) -> list[tuple[Situation, Trace]]:
+    def _searches(self, plugin: Any) -> list[tuple[SearchQuestion, SearchTrace]]:
         """Return the begin of a search in every situation; checks on one instance share them."""
-        known: dict[Any, list[tuple[Situation, Trace]]] = self.__dict__.setdefault("_known", {})
+        known: dict[Any, list[tuple[SearchQuestion, SearchTrace]]] = self.__dict__.setdefault(
+            "_known", {}
+        )
         if plugin not in known:
             p, found = self.load(plugin), []
             for s in self.situations(p):
@@ -171,15 +172,15 @@ class RatiosConformance(Conformance):
     def _search(
         self,
         p: Plugin,
-        s: Situation,
+        s: SearchQuestion,
         cost: Callable[[int], float] = COSTS["scattered"],
         most: int = FEW,
-    ) -> Trace:
+    ) -> SearchTrace:
         rng = rng_for(0, p.role, p.name)
         steps = p.proposals(p.proposes, **s.arguments, windows=WINDOWS, rng=rng)
         return drive(steps, cost, most)
 
-    def _said(self, p: Plugin, s: Situation) -> tuple[object, ...]:
+    def _said(self, p: Plugin, s: SearchQuestion) -> tuple[object, ...]:
         return self._search(p, s).said
 
 
@@ -188,12 +189,12 @@ class BlockRatiosConformance(RatiosConformance):
 
     role = "block_ratios"
 
-    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
+    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:
         """Yield every sparsity, every layout, and blocks that are equal or dead."""
         for i, (name, layout) in enumerate(cases.layouts()):
             for sparsity in SPARSITIES if i == 0 else (0.5,):
-                for blocks, known in _known(p, layout, device, every=sparsity == 0.5):
-                    yield Situation(
+                for blocks, known in measured_blocks(p, layout, device, every=sparsity == 0.5):
+                    yield SearchQuestion(
                         f"{name}, sparsity {sparsity}{blocks}",
                         layout,
                         sparsity,
@@ -202,91 +203,12 @@ class BlockRatiosConformance(RatiosConformance):
                     )
 
 
-class RowRatiosConformance(RatiosConformance):
-    """The checks of row ratios; a subclass has the fixture `plugin`, which returns an instance."""
-
-    role = "row_ratios"
-
-    def test_importance(self, plugin: Any) -> None:
-        """Importance is positive, within bounds, one number per row, of linears that there are.
-
-        That of inputs is one number per input, of linears whose rows have it, and only where the
-        pruner can be weighed by it. A plugin that weighs rows leaves the ratios of linears alone.
-        """
-        weighs = self.load(plugin).traits(RowRatiosTraits).weighs_rows
-        for s, trace in self._searches(plugin):
-            for proposal in trace.proposals:
-                numbers = {n: r for n, r in proposal.ratios.items() if not isinstance(r, Tensor)}
-                same = not weighs or numbers == s.arguments["base"]
-                expect(same, f"proposes other ratios than it was given ({s.name})")
-                kind = type(proposal.importance).__name__
-                mapping = isinstance(proposal.importance, Mapping)
-                expect(mapping, f"importance is {kind}, not a mapping ({s.name})")
-                told = f"importance, though describe does not say weighs_rows=True ({s.name})"
-                expect(weighs or not proposal.importance, told)
-                for name, given in proposal.importance.items():
-                    with situation(f"linear '{name}', {s.name}"):
-                        expect(name in s.layout.linears, "importance of what is not a linear")
-                        kind = type(given).__name__
-                        expect(isinstance(given, Importance), f"{kind} in place of Importance")
-                        _expect_importance(given.rows, s.layout.linears[name].out_features)
-                    if given.inputs is None:
-                        continue
-                    with situation(f"inputs of linear '{name}', {s.name}"):
-                        asked = s.arguments["weighs_inputs"]
-                        expect(asked, "importance of inputs, though weighs_inputs is False")
-                        _expect_importance(given.inputs, s.layout.linears[name].in_features)
-
-    def test_deviation_on_other_devices(self, plugin: Any) -> None:
-        """A search works on deviations that are on a GPU."""
-        p = self.load(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
-        for device in devices():
-            for s in self.situations(p, device):
-                with situation(f"{s.name}, {device}"):
-                    self._search(p, s)
-
-    def situations(self, p: Plugin, device: str = "cpu") -> Iterator[Situation]:
-        """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""
-        reads = "input_norm" in p.statistic_names()
-        weighs = p.traits(RowRatiosTraits).weighs_rows
-        for i, (name, layout) in enumerate(cases.layouts()):
-            for wanted in SPARSITIES if i == 0 else (0.5,):
-                base = {
-                    n: min(wanted * (0.9 + 0.2 * (x.block % 2)), 0.99)
-                    for n, x in layout.linears.items()
-                }
-                mean = sum(base[n] * x.weights for n, x in layout.linears.items()) / layout.weights
-                for kind in ("scattered", "equal", "zero") if reads else ("scattered",):
-                    deviation = {n: _deviation(kind, x.in_features, k).to(device)
-                                 for k, (n, x) in enumerate(layout.linears.items())}  # fmt: skip
-                    given = {
-                        "layout": layout,
-                        "base": base,
-                        "deviation": deviation if reads else {},
-                    }
-                    told = f", {kind} deviations" if kind != "scattered" else ""
-                    every = kind == "scattered" and wanted == 0.5
-                    for blocks, known in _known(p, layout, device, every=every):
-                        for inputs in (True, False) if weighs and every else (True,):
-                            known_of = {"measurements": known, "weighs_inputs": inputs}
-                            yield Situation(
-                                f"{name}, mean ratio {mean:g}{told}{blocks}"
-                                + ("" if inputs else ", inputs cannot be weighed"),
-                                layout,
-                                mean,
-                                given | known_of,
-                                i == 0 and 0.2 < mean < 0.8,
-                            )
-
-
-def _expect_winner(trace: Trace) -> None:
+def _expect_winner(trace: SearchTrace) -> None:
     if trace.ended and trace.returned is None:
         expect(trace.can_win, "ends without a proposal that can win")
 
 
-def _known(
+def measured_blocks(
     p: Plugin, layout: Layout, device: str, every: bool
 ) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield what the plugin measured of ordinary blocks, and of equal and dead ones if wanted."""
@@ -307,12 +229,6 @@ def _measure(p: Plugin, layout: Layout, kind: str, device: str = "cpu") -> list[
     return answers
 
 
-def _deviation(kind: str, columns: int, seed: int) -> Tensor:
-    if kind == "scattered":
-        return cases.random(columns, seed=seed)
-    return torch.full((columns,), 0.25 if kind == "equal" else 0.0)
-
-
 def _expect_ratio(ratio: object, rows: int) -> None:
     if isinstance(ratio, Tensor):
         shape = tuple(ratio.shape)
@@ -327,16 +243,6 @@ def _expect_ratio(ratio: object, rows: int) -> None:
 
 def _said(proposal: Proposal) -> tuple[object, ...]:
     return proposal.ratios, proposal.importance
-
-
-def _expect_importance(given: object, size: int) -> None:
-    expect(isinstance(given, Tensor), f"importance is {type(given).__name__}, not a tensor")
-    assert isinstance(given, Tensor)
-    shape = tuple(given.shape)
-    expect(shape == (size,), f"importance has shape {shape}, not ({size},)")
-    expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
-    problem = importance_problem(given.double())
-    expect(problem is None, f"importance {problem}")
 
 
 def _mean(proposal: Proposal, layout: Layout) -> float:

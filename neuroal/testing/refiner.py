@@ -12,7 +12,7 @@ from torch import Tensor
 from neuroal.plugins import Plugin
 from neuroal.pruning.masks import mask_for
 from neuroal.testing import cases
-from neuroal.testing.cases import Case
+from neuroal.testing.cases import LinearCase
 from neuroal.testing.checks import (
     Conformance,
     devices,
@@ -106,7 +106,7 @@ def _expect_counts(mask: Tensor, target: Target) -> None:
         expect(found == wanted, f"the refined mask prunes {found}, not {wanted}, weights")
 
 
-def _expect_mask(mask: object, case: Case) -> None:
+def _expect_mask(mask: object, case: LinearCase) -> None:
     if not isinstance(mask, Tensor):
         raise AssertionError(f"refine_mask returned {type(mask).__name__}, not a tensor")
     shape, wanted = tuple(mask.shape), tuple(case.weight.shape)
@@ -115,7 +115,7 @@ def _expect_mask(mask: object, case: Case) -> None:
     expect(mask.device == case.weight.device, f"the refined mask is on {mask.device}")
 
 
-def _work() -> Iterator[tuple[str, Case, Target]]:
+def _work() -> Iterator[tuple[str, LinearCase, Target]]:
     """Yield every target with the typical case, and the others with one of theirs."""
     first, *others = cases.cases()
     for name, target in cases.targets(*first.shape, PrunerTraits()):
@@ -125,7 +125,7 @@ def _work() -> Iterator[tuple[str, Case, Target]]:
         yield f"{case.name}, {name}", case, target
 
 
-def _arguments(p: Plugin, case: Case, target: Target) -> dict[str, Any]:
+def _arguments(p: Plugin, case: LinearCase, target: Target) -> dict[str, Any]:
     scores = case.weight.abs() * case.statistics(["input_norm"])["input_norm"]
     return {
         "weight": case.weight,
@@ -137,6 +137,6 @@ def _arguments(p: Plugin, case: Case, target: Target) -> dict[str, Any]:
     }
 
 
-def _refine(p: Plugin, case: Case, target: Target) -> Any:
+def _refine(p: Plugin, case: LinearCase, target: Target) -> Any:
     with torch.no_grad():
         return p.call("refine_mask", **_arguments(p, case, target))

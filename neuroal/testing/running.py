@@ -13,8 +13,9 @@ from neuroal.plugins.listing import TOP_UP, one_line
 from neuroal.testing.alignment import AlignmentConformance
 from neuroal.testing.checks import Conformance
 from neuroal.testing.pruner import PrunerConformance
-from neuroal.testing.ratios import BlockRatiosConformance, RowRatiosConformance
+from neuroal.testing.ratios import BlockRatiosConformance
 from neuroal.testing.refiner import RefinerConformance
+from neuroal.testing.row_ratios import RowRatiosConformance
 from neuroal.types import TopUp
 
 CLASSES: dict[str, type[Conformance]] = {

@@ -21,7 +21,7 @@ COSTS: Mapping[str, Callable[[int], float]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Situation:
+class SearchQuestion:
     """What a strategy is asked.
 
     Attributes:
@@ -40,7 +40,7 @@ class Situation:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class SearchTrace:
     """What a search said.
 
     Attributes:
@@ -78,7 +78,7 @@ class Trace:
         return self.generations, self.returned, self.ended
 
 
-def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> Trace:
+def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> SearchTrace:
     """Run a search on made-up costs, at most so many generations.
 
     As in the engine, what is worse than the best so far may be dropped where only the best of a
@@ -104,6 +104,6 @@ def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> Trace:
             if not generation.probe:
                 best = min([best, *(m.misalignment for m in answer if not m.dropped)])
     except StopIteration as stop:
-        return Trace(tuple(generations), stop.value, True, best < math.inf)
+        return SearchTrace(tuple(generations), stop.value, True, best < math.inf)
     steps.close()
-    return Trace(tuple(generations), None, False, best < math.inf)
+    return SearchTrace(tuple(generations), None, False, best < math.inf)
