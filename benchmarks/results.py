@@ -30,7 +30,7 @@ import click
 from tabulate import tabulate
 from tqdm import tqdm
 
-from neuroal.study.run import How, prepare, run
+from neuroal.study.run import Execution, prepare, run
 
 MODELS = ("llama", "mistral", "phi", "opt")
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "multiflow", "ria", "admm", "alps")
@@ -233,7 +233,7 @@ def main(
         file = results.with_name(results.name + ".toml")
         file.write_text(study(shared, **axes), encoding="utf-8")
         prepared = prepare(file, results)
-        for result in tqdm(run(prepared, How(jobs=jobs)), total=len(prepared.jobs)):
+        for result in tqdm(run(prepared, Execution(jobs=jobs)), total=len(prepared.jobs)):
             if result["error"]:
                 tqdm.write(f"{result['case']}: {result['error']}")
     scores = read_scores(results)

@@ -23,7 +23,7 @@ from neuroal.cli.study import study
 from neuroal.errors import UsageError
 
 
-class _Neuroal(Group):
+class _NeuroalGroup(Group):
     """Ends in one line on stderr and the right exit code, whatever happens."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -60,7 +60,7 @@ def _hint(error: click.UsageError) -> str:
 
 
 @click.group(
-    cls=_Neuroal,
+    cls=_NeuroalGroup,
     examples=[
         "neuroal demo",
         "neuroal prune path/to/llama --sparsity 0.7 --calibration texts.jsonl",

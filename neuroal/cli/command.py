@@ -202,7 +202,7 @@ def _messages(verbose: int) -> Iterator[None]:
     """Show neuroal's own warnings; with -v also its logs and what libraries warn of."""
     log = logging.getLogger("neuroal")
     handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
+    handler.setFormatter(_LogLine())
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.propagate = False
@@ -220,7 +220,7 @@ def _messages(verbose: int) -> Iterator[None]:
             log.propagate = propagate
 
 
-class _Line(logging.Formatter):
+class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.capitalize()}: {super().format(record)}"
 

@@ -26,14 +26,14 @@ from neuroal.recipe import DTYPES
 from neuroal.units import parameters
 
 if TYPE_CHECKING:
-    from neuroal.evaluation.comparison import Line, Side
+    from neuroal.evaluation.comparison import ComparedSide, Line
     from neuroal.evaluation.mask_overlap import Masks
     from neuroal.evaluation.perplexity import Perplexity
     from neuroal.layout import Layout
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """What a run's model says.
 
     Attributes:
@@ -111,7 +111,7 @@ def compare(
     if data is not None and not runs:
         only = next(side.name for side in sides if side.report is None)
         raise UsageError(f"--data needs two runs: '{only}' is an allocation alone")
-    measured: list[Measured] = []
+    measured: list[MeasuredRun] = []
     if runs:
         shown = shows_progress(progress, False)
         with clean_stdout(as_json):
@@ -131,7 +131,7 @@ def compare(
 
 
 def _measure(
-    side: Side,
+    side: ComparedSide,
     data: str | None,
     length: int | None,
     windows: int | None,
@@ -139,7 +139,7 @@ def _measure(
     dtype: str,
     trust_remote_code: bool,
     progress: bool,
-) -> Measured:
+) -> MeasuredRun:
     """Load a run's model once, for its masks and its perplexity."""
     from neuroal.evaluation import comparison
     from neuroal.evaluation.mask_overlap import masks_of
@@ -164,11 +164,14 @@ def _measure(
     layout = find(model)
     comparison.check_layout(side, layout)
     read = None if cut is None else perplexity(model, cut, progress=progress)
-    return Measured(masks_of(model, layout), layout, read)
+    return MeasuredRun(masks_of(model, layout), layout, read)
 
 
 def _json(
-    sides: Sequence[Side], measured: Sequence[Measured], blocks: Sequence[Line], total: Line
+    sides: Sequence[ComparedSide],
+    measured: Sequence[MeasuredRun],
+    blocks: Sequence[Line],
+    total: Line,
 ) -> dict[str, Any]:
     from neuroal.evaluation.comparison import differences
 
@@ -187,8 +190,8 @@ def _json(
 
 
 def _texts(
-    sides: Sequence[Side],
-    measured: Sequence[Measured],
+    sides: Sequence[ComparedSide],
+    measured: Sequence[MeasuredRun],
     blocks: Sequence[Line],
     total: Line,
     every: bool,
@@ -228,7 +231,9 @@ def _numbers(line: Line) -> tuple[str, ...]:
     return numbers
 
 
-def _summary(sides: Sequence[Side], measured: Sequence[Measured]) -> Iterator[tuple[object, ...]]:
+def _summary(
+    sides: Sequence[ComparedSide], measured: Sequence[MeasuredRun]
+) -> Iterator[tuple[object, ...]]:
     yield "", *(side.name for side in sides)
     reports = [side.report for side in sides]
     if any(reports):

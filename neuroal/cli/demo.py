@@ -31,7 +31,7 @@ WINDOWS = 128  # held-out windows: enough for the table, in half the time
 
 
 @dataclass(frozen=True)
-class Case:
+class DemoRow:
     """One row of the table; the first is the dense model's.
 
     Attributes:
@@ -87,7 +87,7 @@ def demo(as_json: bool, quiet: bool, progress: bool | None) -> None:
         click.echo("\n" + "\n".join(fill(line, 80) for line in verdict(cases)))
 
 
-def _cases(progress: bool) -> Iterator[Case]:
+def _cases(progress: bool) -> Iterator[DemoRow]:
     from tqdm import tqdm
 
     from neuroal import engine
@@ -103,7 +103,7 @@ def _cases(progress: bool) -> Iterator[Case]:
     plans = [(s, p, t) for s in SPARSITIES for p in PRUNERS for t in TOP_UPS]
     with tqdm(total=len(plans) + 1, desc="dense", disable=not progress, leave=False) as bar:
         dense = perplexity(model, heldout).perplexity
-        yield Case(None, None, 0.0, 0.0, None, None, dense, time.perf_counter() - start)
+        yield DemoRow(None, None, 0.0, 0.0, None, None, dense, time.perf_counter() - start)
         bar.update()
         for sparsity, pruner, top_up in plans:
             bar.set_description(f"{pruner} + {top_up} at {sparsity:.0%}")
@@ -114,7 +114,7 @@ def _cases(progress: bool) -> Iterator[Case]:
             )
             report = engine.prune(pruned, tokenizer, recipe)
             chosen = report.selected()
-            yield Case(
+            yield DemoRow(
                 pruner,
                 top_up,
                 sparsity,
@@ -132,7 +132,7 @@ def _lam(candidate: dict[str, Any] | None) -> float | None:
     return None if lam is None else float(lam)
 
 
-def _table(cases: Sequence[Case]) -> str:
+def _table(cases: Sequence[DemoRow]) -> str:
     dense = cases[0].perplexity
     rows = [
         (
@@ -150,7 +150,7 @@ def _table(cases: Sequence[Case]) -> str:
     return table(rows, headers, right=range(1, 7))
 
 
-def verdict(cases: Sequence[Case]) -> list[str]:
+def verdict(cases: Sequence[DemoRow]) -> list[str]:
     """Return two lines on what the cases show: the cost of pruning, and what NeuroAL changes."""
     dense = cases[0].perplexity
     by_key = {(c.wanted, c.pruner, c.top_up): c for c in cases[1:]}

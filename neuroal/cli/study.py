@@ -37,7 +37,7 @@ from neuroal.cli.study_text import (
 from neuroal.errors import NeuroalError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from neuroal.study.run import How, PreparedStudy
+    from neuroal.study.run import Execution, PreparedStudy
 
 _OUT_HELP = "Results folder.  [default: the file's name and -results]"
 
@@ -183,12 +183,12 @@ def run(
     Every finished case is one file in the results folder, and is never run again. A case that
     fails is recorded with its error, does not stop the others, and is tried again by the next run.
     """
-    from neuroal.study.run import How, prepare
+    from neuroal.study.run import Execution, prepare
 
     start = time.perf_counter()
     shown = shows_progress(progress, quiet)
     with clean_stdout(as_json):
-        how = How(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
+        how = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
         prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
         failed = _run(prepared, how, shown)
     seconds = time.perf_counter() - start
@@ -208,7 +208,7 @@ def _folder(file: str, out: str | None) -> Path:
     return Path(out or f"{Path(file).stem}-results")
 
 
-def _run(prepared: PreparedStudy, how: How, shown: bool) -> list[dict[str, str]]:
+def _run(prepared: PreparedStudy, how: Execution, shown: bool) -> list[dict[str, str]]:
     """Run what is left and return what failed."""
     from tqdm import tqdm
 

@@ -15,9 +15,9 @@ from neuroal.units import rough_duration
 
 if TYPE_CHECKING:
     from neuroal.study.estimate import StudyTime
-    from neuroal.study.results import Results
+    from neuroal.study.results import StudyResults
     from neuroal.study.run import PreparedStudy
-    from neuroal.study.table import Cell
+    from neuroal.study.table import MeanScore
 
 _AXES = ("models", "pruners", "top_ups", "patterns", "sparsities", "seeds", "evaluations")
 _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}"})
@@ -122,7 +122,7 @@ def outcome_text(
     return "\n\n".join(part for part in (table(rows), failures, hint) if part)
 
 
-def unfinished(results: Results) -> Iterator[str]:
+def unfinished(results: StudyResults) -> Iterator[str]:
     """Yield a line on what the tables lack."""
     status = Counter(case["status"] for case in results.cases)
     if status["failed"]:
@@ -131,7 +131,7 @@ def unfinished(results: Results) -> Iterator[str]:
         yield f"Note: {status['missing']} cases have not run yet"
 
 
-def csv_text(cells: Sequence[Cell]) -> str:
+def csv_text(cells: Sequence[MeanScore]) -> str:
     """Return a line a cell, with a header."""
     out = io.StringIO()
     writer = csv.DictWriter(
@@ -142,7 +142,7 @@ def csv_text(cells: Sequence[Cell]) -> str:
     return out.getvalue()
 
 
-def tables_text(cells: Sequence[Cell], style: str) -> str:
+def tables_text(cells: Sequence[MeanScore], style: str) -> str:
     """Return a table an evaluation: methods down, sparsities across.
 
     Args:
@@ -155,7 +155,7 @@ def tables_text(cells: Sequence[Cell], style: str) -> str:
     )
 
 
-def _table_of(cells: Sequence[Cell], style: str) -> str:
+def _table_of(cells: Sequence[MeanScore], style: str) -> str:
     patterns = len({cell.pattern for cell in cells if cell.pattern is not None}) > 1
     sparsities = sorted({cell.sparsity for cell in cells})
     rows: dict[tuple[str, ...], dict[float, str]] = {}
@@ -180,7 +180,7 @@ def _metric_text(metric: str) -> str:
     return f"{metric}, %" if metric.startswith("acc") else metric
 
 
-def _cell_text(cell: Cell, style: str) -> str:
+def _cell_text(cell: MeanScore, style: str) -> str:
     text = number(cell.mean, cell.metric)
     if cell.deviation is not None:
         sign = "$\\pm$" if style == "latex" else "±"

@@ -20,7 +20,7 @@ from neuroal.types import Importance
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ComparedSide:
     """One of the two that are compared.
 
     Attributes:
@@ -93,7 +93,7 @@ class Line:
         return found
 
 
-def read_side(text: str) -> Side:
+def read_side(text: str) -> ComparedSide:
     """Read a run's report, or an allocation.
 
     Args:
@@ -120,7 +120,7 @@ def read_side(text: str) -> Side:
 
 def _side(
     name: str, report: Mapping[str, Any] | None, achieved: Mapping[str, float] | None, file: Path
-) -> Side:
+) -> ComparedSide:
     rows, importance = load(file)
     for linear, ratios in rows.items():
         if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
@@ -133,7 +133,7 @@ def _side(
                     f"'{file}' is no allocation: '{linear}' has no importance of {what}"
                 )
     wanted = {linear: float(ratios.mean()) for linear, ratios in rows.items()}
-    return Side(
+    return ComparedSide(
         name,
         report,
         ratios=wanted if achieved is None else achieved,
@@ -152,7 +152,7 @@ def _is_vector(values: Tensor) -> bool:
     return values.dim() == 1 and len(values) > 0 and values.is_floating_point()
 
 
-def check_comparable(a: Side, b: Side) -> None:
+def check_comparable(a: ComparedSide, b: ComparedSide) -> None:
     """Refuse two sides of different models.
 
     Raises:
@@ -184,7 +184,10 @@ def check_comparable(a: Side, b: Side) -> None:
 
 
 def lines(
-    a: Side, b: Side, layout: Layout | None = None, masks: tuple[Masks, Masks] | None = None
+    a: ComparedSide,
+    b: ComparedSide,
+    layout: Layout | None = None,
+    masks: tuple[Masks, Masks] | None = None,
 ) -> list[Line]:
     """Return a line per block, each with one per linear.
 
@@ -216,13 +219,13 @@ def overall(blocks: list[Line], layout: Layout | None = None) -> Line:
     return replace(_together("all blocks", blocks, weights), linears=())
 
 
-def _rows_apart(a: Side, b: Side, linear: str) -> float | None:
+def _rows_apart(a: ComparedSide, b: ComparedSide, linear: str) -> float | None:
     if not (a.by_row or b.by_row):
         return None
     return float((a.rows[linear] - b.rows[linear]).abs().mean())
 
 
-def _importance_apart(a: Side, b: Side, linear: str) -> float | None:
+def _importance_apart(a: ComparedSide, b: ComparedSide, linear: str) -> float | None:
     if not (a.importance or b.importance):
         return None
     alike = Importance(torch.ones(1, dtype=torch.float64))
@@ -255,7 +258,7 @@ def _together(name: str, parts: list[Line], weights: list[int]) -> Line:
     )
 
 
-def _blocks(side: Side, layout: Layout | None) -> dict[str, dict[str, int]]:
+def _blocks(side: ComparedSide, layout: Layout | None) -> dict[str, dict[str, int]]:
     """Return the weights of every linear by block; 1 each where nobody says."""
     if layout is not None:
         return {x.name: _sizes(x) for x in layout.blocks}
@@ -271,7 +274,7 @@ def _sizes(block: Block) -> dict[str, int]:
     return {x.name: x.weights for x in block.linears}
 
 
-def differences(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
+def differences(a: ComparedSide, b: ComparedSide) -> Iterator[tuple[str, Any, Any]]:
     """Yield what two runs were asked for differently: key, one value, the other.
 
     The keys are a recipe's, then the hashes of what a recipe only names.
@@ -295,7 +298,7 @@ def _hashes(report: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_layout(side: Side, layout: Layout) -> None:
+def check_layout(side: ComparedSide, layout: Layout) -> None:
     """Refuse a run whose report is not of the model in its folder.
 
     Raises:

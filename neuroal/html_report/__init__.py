@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.html_report.subject import Subject
+from neuroal.html_report.section import Section
 
 LARGEST = 3_000_000  # bytes that a browser opens and a mail takes without a thought
 
@@ -40,7 +40,7 @@ def write(
     from neuroal.html_report.page import page
     from neuroal.model import files
 
-    text = page([_subject(Path(p)) for p in paths], title, progress).encode()
+    text = page([_section(Path(p)) for p in paths], title, progress).encode()
     files.write_atomically(target, text)
     return len(text)
 
@@ -67,12 +67,12 @@ def check(paths: Sequence[str | Path], out: Path, overwrite: bool) -> None:
         raise NeuroalError(f"a report needs {error.name}: pip install 'neuroal[report]'") from error
 
 
-def _subject(path: Path) -> Subject:
+def _section(path: Path) -> Section:
     from neuroal.html_report.reading import read_run
-    from neuroal.html_report.runs import run_subject
-    from neuroal.html_report.studies import study_subject
+    from neuroal.html_report.runs import run_section
+    from neuroal.html_report.studies import study_section
     from neuroal.study.results import MARKER, read_study
 
     if (path / MARKER).is_file() or path.name == MARKER:
-        return study_subject(read_study(path if path.is_dir() else path.parent))
-    return run_subject(read_run(path))
+        return study_section(read_study(path if path.is_dir() else path.parent))
+    return run_section(read_run(path))

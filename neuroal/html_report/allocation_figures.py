@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neuroal.html_report.drawing import INK, PAPER, SCHEME, SERIES
-from neuroal.html_report.figure import HALF, Cell, Figure, Spec, Table, fitted
+from neuroal.html_report.figure import HALF, Figure, Spec, Table, TableValue, fitted
 from neuroal.html_report.reading import FinishedRun, is_wide, local
 from neuroal.units import percent
 
@@ -35,7 +35,7 @@ def _places(run: FinishedRun) -> dict[str, tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _MapCell:
     """One kind of linear in one block."""
 
     block: int
@@ -53,7 +53,7 @@ def sparsity_map(run: FinishedRun) -> Figure:
     found: dict[tuple[int, str], list[float]] = {}
     for name, place in places.items():
         found.setdefault(place, []).append(linears[name]["achieved"])
-    cells = [_Cell(*place, sum(x) / len(x)) for place, x in found.items()]
+    cells = [_MapCell(*place, sum(x) / len(x)) for place, x in found.items()]
     least, most = (choose(cells, key=lambda c: c.share) for choose in (min, max))
     same = percent(least.share, 2) == percent(most.share, 2)
     where = f"{percent(least.share, 2)} everywhere" if same else f"from {least.text} to {most.text}"
@@ -62,7 +62,7 @@ def sparsity_map(run: FinishedRun) -> Figure:
         f"{len(run.report['blocks'])} blocks: {where}."
     )
     if len(cells) < len(linears):
-        rows: list[Sequence[Cell]] = [(c.kind, c.block, c.share) for c in cells]
+        rows: list[Sequence[TableValue]] = [(c.kind, c.block, c.share) for c in cells]
         table = Table(("linear", "block", "achieved"), rows)
     else:
         rows = [
@@ -74,7 +74,7 @@ def sparsity_map(run: FinishedRun) -> Figure:
     return Figure("Where the zeros are", caption, spec, table, is_wide(run))
 
 
-def _heat_map(cells: Sequence[_Cell], low: float, high: float, wide: bool) -> Spec:
+def _heat_map(cells: Sequence[_MapCell], low: float, high: float, wide: bool) -> Spec:
     """Return rectangles, with their numbers where they have room."""
     if high - low < 0.005:  # one colour for one ratio
         low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Spec = dict[str, Any]
-Cell = str | int | float | bool | None
+TableValue = str | int | float | bool | None
 
 HALF = 420  # pixels: what half the page has room for
 
@@ -24,7 +24,7 @@ class Table:
     """
 
     headers: tuple[str, ...]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableValue]]
     best: frozenset[tuple[int, int]] = frozenset()
 
 

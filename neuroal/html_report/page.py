@@ -1,4 +1,4 @@
-"""Subjects laid out as one page; every text is escaped."""
+"""Sections laid out as one page; every text is escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from neuroal.html_report.drawing import draw
 from neuroal.html_report.figure import Figure
-from neuroal.html_report.subject import Subject
+from neuroal.html_report.section import Section
 from neuroal.units import number
 from neuroal.version import __version__
 
@@ -25,25 +25,25 @@ class _Drawn:
     svg: Markup | None
 
 
-def page(subjects: Sequence[Subject], title: str | None, progress: bool = False) -> str:
+def page(sections: Sequence[Section], title: str | None, progress: bool = False) -> str:
     """Return the HTML of a report.
 
     Args:
-        subjects: Its sections.
-        title: Its heading; that of the only subject, or `neuroal report`, when None.
+        sections: What it says of each run and study.
+        title: Its heading; that of the only section, or `neuroal report`, when None.
         progress: Show a progress bar.
     """
     if title is None:
-        title = subjects[0].title if len(subjects) == 1 else "neuroal report"
-    total = sum(len(s.figures) for s in subjects)
-    sections: list[dict[str, Any]] = []
+        title = sections[0].title if len(sections) == 1 else "neuroal report"
+    total = sum(len(s.figures) for s in sections)
+    shown: list[dict[str, Any]] = []
     with tqdm(total=total, desc="report", disable=not progress, leave=False) as bar:
-        for i, subject in enumerate(subjects, start=1):
+        for i, section in enumerate(sections, start=1):
             drawn = []
-            for k, figure in enumerate(subject.figures, start=1):
+            for k, figure in enumerate(section.figures, start=1):
                 drawn.append(_drawn(figure, f"subject-{i}-figure-{k}"))
                 bar.update()
-            sections.append({"ident": f"subject-{i}", "subject": subject, "drawn": drawn})
+            shown.append({"ident": f"subject-{i}", "content": section, "drawn": drawn})
     environment = Environment(
         loader=PackageLoader("neuroal.html_report"),
         autoescape=True,
@@ -55,7 +55,7 @@ def page(subjects: Sequence[Subject], title: str | None, progress: bool = False)
     assert loader is not None
     style = Markup(loader.get_source(environment, "style.css")[0])
     template = environment.get_template("page.html")
-    return template.render(title=title, sections=sections, style=style, version=__version__)
+    return template.render(title=title, sections=shown, style=style, version=__version__)
 
 
 def _drawn(figure: Figure, ident: str) -> _Drawn:

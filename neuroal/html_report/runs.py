@@ -10,7 +10,7 @@ from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
 from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
-from neuroal.html_report.subject import Fact, Listing, Subject
+from neuroal.html_report.section import Details, Fact, Section
 from neuroal.html_report.walk_figures import input_norms, phases
 from neuroal.run.model_card import model_title
 from neuroal.units import duration, number, percent, size
@@ -18,7 +18,7 @@ from neuroal.units import duration, number, percent, size
 _ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
 
 
-def run_subject(run: FinishedRun) -> Subject:
+def run_section(run: FinishedRun) -> Section:
     """Return the section of a run."""
     report = run.report
     sparsity, counts = report["sparsity"], report["counts"]
@@ -27,7 +27,7 @@ def run_subject(run: FinishedRun) -> Subject:
         f"{model}, pruned by {method(report['recipe'])}: {counts['pruned']:,} of "
         f"{counts['weights']:,} prunable weights inside the decoder blocks are zero."
     )
-    return Subject(
+    return Section(
         title=f"{model}, {method(report['recipe'])}, {percent(sparsity['achieved'])}",
         lead=lead,
         facts=list(_facts(report)),
@@ -76,17 +76,17 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     )
 
 
-def _recipe(run: FinishedRun) -> Listing:
+def _recipe(run: FinishedRun) -> Details:
     recipe = run.report["recipe"]
     pairs = [(key, _value(x)) for key, x in recipe.items() if x not in (None, {}, [])]
-    return Listing("Recipe", "This repeats the run:", f"neuroal prune --recipe {run.path}", pairs)
+    return Details("Recipe", "This repeats the run:", f"neuroal prune --recipe {run.path}", pairs)
 
 
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _plugins(report: Mapping[str, Any]) -> Listing:
+def _plugins(report: Mapping[str, Any]) -> Details:
     rows = [
         (
             p["role"],
@@ -97,10 +97,10 @@ def _plugins(report: Mapping[str, Any]) -> Listing:
         )
         for p in report["plugins"]
     ]
-    return Listing("Plugins", table=Table(("role", "plugin", "from", "options", "SHA-256"), rows))
+    return Details("Plugins", table=Table(("role", "plugin", "from", "options", "SHA-256"), rows))
 
 
-def _provenance(report: Mapping[str, Any]) -> Listing:
+def _provenance(report: Mapping[str, Any]) -> Details:
     data, where = report["data"], report["environment"]
     versions = ", ".join(f"{k} {where[k]}" for k in ("neuroal", "torch", "transformers", "python"))
     pairs = [
@@ -120,4 +120,4 @@ def _provenance(report: Mapping[str, Any]) -> Listing:
         ("versions", versions),
         ("platform", f"{where['platform']}, {where['threads']} threads"),
     ]
-    return Listing("Provenance", pairs=pairs)
+    return Details("Provenance", pairs=pairs)

@@ -7,22 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from neuroal.html_report.section import Details, Fact, MethodRow, ScoreTable, Section, ShownScore
 from neuroal.html_report.study_figures import Contest, against_sparsity, against_time
-from neuroal.html_report.subject import Comparison, Fact, Listing, Method, Score, Subject
-from neuroal.study.results import DONE, FAILED, MISSING, Results
-from neuroal.study.table import Cell, cells
+from neuroal.study.results import DONE, FAILED, MISSING, StudyResults
+from neuroal.study.table import MeanScore, cells
 from neuroal.units import duration, percent
 
 _NAMED = 8  # failed cases that a note names; the others are counted
 
 
-def study_subject(results: Results) -> Subject:
+def study_section(results: StudyResults) -> Section:
     """Return the section of a study, finished or not."""
     contests = list(_contests(results))
     figures = []
     for contest in contests:
         figures += [f for f in (against_sparsity(contest), against_time(contest)) if f is not None]
-    return Subject(
+    return Section(
         title=f"Study: {results.study['name']}",
         lead=_lead(results),
         facts=list(_facts(results)),
@@ -33,7 +33,7 @@ def study_subject(results: Results) -> Subject:
     )
 
 
-def _contests(results: Results) -> Iterator[Contest]:
+def _contests(results: StudyResults) -> Iterator[Contest]:
     found = cells(results)
     higher = {
         column: bool(score["higher_is_better"])
@@ -59,18 +59,18 @@ def _contests(results: Results) -> Iterator[Contest]:
         )
 
 
-def _comparison(contest: Contest) -> Comparison:
+def _comparison(contest: Contest) -> ScoreTable:
     """Return methods against sparsities, the dense model first."""
-    own: dict[tuple[str, str], dict[float, Cell]] = {}
+    own: dict[tuple[str, str], dict[float, MeanScore]] = {}
     for c in contest.cells:
         own.setdefault((str(c.pruner), str(c.top_up)), {})[c.sparsity] = c
     rows = [
-        Method(pruner, top_up, [_score(contest, found.get(s)) for s in contest.sparsities])
+        MethodRow(pruner, top_up, [_score(contest, found.get(s)) for s in contest.sparsities])
         for (pruner, top_up), found in own.items()
     ]
     if contest.dense is not None:
-        dense = Score(contest.dense.mean, contest.shown(contest.dense.mean), best=False)
-        rows.insert(0, Method("dense", "", [dense] * len(contest.sparsities), dense=True))
+        dense = ShownScore(contest.dense.mean, contest.shown(contest.dense.mean), best=False)
+        rows.insert(0, MethodRow("dense", "", [dense] * len(contest.sparsities), dense=True))
     seeds = max(c.seeds for c in contest.cells)
     spread = f"mean ± deviation over {seeds} seeds" if seeds > 1 else "one seed"
     better = "higher" if contest.higher else "lower"
@@ -79,16 +79,16 @@ def _comparison(contest: Contest) -> Comparison:
     words = f"{contest.measure.capitalize()}, {better} is better; {spread}. "
     words += f"★ marks {best} at that sparsity."
     columns = [percent(s, 0) for s in contest.sparsities]
-    return Comparison(contest.name, words, columns, rows)
+    return ScoreTable(contest.name, words, columns, rows)
 
 
-def _score(contest: Contest, cell: Cell | None) -> Score | None:
+def _score(contest: Contest, cell: MeanScore | None) -> ShownScore | None:
     if cell is None:
         return None
-    return Score(cell.mean, contest.shown(cell.mean, cell.deviation), cell.best)
+    return ShownScore(cell.mean, contest.shown(cell.mean, cell.deviation), cell.best)
 
 
-def _lead(results: Results) -> str:
+def _lead(results: StudyResults) -> str:
     asked = [case["case"] for case in results.cases if case["case"]["pruner"] is not None]
     parts = []
     for key, word in (
@@ -106,7 +106,7 @@ def _lead(results: Results) -> str:
     return " × ".join(parts) + "."
 
 
-def _facts(results: Results) -> Iterator[Fact]:
+def _facts(results: StudyResults) -> Iterator[Fact]:
     count = Counter(case["status"] for case in results.cases)
     rest = [f"{count[s]} {s}" for s in (FAILED, MISSING) if count[s]]
     yield Fact("Cases done", f"{count[DONE]} of {len(results.cases)}", ", ".join(rest))
@@ -119,7 +119,7 @@ def _facts(results: Results) -> Iterator[Fact]:
     yield Fact("Time of evaluation", duration(sum(s["evaluate"] or 0 for s in done)), "all cases")
 
 
-def _notes(results: Results) -> Iterator[str]:
+def _notes(results: StudyResults) -> Iterator[str]:
     failed = [case for case in results.cases if case["status"] == FAILED]
     for case in failed[:_NAMED]:
         yield f"{_case(case['case'])} failed: {case['error']}"
@@ -139,13 +139,13 @@ def _case(labels: Mapping[str, Any]) -> str:
     return f"{labels['model']}, {method}, {percent(labels['sparsity'], 0)}, seed {labels['seed']}"
 
 
-def _asked(results: Results) -> Listing:
+def _asked(results: StudyResults) -> Details:
     asked = _brief(results.study["study"]) | {"neuroal": results.study["neuroal"]}
     pairs = [
         (key, x if isinstance(x, str) else json.dumps(x, ensure_ascii=False))
         for key, x in asked.items()
     ]
-    return Listing("What was asked for", pairs=pairs)
+    return Details("What was asked for", pairs=pairs)
 
 
 def _brief(value: Any) -> Any:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroal.html_report.drawing import INK, MUTED, SERIES, SHAPES
-from neuroal.html_report.figure import Cell as Value
-from neuroal.html_report.figure import Figure, Spec, Table
-from neuroal.study.table import Cell
+from neuroal.html_report.figure import Figure, Spec, Table, TableValue
+from neuroal.study.table import MeanScore
 from neuroal.units import duration, percent
 
 _WHOLE = 830  # pixels that panels share
@@ -39,8 +38,8 @@ class Contest:
     evaluation: str
     metric: str
     higher: bool
-    cells: Sequence[Cell]
-    dense: Cell | None
+    cells: Sequence[MeanScore]
+    dense: MeanScore | None
 
     @property
     def name(self) -> str:
@@ -188,10 +187,10 @@ def _looks(methods: Sequence[str]) -> Any:
     return look
 
 
-def front(cells: Sequence[Cell], higher: bool) -> list[Cell]:
+def front(cells: Sequence[MeanScore], higher: bool) -> list[MeanScore]:
     """Return the cells that none beats in both time and score, from the fastest to the best."""
     sign = -1 if higher else 1
-    found: list[Cell] = []
+    found: list[MeanScore] = []
     known = [c for c in cells if c.seconds is not None and math.isfinite(c.mean)]
     for c in sorted(known, key=lambda c: (c.seconds, sign * c.mean)):
         if not found or sign * c.mean < sign * found[-1].mean:
@@ -266,7 +265,7 @@ def against_time(contest: Contest) -> Figure | None:
 
 def _numbers(contest: Contest, on_front: Any) -> Table:
     """Return every score of a contest in full."""
-    rows: list[Sequence[Value]] = []
+    rows: list[Sequence[TableValue]] = []
     best = set()
     for c in contest.cells:
         if c.best:

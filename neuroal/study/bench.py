@@ -15,9 +15,9 @@ from neuroal import engine, layout
 from neuroal.errors import NeuroalError
 from neuroal.model import memory, pretrained
 from neuroal.search.measurements import SharedMeasurements
-from neuroal.study.cases import Case
-from neuroal.study.file import Evaluation
-from neuroal.study.results import DONE, FAILED, Result
+from neuroal.study.cases import StudyCase
+from neuroal.study.file import EvaluationEntry
+from neuroal.study.results import DONE, FAILED, CaseResult
 from neuroal.study.scores import Measurer, Scores, identity, kept
 
 
@@ -52,14 +52,17 @@ class Bench:
     """Runs cases in one process; the model of the last one stays loaded."""
 
     def __init__(
-        self, evaluations: Sequence[Evaluation], trust_remote_code: bool, progress: bool = False
+        self,
+        evaluations: Sequence[EvaluationEntry],
+        trust_remote_code: bool,
+        progress: bool = False,
     ) -> None:
         self.evaluations = {evaluation: identity(evaluation) for evaluation in evaluations}
         self.trust_remote_code = trust_remote_code
         self.progress = progress
         self._loaded: _Loaded | None = None
 
-    def run(self, case: Case, known: Mapping[str, Any]) -> Result:
+    def run(self, case: StudyCase, known: Mapping[str, Any]) -> CaseResult:
         """Run a case and return the content of its file; an exception makes it a failed one.
 
         Args:
@@ -71,7 +74,7 @@ class Bench:
         except Exception as error:
             return failure(case, error)
 
-    def _outcome(self, case: Case, known: Mapping[str, Any]) -> Result:
+    def _outcome(self, case: StudyCase, known: Mapping[str, Any]) -> CaseResult:
         loaded = self._load(case)
         loaded.restore()
         if torch.cuda.is_available():
@@ -101,7 +104,7 @@ class Bench:
         rounded = {phase: round(x, 4) for phase, x in seconds.items()}
         return {"scores": scores, "report": report, "seconds": rounded, "error": None}
 
-    def _load(self, case: Case) -> _Loaded:
+    def _load(self, case: StudyCase) -> _Loaded:
         """Return the case's model; the one before it is let go of first."""
         key = (case.model, case.dtype, case.device)
         if self._loaded is None or self._loaded.key != key:
@@ -118,7 +121,7 @@ class Bench:
         return self._loaded
 
 
-def failure(case: Case, error: Exception) -> Result:
+def failure(case: StudyCase, error: Exception) -> CaseResult:
     """Return the content of a failed case's file: the error in one line, and its traceback."""
     kind = "" if isinstance(error, NeuroalError) else f"{type(error).__name__}: "
     return {
@@ -132,6 +135,6 @@ def failure(case: Case, error: Exception) -> Result:
     }
 
 
-def _head(case: Case) -> Result:
+def _head(case: StudyCase) -> CaseResult:
     recipe = None if case.recipe is None else case.recipe.to_json()
     return {"id": case.id, "case": dict(case.labels), "recipe": recipe}

@@ -23,13 +23,13 @@ from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, setup
-from neuroal.study.file import Model, Pruner, Study, TopUp
+from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry
 
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
 
 
 @dataclass(frozen=True)
-class Case:
+class StudyCase:
     """One thing to run: a model, pruned by a recipe or as it is, to be evaluated.
 
     Attributes:
@@ -69,7 +69,7 @@ def title(labels: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedCase:
     """A combination that makes no sense, and why."""
 
     labels: Mapping[str, Any]
@@ -80,13 +80,13 @@ class Skipped:
 class Expansion:
     """All combinations of a study: models outermost, each after its dense baseline."""
 
-    cases: tuple[Case, ...]
-    skipped: tuple[Skipped, ...]
+    cases: tuple[StudyCase, ...]
+    skipped: tuple[SkippedCase, ...]
 
     @property
-    def distinct(self) -> tuple[Case, ...]:
+    def distinct(self) -> tuple[StudyCase, ...]:
         """Return the cases that are run: the first of every id."""
-        first: dict[str, Case] = {}
+        first: dict[str, StudyCase] = {}
         for case in self.cases:
             first.setdefault(case.id, case)
         return tuple(first.values())
@@ -102,8 +102,8 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
         UsageError: There is such an entry, or a source is wrong.
         NeuroalError: A model's structure cannot be read, or a plugin is broken.
     """
-    cases: list[Case] = []
-    skipped: list[Skipped] = []
+    cases: list[StudyCase] = []
+    skipped: list[SkippedCase] = []
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
         try:
@@ -115,7 +115,7 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
                 labels = {"model": model.label, **labels}
                 made = _fit(recipe, found)
                 if isinstance(made, str):
-                    skipped.append(Skipped(labels, made))
+                    skipped.append(SkippedCase(labels, made))
                     continue
                 _check_calibration(made, recipe, found)
                 cases.append(_case(labels, recipe, sha256, made))
@@ -125,7 +125,7 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     return Expansion(tuple(cases), tuple(skipped))
 
 
-def _calibration(study: Study, model: Model) -> dict[str, Any]:
+def _calibration(study: Study, model: ModelEntry) -> dict[str, Any]:
     """Return the fields of a recipe that say what the model is calibrated on."""
     values = dataclasses.asdict(study.calibration)
     source = values.pop("source")
@@ -167,7 +167,7 @@ def _combinations(study: Study, plain: Recipe) -> Iterator[tuple[dict[str, Any],
         yield labels, dataclasses.replace(recipe, options=_options(pruner, top_up))
 
 
-def _options(pruner: Pruner, top_up: TopUp) -> dict[str, dict[str, Any]]:
+def _options(pruner: PrunerEntry, top_up: TopUpEntry) -> dict[str, dict[str, Any]]:
     options = {name: dict(values) for name, values in top_up.options.items()}
     if pruner.options:
         name = listing_of("pruner", pruner.name).name
@@ -192,7 +192,9 @@ def _check_calibration(made: Setup, recipe: Recipe, found: Layout) -> None:
         raise UsageError("give it calibration: a source in [calibration], or one of its own")
 
 
-def _refuse_dead_entries(study: Study, cases: Sequence[Case], skipped: Sequence[Skipped]) -> None:
+def _refuse_dead_entries(
+    study: Study, cases: Sequence[StudyCase], skipped: Sequence[SkippedCase]
+) -> None:
     for key, label, values in (
         ("pruners", "pruner", [x.label for x in study.pruners]),
         ("top_ups", "top_up", [x.label for x in study.top_ups]),
@@ -207,7 +209,7 @@ def _refuse_dead_entries(study: Study, cases: Sequence[Case], skipped: Sequence[
 
 def _case(
     labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, made: Setup | None
-) -> Case:
+) -> StudyCase:
     """Return a case; the dense model's where no plugins are given."""
     decides: dict[str, Any] = {
         "neuroal": neuroal.__version__,
@@ -222,7 +224,7 @@ def _case(
         decides["plugins"] = [p.provenance() for p in made.plugins]
         decides["calibration"] = source_identity(recipe.calibration)
     text = json.dumps(decides, sort_keys=True)
-    return Case(
+    return StudyCase(
         id=hashlib.sha256(text.encode()).hexdigest()[:16],
         labels=labels,
         recipe=recipe if made is not None else None,

@@ -14,7 +14,7 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.plugins import trust
 from neuroal.study.bench import Bench
 from neuroal.study.executors import Executor, Job
-from neuroal.study.results import Result
+from neuroal.study.results import CaseResult
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def on_ray(
             num_cpus=0 if gpus_per_case else 1,
             num_gpus=gpus_per_case,
             runtime_env={"env_vars": variables},
-        )(_Bench)
+        )(_RemoteBench)
         errors = ray.exceptions
         lost = (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError)
 
@@ -99,7 +99,7 @@ def _room(ray: Any, gpus_per_case: float) -> int:
     return room
 
 
-class _Bench:
+class _RemoteBench:
     """The actor; it works in the driver's current folder, where its node has that."""
 
     def __init__(self, make_bench: Callable[[], Bench], folder: str) -> None:
@@ -110,7 +110,7 @@ class _Bench:
     def ready(self) -> None:
         """Answer once the actor runs."""
 
-    def run(self, job: Job) -> Result:
+    def run(self, job: Job) -> CaseResult:
         return self.bench.run(*job)
 
 
@@ -125,8 +125,8 @@ class _Actor:
         future: Future[Any] = self.handle.ready.remote().future()
         return future
 
-    def submit(self, job: Job) -> Future[Result]:
-        future: Future[Result] = self.handle.run.remote(job).future()
+    def submit(self, job: Job) -> Future[CaseResult]:
+        future: Future[CaseResult] = self.handle.run.remote(job).future()
         return future
 
     def close(self) -> None:

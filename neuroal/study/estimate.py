@@ -17,10 +17,10 @@ from neuroal import layout
 from neuroal.cost import plan
 from neuroal.data import calibration
 from neuroal.model import memory, pretrained
-from neuroal.study.cases import Case
+from neuroal.study.cases import StudyCase
 from neuroal.study.executors import Job
-from neuroal.study.file import Evaluation
-from neuroal.study.results import DONE, Result
+from neuroal.study.file import EvaluationEntry
+from neuroal.study.results import DONE, CaseResult
 from neuroal.study.scores import Measurer, identity, kept
 
 TIMED_TOKENS = 1024
@@ -45,8 +45,8 @@ class StudyTime:
 
 def estimate(
     jobs: Sequence[Job],
-    evaluations: Sequence[Evaluation],
-    known: Iterable[Result],
+    evaluations: Sequence[EvaluationEntry],
+    known: Iterable[CaseResult],
     trust_remote_code: bool = False,
     progress: bool = False,
 ) -> StudyTime:
@@ -64,7 +64,7 @@ def estimate(
     speeds: dict[tuple[str, str, str], _ForwardSpeed] = {}
     seconds, timed = 0.0, 0
     unknown: dict[str, None] = {}
-    asked: list[Evaluation | None]
+    asked: list[EvaluationEntry | None]
     for case, scores in tqdm(jobs, desc="estimate", disable=not progress, leave=False):
         model = (case.model, case.dtype, case.device)
         speed = speeds.setdefault(model, _ForwardSpeed(*model, trust_remote_code))
@@ -103,7 +103,7 @@ class _FinishedCases:
     evaluating: Mapping[tuple[str, str], float]
 
     @classmethod
-    def of(cls, done: Iterable[Result]) -> _FinishedCases:
+    def of(cls, done: Iterable[CaseResult]) -> _FinishedCases:
         pruning: dict[tuple[Any, ...], list[float]] = {}
         evaluating: dict[tuple[str, str], list[float]] = {}
         for result in done:
@@ -129,9 +129,9 @@ class _ForwardSpeed:
     device: str
     trust_remote_code: bool
     _block_runs: dict[str, int] = field(default_factory=dict)
-    _tokens: dict[Evaluation, int] = field(default_factory=dict)
+    _tokens: dict[EvaluationEntry, int] = field(default_factory=dict)
 
-    def of(self, case: Case, evaluation: Evaluation | None) -> float:
+    def of(self, case: StudyCase, evaluation: EvaluationEntry | None) -> float:
         """Return the seconds of an evaluation on a text; where None is given, of the pruning."""
         if evaluation is not None:
             if evaluation not in self._tokens:

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from neuroal.errors import NeuroalError
 from neuroal.study.bench import Bench, failure
-from neuroal.study.cases import Case
-from neuroal.study.results import Result
+from neuroal.study.cases import StudyCase
+from neuroal.study.results import CaseResult
 
 LOG = logging.getLogger(__name__)
 
 TRIES = 3
 PATIENCE = 5.0  # seconds without news after which an executor is asked whether any can come
-Job = tuple[Case, Mapping[str, Any]]
+Job = tuple[StudyCase, Mapping[str, Any]]
 """A case, and the scores of it that are known."""
 
 
@@ -31,7 +31,7 @@ class Worker(Protocol):
     def ready(self) -> Future[Any]:
         """Return what is done once the worker can take a case."""
 
-    def submit(self, job: Job) -> Future[Result]:
+    def submit(self, job: Job) -> Future[CaseResult]:
         """Run a case."""
 
     def close(self) -> None:
@@ -55,13 +55,13 @@ class Executor:
     check: Callable[[], None] = lambda: None
 
 
-def run_here(bench: Bench, jobs: Sequence[Job]) -> Iterator[Result]:
+def run_here(bench: Bench, jobs: Sequence[Job]) -> Iterator[CaseResult]:
     """Run cases one by one in this process."""
     for case, known in jobs:
         yield bench.run(case, known)
 
 
-def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[Result]:
+def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[CaseResult]:
     """Run cases on an executor's workers and yield their results as they come.
 
     Args:
@@ -129,7 +129,7 @@ class _Queue:
         self.tries[job[0].id] = self.tries.get(job[0].id, 0) + 1
         return job
 
-    def give_back(self, job: Job, error: BaseException) -> Result | None:
+    def give_back(self, job: Job, error: BaseException) -> CaseResult | None:
         """Put a job back whose worker has died; after too many tries return its failure."""
         case = job[0]
         LOG.warning("the worker of '%s' died: %s", case.title, error)

@@ -21,7 +21,7 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelEntry:
     """One of `models`: a string is its name.
 
     Attributes:
@@ -38,7 +38,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Pruner:
+class PrunerEntry:
     """One of `pruners`: a string is its name.
 
     Attributes:
@@ -53,7 +53,7 @@ class Pruner:
 
 
 @dataclass(frozen=True)
-class TopUp:
+class TopUpEntry:
     """One of `top_ups`: a string is its name.
 
     Attributes:
@@ -76,7 +76,7 @@ class TopUp:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationEntry:
     """`[calibration]`: what every case is calibrated on; see `Recipe`."""
 
     source: str | None = None
@@ -86,7 +86,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationEntry:
     """One of `[[evaluations]]`: perplexity on `data`, or zero-shot `tasks`.
 
     Attributes:
@@ -131,14 +131,17 @@ class Study:
         requires: See `Recipe`.
     """
 
-    models: tuple[Model, ...]
-    evaluations: tuple[Evaluation, ...]
-    pruners: tuple[Pruner, ...] = (Pruner("wanda", "wanda"),)
-    top_ups: tuple[TopUp, ...] = (TopUp("uniform", "uniform"), TopUp("neuroal", "neuroal"))
+    models: tuple[ModelEntry, ...]
+    evaluations: tuple[EvaluationEntry, ...]
+    pruners: tuple[PrunerEntry, ...] = (PrunerEntry("wanda", "wanda"),)
+    top_ups: tuple[TopUpEntry, ...] = (
+        TopUpEntry("uniform", "uniform"),
+        TopUpEntry("neuroal", "neuroal"),
+    )
     sparsities: tuple[float, ...] = ()
     patterns: tuple[str, ...] = ("unstructured",)
     seeds: tuple[int, ...] = (0,)
-    calibration: Calibration = Calibration()
+    calibration: CalibrationEntry = CalibrationEntry()
     budget: Budget = "exact"
     comparison: Comparison | None = None
     skip_indivisible: bool = False
@@ -182,10 +185,18 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
     """
     values: dict[str, Any] = dict(data)
     readers: Mapping[str, tuple[type, str, Callable[[Any], Any]]] = {
-        "models": (Model, "name", lambda m: _labelled(_located(m, folder, "name", "calibration"))),
-        "pruners": (Pruner, "name", lambda p: _labelled(_located(p, folder, "name", find=_plugin))),
-        "top_ups": (TopUp, "name", lambda t: _top_up(t, folder)),
-        "evaluations": (Evaluation, "data", lambda e: _evaluation(e, folder)),
+        "models": (
+            ModelEntry,
+            "name",
+            lambda m: _labelled(_located(m, folder, "name", "calibration")),
+        ),
+        "pruners": (
+            PrunerEntry,
+            "name",
+            lambda p: _labelled(_located(p, folder, "name", find=_plugin)),
+        ),
+        "top_ups": (TopUpEntry, "name", lambda t: _top_up(t, folder)),
+        "evaluations": (EvaluationEntry, "data", lambda e: _evaluation(e, folder)),
     }
     for key, (kind, main, finish) in readers.items():
         if key in values:
@@ -194,7 +205,7 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
                 for i, entry in enumerate(_list(key, values[key]), 1)
             )
     if "calibration" in values:
-        given = _entry(Calibration, "source", values["calibration"], "calibration")
+        given = _entry(CalibrationEntry, "source", values["calibration"], "calibration")
         values["calibration"] = _located(given, folder, "source")
     for key in ("sparsities", "patterns", "seeds"):
         if key in values:
@@ -292,7 +303,7 @@ def _short(name: str) -> str:
     return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
 
 
-def _top_up(top_up: TopUp, folder: Path) -> Any:
+def _top_up(top_up: TopUpEntry, folder: Path) -> Any:
     roles = ("row_ratios", "alignment", "refiner")
     top_up = _located(top_up, folder, "name", *roles, find=_plugin)
     if top_up.block_ratios is not None:
@@ -301,7 +312,7 @@ def _top_up(top_up: TopUp, folder: Path) -> Any:
     return _labelled(top_up)
 
 
-def _evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
+def _evaluation(evaluation: EvaluationEntry, folder: Path) -> EvaluationEntry:
     if (evaluation.data is None) == (not evaluation.tasks):
         raise UsageError("give data (a source, for perplexity) or tasks (zero-shot), one of them")
     foreign = ("include_path", "limit") if evaluation.data else ("length", "windows")

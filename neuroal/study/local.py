@@ -18,7 +18,7 @@ import torch
 
 from neuroal.study.bench import Bench
 from neuroal.study.executors import Executor, Job
-from neuroal.study.results import Result
+from neuroal.study.results import CaseResult
 
 _bench: Bench  # of a worker's process
 
@@ -51,11 +51,11 @@ class _Process:
     def ready(self) -> Future[int]:
         return self.pid
 
-    def submit(self, job: Job) -> Future[Result]:
+    def submit(self, job: Job) -> Future[CaseResult]:
         try:
             return self.pool.submit(_run, job)
         except BrokenProcessPool as error:  # it died between two cases
-            lost: Future[Result] = Future()
+            lost: Future[CaseResult] = Future()
             lost.set_exception(error)
             return lost
 
@@ -83,5 +83,5 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job) -> Result:
+def _run(job: Job) -> CaseResult:
     return _bench.run(*job)

@@ -16,17 +16,17 @@ from typing import Any
 import neuroal
 from neuroal.errors import UsageError
 from neuroal.model.files import write_atomically
-from neuroal.study.cases import Case, Expansion
+from neuroal.study.cases import Expansion, StudyCase
 from neuroal.study.file import Study
 
 SCHEMA = 1
 MARKER = "study.json"
 DONE, FAILED, MISSING = "done", "failed", "missing"
-Result = dict[str, Any]
+CaseResult = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Results:
+class StudyResults:
     """A study and what has become of it so far.
 
     Attributes:
@@ -38,7 +38,7 @@ class Results:
 
     folder: Path
     study: Mapping[str, Any]
-    cases: tuple[Result, ...]
+    cases: tuple[CaseResult, ...]
 
 
 def check_folder(out: Path) -> None:
@@ -71,7 +71,7 @@ def begin(out: Path, name: str, study: Study, expansion: Expansion) -> None:
     _write(out / MARKER, content)
 
 
-def write_case(out: Path, result: Result) -> None:
+def write_case(out: Path, result: CaseResult) -> None:
     """Write a case's file, in place of an earlier one."""
     _write(case_file(out, result["id"]), {"schema": SCHEMA, **result})
 
@@ -81,13 +81,13 @@ def case_file(out: Path, id: str) -> Path:
     return out / "cases" / f"{id}.json"
 
 
-def earlier(out: Path, cases: Iterable[Case]) -> dict[str, Result]:
+def earlier(out: Path, cases: Iterable[StudyCase]) -> dict[str, CaseResult]:
     """Return the files of those cases that are done or have failed, by id."""
     files = {case.id: case_file(out, case.id) for case in cases}
     return {id: _read(file) for id, file in files.items() if file.exists()}
 
 
-def read_study(folder: Path) -> Results:
+def read_study(folder: Path) -> StudyResults:
     """Read a results folder, finished or not.
 
     Raises:
@@ -101,7 +101,7 @@ def read_study(folder: Path) -> Results:
         file = case_file(folder, entry["id"])
         known = _read(file) if file.exists() else {"status": MISSING, "scores": {}}
         cases.append(known | {"id": entry["id"], "case": entry["case"]})
-    return Results(folder, study, tuple(cases))
+    return StudyResults(folder, study, tuple(cases))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
 from neuroal.study.executors import Job, run_here, run_on
-from neuroal.study.file import Evaluation, Study, read
+from neuroal.study.file import EvaluationEntry, Study, read
 from neuroal.study.local import local
-from neuroal.study.results import DONE, Result
+from neuroal.study.results import DONE, CaseResult
 from neuroal.study.scores import check, identity, kept
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class PreparedStudy:
     study: Study
     expansion: Expansion
     jobs: tuple[Job, ...]
-    known: tuple[Result, ...]
+    known: tuple[CaseResult, ...]
 
     @property
     def finished(self) -> int:
@@ -83,7 +83,7 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
     return PreparedStudy(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
 
 
-def _check(evaluation: Evaluation, number: int) -> None:
+def _check(evaluation: EvaluationEntry, number: int) -> None:
     try:
         check(evaluation)
     except NeuroalError as error:
@@ -91,7 +91,7 @@ def _check(evaluation: Evaluation, number: int) -> None:
 
 
 @dataclass(frozen=True)
-class How:
+class Execution:
     """Where and how cases run.
 
     Attributes:
@@ -125,7 +125,7 @@ class How:
             raise UsageError("--gpus-per-case is for --executor ray")
 
 
-def run(prepared: PreparedStudy, how: How) -> Iterator[Result]:
+def run(prepared: PreparedStudy, how: Execution) -> Iterator[CaseResult]:
     """Run the cases that are left; write the file of each as soon as it is done, and yield it."""
     results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
     for result in _results(prepared, how):
@@ -135,7 +135,7 @@ def run(prepared: PreparedStudy, how: How) -> Iterator[Result]:
         yield result
 
 
-def _results(prepared: PreparedStudy, how: How) -> Iterator[Result]:
+def _results(prepared: PreparedStudy, how: Execution) -> Iterator[CaseResult]:
     make_bench = partial(Bench, prepared.study.evaluations, how.trust_remote_code)
     jobs = prepared.jobs
     if not jobs:

@@ -20,13 +20,13 @@ from neuroal.evaluation.text_overlap import warn_of_overlap
 from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
 from neuroal.model import pretrained
 from neuroal.study.cases import file_sha256, source_identity
-from neuroal.study.file import Evaluation
+from neuroal.study.file import EvaluationEntry
 
 T = TypeVar("T")
 Scores = dict[str, dict[str, Any]]
 
 
-def check(evaluation: Evaluation) -> None:
+def check(evaluation: EvaluationEntry) -> None:
     """Refuse an evaluation that cannot be run, before any text or model is read.
 
     Raises:
@@ -39,7 +39,7 @@ def check(evaluation: Evaluation) -> None:
         check_names(evaluation.tasks, evaluation.include_path)
 
 
-def identity(evaluation: Evaluation) -> str:
+def identity(evaluation: EvaluationEntry) -> str:
     """Return the SHA-256 of what decides an evaluation's scores and the columns they stand in."""
     decides = dataclasses.asdict(evaluation)
     del decides["batch"]
@@ -67,10 +67,10 @@ class Measurer:
     def __init__(self, tokenizer: Any, progress: bool) -> None:
         self.tokenizer = tokenizer
         self.progress = progress
-        self._read: dict[Evaluation, Any] = {}
-        self._compared: set[tuple[Evaluation, str]] = set()
+        self._read: dict[EvaluationEntry, Any] = {}
+        self._compared: set[tuple[EvaluationEntry, str]] = set()
 
-    def measure(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+    def measure(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         """Return an evaluation's scores by column."""
         if evaluation.data is not None:
             found = self._perplexity(evaluation, model)
@@ -79,18 +79,18 @@ class Measurer:
         key = identity(evaluation)
         return {column: {**score, "evaluation": key} for column, score in found.items()}
 
-    def compare(self, evaluation: Evaluation, model: nn.Module, calibration: Windows) -> None:
+    def compare(self, evaluation: EvaluationEntry, model: nn.Module, calibration: Windows) -> None:
         """Warn, once, where a text shares sequences of tokens with calibration windows."""
         pair = (evaluation, calibration.sha256)
         if evaluation.data is not None and pair not in self._compared:
             self._compared.add(pair)
             warn_of_overlap(calibration, self.windows(evaluation, model))
 
-    def windows(self, evaluation: Evaluation, model: nn.Module) -> Windows:
+    def windows(self, evaluation: EvaluationEntry, model: nn.Module) -> Windows:
         """Return the windows of an evaluation on a text, cut once."""
         return self._once(evaluation, lambda: self._cut(evaluation, model))
 
-    def _cut(self, evaluation: Evaluation, model: nn.Module) -> Windows:
+    def _cut(self, evaluation: EvaluationEntry, model: nn.Module) -> Windows:
         config = getattr(model, "config", None)
         return evaluation_windows(
             str(evaluation.data),
@@ -102,19 +102,19 @@ class Measurer:
             progress=self.progress,
         )
 
-    def _once(self, evaluation: Evaluation, make: Callable[[], T]) -> T:
+    def _once(self, evaluation: EvaluationEntry, make: Callable[[], T]) -> T:
         if evaluation not in self._read:
             self._read[evaluation] = make()
         value: T = self._read[evaluation]
         return value
 
-    def _perplexity(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+    def _perplexity(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         windows = self.windows(evaluation, model)
         start = time.perf_counter()
         found = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
         return {evaluation.label: _score_of_perplexity(found, time.perf_counter() - start)}
 
-    def _zero_shot(self, evaluation: Evaluation, model: nn.Module) -> Scores:
+    def _zero_shot(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         tasks = self._once(
             evaluation, lambda: load_tasks(evaluation.tasks, evaluation.include_path)
         )

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neuroal.study.results import DONE, Results
+from neuroal.study.results import DONE, StudyResults
 
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Cell:
+class MeanScore:
     """One score of one method on one model, over the seeds.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cell:
     seconds: float | None
 
 
-def cells(results: Results) -> list[Cell]:
+def cells(results: StudyResults) -> list[MeanScore]:
     """Return a cell for every evaluation of every case that has one, over the seeds together."""
     groups: dict[Key, list[Mapping[str, Any]]] = {}
     for case in results.cases:
@@ -64,7 +64,7 @@ def cells(results: Results) -> list[Cell]:
             values = [float(c["scores"][column]["value"]) for c in done if column in c["scores"]]
             times = [c["seconds"]["prune"] for c in done if c["report"] is not None]
             found.append(
-                Cell(
+                MeanScore(
                     *key,
                     evaluation=column,
                     metric=score["metric"],
@@ -86,17 +86,17 @@ def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def _higher(results: Results) -> dict[str, bool]:
+def _higher(results: StudyResults) -> dict[str, bool]:
     """Return by column whether higher is better."""
     scores = [case["scores"] for case in results.cases]
     return {column: s["higher_is_better"] for x in scores for column, s in x.items()}
 
 
-def _marked(found: Sequence[Cell], higher: Mapping[str, bool]) -> list[Cell]:
+def _marked(found: Sequence[MeanScore], higher: Mapping[str, bool]) -> list[MeanScore]:
     """Mark the best of the cells that compete; all of them where they are equal."""
     several = len({cell.top_up for cell in found if cell.pruner is not None}) > 1
 
-    def competition(cell: Cell) -> Key:
+    def competition(cell: MeanScore) -> Key:
         pruner = cell.pruner if several else cell.pruner is not None
         return (cell.model, cell.pattern, pruner, cell.sparsity, cell.evaluation)
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from neuroal.cli import main
 from neuroal.cli.command import GroupedOption
-from neuroal.cli.demo import Case, verdict
+from neuroal.cli.demo import DemoRow, verdict
 from neuroal.testing import tiny_model
 
 COMMANDS = {
@@ -232,8 +232,8 @@ def test_ctrl_c(folder: Path) -> None:
     assert process.returncode == 130
 
 
-def case(pruner: str | None, top_up: str | None, wanted: float, value: float) -> Case:
-    return Case(pruner, top_up, wanted, wanted, None, None, value, 1.0)
+def case(pruner: str | None, top_up: str | None, wanted: float, value: float) -> DemoRow:
+    return DemoRow(pruner, top_up, wanted, wanted, None, None, value, 1.0)
 
 
 def test_verdict_is_computed() -> None:

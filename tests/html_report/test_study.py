@@ -13,7 +13,7 @@ import pytest
 from neuroal import UsageError
 from neuroal.html_report import LARGEST, write
 from neuroal.html_report.study_figures import front
-from neuroal.study.table import Cell
+from neuroal.study.table import MeanScore
 
 SCORES: dict[tuple[str, str, float], tuple[Sequence[float | str], float]] = {
     # (pruner, top-up, sparsity): perplexity by seed, seconds
@@ -168,8 +168,8 @@ def test_what_is_missing_is_said(page: Any) -> None:
     assert page.all("h1")[0].text == f"Study: {NAME}"
 
 
-def cell(seconds: float | None, mean: float) -> Cell:
-    return Cell("m", None, "p", "t", 0.5, "e", "x", mean, None, 1, 0, False, seconds)
+def cell(seconds: float | None, mean: float) -> MeanScore:
+    return MeanScore("m", None, "p", "t", 0.5, "e", "x", mean, None, 1, 0, False, seconds)
 
 
 @pytest.mark.parametrize("higher", [False, True])
@@ -179,7 +179,7 @@ def test_front(higher: bool) -> None:
     cells = [cell(s, sign * y) for s, y in points]
     cells += [cell(None, sign * 0.0), cell(0.5, math.nan), cell(0.5, sign * math.inf)]
 
-    def beaten(c: Cell) -> bool:
+    def beaten(c: MeanScore) -> bool:
         better = [
             d
             for d in cells

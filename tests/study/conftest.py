@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from neuroal.study.results import Result
-from neuroal.study.run import How, PreparedStudy, prepare, run
+from neuroal.study.results import CaseResult
+from neuroal.study.run import Execution, PreparedStudy, prepare, run
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
 STUDY = """
@@ -77,10 +77,10 @@ def prepared(desk: Path) -> Change:
 
 
 @pytest.fixture
-def finish() -> Callable[..., list[Result]]:
+def finish() -> Callable[..., list[CaseResult]]:
     """Runs what is left of a study: `finish(prepared, jobs=2)`."""
 
-    def runner(what: PreparedStudy, **how: Any) -> list[Result]:
-        return list(run(what, How(**how)))
+    def runner(what: PreparedStudy, **how: Any) -> list[CaseResult]:
+        return list(run(what, Execution(**how)))
 
     return runner

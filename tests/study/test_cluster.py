@@ -16,13 +16,13 @@ import pytest
 
 from neuroal.errors import NeuroalError
 from neuroal.study.cluster import _room, on_ray
-from neuroal.study.results import Result
+from neuroal.study.results import CaseResult
 from neuroal.study.run import PreparedStudy
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'neuroal[ray]'")
 
 Change = Callable[..., PreparedStudy]
-Finish = Callable[..., list[Result]]
+Finish = Callable[..., list[CaseResult]]
 Start = Callable[..., subprocess.Popen[str]]
 LIMIT = 300  # seconds: nothing here takes a tenth of it
 STORE = 80 * 2**20
@@ -126,11 +126,11 @@ def kill_node(cluster: Any, files: list[Path], process: subprocess.Popen[str]) -
     cluster.remove_node(node, allow_graceful=False)
 
 
-def finished(desk: Path) -> list[Result]:
+def finished(desk: Path) -> list[CaseResult]:
     return [json.loads(path.read_text()) for path in sorted((desk / "out/cases").iterdir())]
 
 
-def values(results: list[Result]) -> dict[str, dict[str, Any]]:
+def values(results: list[CaseResult]) -> dict[str, dict[str, Any]]:
     return {r["id"]: {n: s["value"] for n, s in r["scores"].items()} for r in results}
 
 

@@ -11,7 +11,7 @@ from neuroal.cost import plan
 from neuroal.model import pretrained
 from neuroal.study import estimate as module
 from neuroal.study.estimate import estimate
-from neuroal.study.results import Result
+from neuroal.study.results import CaseResult
 from neuroal.study.run import PreparedStudy
 
 Change = Callable[..., PreparedStudy]
@@ -39,7 +39,7 @@ def test_finished_cases_tell_more(prepared: Change, monkeypatch: pytest.MonkeyPa
     what = prepared()
     keys = module.identity(what.study.evaluations[0]), module.identity(what.study.evaluations[1])
 
-    def result(number: int, seconds: float) -> Result:
+    def result(number: int, seconds: float) -> CaseResult:
         case = what.expansion.cases[number]
         scores = {
             name: {"evaluation": key, "seconds": s}
@@ -60,6 +60,6 @@ def test_finished_cases_tell_more(prepared: Change, monkeypatch: pytest.MonkeyPa
 def test_zero_shot_is_unknown_at_first(prepared: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._ForwardSpeed, "_per_token", 1.0)
     what = prepared()
-    (tasks,) = what.study.evaluations[:0] or [module.Evaluation(tasks=("rte",), label="rte")]
+    (tasks,) = what.study.evaluations[:0] or [module.EvaluationEntry(tasks=("rte",), label="rte")]
     found = estimate(what.jobs[:1], [tasks], ())
     assert (found.seconds, found.timed, found.unknown) == (0.0, 1, ("rte",))

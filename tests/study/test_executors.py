@@ -21,11 +21,11 @@ from neuroal.study import executors
 from neuroal.study.bench import Bench
 from neuroal.study.executors import TRIES, Executor, Job, run_on
 from neuroal.study.local import local
-from neuroal.study.results import Result
+from neuroal.study.results import CaseResult
 from neuroal.study.run import PreparedStudy
 
 Change = Callable[..., PreparedStudy]
-Finish = Callable[..., list[Result]]
+Finish = Callable[..., list[CaseResult]]
 SMALL = (('models = ["llama", "opt"]', 'models = ["opt"]'), ("[0.5, 0.7]", "[0.5]"))
 KILLS = """
 import os, signal
@@ -46,7 +46,7 @@ class Mine:
 """
 
 
-def values(results: list[Result]) -> dict[str, dict[str, Any]]:
+def values(results: list[CaseResult]) -> dict[str, dict[str, Any]]:
     return {r["id"]: {n: s["value"] for n, s in r["scores"].items()} for r in results}
 
 
@@ -95,7 +95,7 @@ class Fake:
     def ready(self) -> Future[Any]:
         return self._answer(None)
 
-    def submit(self, job: Job) -> Future[Result]:
+    def submit(self, job: Job) -> Future[CaseResult]:
         self.seen.append(job)
         return self._answer(job)
 
@@ -187,8 +187,8 @@ def test_no_worker_can_start_any_more(prepared: Change, monkeypatch: pytest.Monk
 
 def test_what_an_executor_raises_besides_ends_the_run(prepared: Change) -> None:
     class Broken(Fake):
-        def submit(self, job: Job) -> Future[Result]:
-            future: Future[Result] = Future()
+        def submit(self, job: Job) -> Future[CaseResult]:
+            future: Future[CaseResult] = Future()
             future.set_exception(RuntimeError("no result can be sent"))
             return future
 

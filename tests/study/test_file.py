@@ -11,7 +11,7 @@ import pytest
 from neuroal.errors import UsageError
 from neuroal.plugins import listing_of
 from neuroal.plugins.trust import FILE
-from neuroal.study.file import Evaluation, Model, Pruner, TopUp, read
+from neuroal.study.file import EvaluationEntry, ModelEntry, PrunerEntry, TopUpEntry, read
 
 SMALL = 'models = ["demo"]\n'
 EVALUATION = '[[evaluations]]\ndata = "demo"\n'
@@ -44,21 +44,21 @@ def test_entries_are_strings_or_tables(tmp_path: Path) -> None:
     """
     study = read(write(tmp_path, text))
     assert study.models == (
-        Model(f"{tmp_path}/models/llama", "llama"),  # beside the file
-        Model("org/opt", "OPT", "float16"),
+        ModelEntry(f"{tmp_path}/models/llama", "llama"),  # beside the file
+        ModelEntry("org/opt", "OPT", "float16"),
     )
     assert study.pruners == (
-        Pruner("wanda", "wanda"),
-        Pruner("ria", "ria 1", {"a": 1.0}),
-        Pruner(f"{tmp_path}/mine.py:Mine", "Mine"),
+        PrunerEntry("wanda", "wanda"),
+        PrunerEntry("ria", "ria 1", {"a": 1.0}),
+        PrunerEntry(f"{tmp_path}/mine.py:Mine", "Mine"),
     )
-    assert study.top_ups[0] == TopUp("neuroal:owl", "owl")
+    assert study.top_ups[0] == TopUpEntry("neuroal:owl", "owl")
     assert study.top_ups[1].block_ratios == ("owl", "dlp")
     assert study.top_ups[1].options == {"owl": {"M": 4}}
     assert study.sparsities == (0.0, 0.5)
     assert study.evaluations == (
-        Evaluation("wikitext2", label="wikitext2"),
-        Evaluation(tasks=("rte", "boolq"), limit=5, label="rte + boolq"),
+        EvaluationEntry("wikitext2", label="wikitext2"),
+        EvaluationEntry(tasks=("rte", "boolq"), limit=5, label="rte + boolq"),
     )
 
 
@@ -93,11 +93,11 @@ def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
     assert study.evaluations[0].data == f"{tmp_path}/rows"
     assert [x.name for x in study.pruners] == ["wanda", f"{mine}:Mine"]
     best, owl, own = study.top_ups
-    assert best == TopUp("best", "best")
-    assert owl == TopUp(
+    assert best == TopUpEntry("best", "best")
+    assert owl == TopUpEntry(
         "neuroal:owl", "owl", ("owl", f"{mine}:Blocks"), "neuroal", "neuron", "dsnot"
     )
-    assert own == TopUp(
+    assert own == TopUpEntry(
         f"{mine}:TOP_UP", "TOP_UP", None, f"{mine}:Rows", f"{mine}:Distance", f"{mine}:Refiner"
     )
 
@@ -105,7 +105,7 @@ def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
 def test_a_study_can_remove_the_refiner_of_a_preset(tmp_path: Path) -> None:
     top_ups = '[[top_ups]]\nname = "dsnot"\nrefiner = "none"\n'
     study = read(write(tmp_path, SMALL + EVALUATION + top_ups))
-    assert study.top_ups == (TopUp("dsnot", "dsnot", refiner="none"),)
+    assert study.top_ups == (TopUpEntry("dsnot", "dsnot", refiner="none"),)
 
 
 @pytest.mark.parametrize("name", ["wanda", "neuroal:wanda", "x.py:Mine", "x.py", "x.pyc", "x.py.d"])

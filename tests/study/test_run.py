@@ -23,11 +23,11 @@ from neuroal.evaluation.perplexity import evaluation_windows, perplexity
 from neuroal.model import pretrained
 from neuroal.search import measurements
 from neuroal.study import bench, scores
-from neuroal.study.results import Result, case_file, read_study
-from neuroal.study.run import How, PreparedStudy, prepare, run
+from neuroal.study.results import CaseResult, case_file, read_study
+from neuroal.study.run import Execution, PreparedStudy, prepare, run
 
 Change = Callable[..., PreparedStudy]
-Finish = Callable[..., list[Result]]
+Finish = Callable[..., list[CaseResult]]
 
 FAILS_ON_OPT = """
 from dataclasses import dataclass
@@ -55,11 +55,11 @@ class Mine:
 """
 
 
-def by_id(results: list[Result]) -> dict[str, Result]:
+def by_id(results: list[CaseResult]) -> dict[str, CaseResult]:
     return {result["id"]: result for result in results}
 
 
-def values(result: Result) -> dict[str, float]:
+def values(result: CaseResult) -> dict[str, float]:
     return {name: float(score["value"]) for name, score in result["scores"].items()}
 
 
@@ -215,7 +215,7 @@ def test_a_killed_study_goes_on_where_it_was(prepared: Change, finish: Finish, d
     assert {path: path.read_bytes() for path in kept} == kept
     results = read_study(what.out)
     assert [case["status"] for case in results.cases] == ["done"] * 18
-    once = by_id(list(run(dataclasses.replace(what, out=desk / "once"), How())))
+    once = by_id(list(run(dataclasses.replace(what, out=desk / "once"), Execution())))
     assert {c["id"]: values(c) for c in results.cases} == {i: values(r) for i, r in once.items()}
 
 
@@ -268,7 +268,7 @@ def test_a_case_file_is_a_recipe(prepared: Change, finish: Finish) -> None:
 )
 def test_how_makes_sense(how: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        How(**how)
+        Execution(**how)
     assert message in str(error.value)
 
 

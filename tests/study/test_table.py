@@ -11,7 +11,7 @@ import pytest
 
 from neuroal.cli.study_text import csv_text, number, tables_text
 from neuroal.study.results import read_study
-from neuroal.study.table import Cell, cells
+from neuroal.study.table import MeanScore, cells
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def one(found: list[Cell], top_up: str | None, sparsity: float, evaluation: str) -> Cell:
+def one(found: list[MeanScore], top_up: str | None, sparsity: float, evaluation: str) -> MeanScore:
     (cell,) = (
         c for c in found if (c.top_up, c.sparsity, c.evaluation) == (top_up, sparsity, evaluation)
     )
@@ -117,7 +117,9 @@ def test_latex(folder: Path) -> None:
 
 
 def test_latex_names_are_escaped() -> None:
-    cell = Cell("a_b", "2:4", "w&x", "50%", 0.5, "e", "perplexity", 1.0, None, 1, 0, False, 1.0)
+    cell = MeanScore(
+        "a_b", "2:4", "w&x", "50%", 0.5, "e", "perplexity", 1.0, None, 1, 0, False, 1.0
+    )
     assert "a\\_b & w\\&x & 50\\%" in " ".join(tables_text([cell], "latex").split())
 
 

@@ -18,7 +18,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Details:
     """Something to look up: words, a command, names with values, a table; any of them."""
 
     title: str
@@ -29,7 +29,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Score:
+class ShownScore:
     """One cell of a comparison: `shown`, and the number itself."""
 
     mean: float
@@ -38,27 +38,27 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRow:
     """One row of a comparison; a score per column, None where there is none."""
 
     pruner: str
     top_up: str
-    scores: Sequence[Score | None]
+    scores: Sequence[ShownScore | None]
     dense: bool = False
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreTable:
     """A table of methods against sparsities."""
 
     title: str
     words: str
     columns: Sequence[str]
-    rows: Sequence[Method]
+    rows: Sequence[MethodRow]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Section:
     """One section of a report, from its title to what may be looked up in it."""
 
     title: str
@@ -66,5 +66,5 @@ class Subject:
     facts: Sequence[Fact]
     notes: Sequence[str]
     figures: Sequence[Figure]
-    listings: Sequence[Listing]
-    comparisons: Sequence[Comparison] = ()
+    listings: Sequence[Details]
+    comparisons: Sequence[ScoreTable] = ()
