@@ -190,7 +190,7 @@ def test_no_file_and_no_toml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["study", "paper"])
 def test_templates_are_studies(name: str, tmp_path: Path) -> None:
-    template = importlib.resources.files("neuroal") / "templates" / f"{name}.toml.in"
+    template = importlib.resources.files("neuroal.study") / "templates" / f"{name}.toml.in"
     text = Template(template.read_text("utf-8")).substitute(name="x.toml")
     study = read(write(tmp_path, text))
     if name == "paper":  # the paper's numbers
