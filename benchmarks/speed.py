@@ -39,7 +39,7 @@ import neuroal
 from neuroal import layout
 from neuroal.model import pretrained
 from neuroal.pruning.masks import prune_rows, row_mask, zeroed
-from neuroal.walk.walker import batch_size
+from neuroal.walk import batch_size
 from neuroal_plugins.block_ratios.linear_schedule import LAMBDAS as BLOCK
 from neuroal_plugins.row_ratios.neuroal import LAMBDAS as ROW
 

@@ -49,9 +49,8 @@ from neuroal.search.alignment import Aligner
 from neuroal.search.measurements import Measurements, SharedMeasurements
 from neuroal.search.topup import Candidate, TopUpSearch
 from neuroal.types import Target, Tick
-from neuroal.walk import activations
+from neuroal.walk import Inputs, Walker, activations
 from neuroal.walk.activations import MakeStore
-from neuroal.walk.walker import Inputs, Walker
 
 log = logging.getLogger(__name__)
 

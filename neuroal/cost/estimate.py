@@ -18,8 +18,8 @@ from neuroal.model.memory import resident_memory
 from neuroal.pruning.hooks import BATCH_BYTES
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
+from neuroal.walk import batch_size
 from neuroal.walk.statistics import resolve
-from neuroal.walk.walker import batch_size
 
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from neuroal.pruning.pruner import BasePruner, spare_copies
 from neuroal.pruning.targets import targets
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
+from neuroal.walk import CandidateState, Walker, batch_size
 from neuroal.walk.statistics import resolve
-from neuroal.walk.walker import CandidateState, Walker, batch_size
 
 _VOCABULARY = 1024
 _PER_WINDOW = {"dense", "pruned", "final_dense", "final_pruned", "logits"}
@@ -88,8 +87,8 @@ def time_block(
     inputs = walker.inputs(ids, batch=windows)
     dtype = search_dtype(recipe)
     seconds = _Clock(device)
-    with walker.block(block) as module, torch.no_grad():
-        cast = module if dtype is None else deepcopy(module).to(dtype)
+    with walker.block(block, dtype) as cast, torch.no_grad():
+        module = walker.module(block)
         same = replace(inputs, dtype=dtype)
 
         def run(*arguments: Any, **how: Any) -> Any:
@@ -115,10 +114,10 @@ def time_block(
             seconds("final_pruned", lambda: run(resolve({"input_norm"})))
         seconds("final_prune", lambda: last.prune_block(block, module, known, wanted))
         if made.alignment.has("measure_output"):
-            behind = run().prefix
+            behind = run().state
 
             def measure_output() -> None:
-                logits = walker.logits(inputs.batches[0], behind.carried[0])
+                logits = walker.logits(inputs.batches[0], behind.outputs[0])
                 given = {"dense_logits": logits, "pruned_logits": logits}
                 made.alignment.call("measure_output", **given)
 

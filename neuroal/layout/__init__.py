@@ -6,7 +6,7 @@ same input and in which order they run. No family name is looked at.
 """
 
 from neuroal.layout.finding import find
-from neuroal.layout.parts import Block, Fed, Layout, Linear, Rows, Skipped
+from neuroal.layout.parts import Block, Fed, Layout, Linear, Rows, SkippedWeight
 from neuroal.layout.trace import TRACE_TOKENS
 
-__all__ = ["TRACE_TOKENS", "Block", "Fed", "Layout", "Linear", "Rows", "Skipped", "find"]
+__all__ = ["TRACE_TOKENS", "Block", "Fed", "Layout", "Linear", "Rows", "SkippedWeight", "find"]

@@ -11,8 +11,8 @@ from torch import nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout.experts import Experts, find_experts, router
-from neuroal.layout.flows import Flows, Found
-from neuroal.layout.parts import Block, Layout, Linear, Skipped
+from neuroal.layout.flows import Flows, TracedLinear
+from neuroal.layout.parts import Block, Layout, Linear, SkippedWeight
 from neuroal.layout.trace import Event, trace
 
 
@@ -31,8 +31,8 @@ def find(model: nn.Module) -> Layout:
     traced = trace(model, modules)
     first = {id(p): name for name, p in model.named_parameters()}
     taken = _Taken()
-    linears: list[list[list[Found]]] = []
-    skipped: list[Skipped] = []
+    linears: list[list[list[TracedLinear]]] = []
+    skipped: list[SkippedWeight] = []
     blocks: list[str] = []
     for block in dict.fromkeys(traced.runs):
         # A shared parameter has a name in every block that holds it.
@@ -162,7 +162,7 @@ def _dense(
 
 def _groups(
     events: Sequence[Event], experts: Mapping[str, Experts], own: Mapping[str, nn.Parameter]
-) -> Iterator[list[Found]]:
+) -> Iterator[list[TracedLinear]]:
     """Yield the linears that see one input, in execution order; experts one after another.
 
     A parallel MLP sees the attention's input too, but runs after the attention's output
@@ -175,7 +175,7 @@ def _groups(
         if group is None:
             stop = next((i for i in range(k, len(events)) if mine[i] is not None), len(events))
             for same in _same_input(events[k:stop]):
-                yield [Found(_plain_name(e, own), e.place, e) for e in same]
+                yield [TracedLinear(_plain_name(e, own), e.place, e) for e in same]
         elif group not in mine[:k]:  # all at once, however often they take turns with others
             run = [event for event, other in zip(events, mine, strict=True) if other is group]
             stages = list(_same_input(group.witness(run)))
@@ -195,9 +195,9 @@ def _same_input(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield group
 
 
-def _expert_linear(group: Experts, event: Event, expert: int) -> Found:
+def _expert_linear(group: Experts, event: Event, expert: int) -> TracedLinear:
     name, place = group.of(event, expert)
-    return Found(name, place, event, group, expert)
+    return TracedLinear(name, place, event, group, expert)
 
 
 def _plain_name(event: Event, own: Mapping[str, nn.Parameter]) -> str:
@@ -211,10 +211,10 @@ def _skipped(
     index: int,
     module: nn.Module,
     own: Mapping[str, nn.Parameter],
-    groups: Sequence[Sequence[Found]],
+    groups: Sequence[Sequence[TracedLinear]],
     dense: Mapping[str, str],
     earlier: set[str],
-) -> Iterator[Skipped]:
+) -> Iterator[SkippedWeight]:
     """Yield the weights of a block that no linear of it, or of an earlier block, covers."""
     covered: dict[str, int] = {}
     for found in (x for group in groups for x in group):
@@ -231,7 +231,7 @@ def _skipped(
             reason = f"{covered[name]:,} of its {parameter.numel():,} weights multiply"
         else:
             reason = dense.get(name) or _unused(owners.get(id(parameter)))
-        yield Skipped(name, index, tuple(parameter.shape), reason)
+        yield SkippedWeight(name, index, tuple(parameter.shape), reason)
 
 
 def _unused(owner: nn.Module | None) -> str:
@@ -247,8 +247,8 @@ def _unused(owner: nn.Module | None) -> str:
 
 def _layout(
     blocks: Sequence[str],
-    linears: Sequence[Sequence[Sequence[Found]]],
-    skipped: list[Skipped],
+    linears: Sequence[Sequence[Sequence[TracedLinear]]],
+    skipped: list[SkippedWeight],
     flows: Flows,
 ) -> Layout:
     order = [group for block in linears for group in block]
@@ -284,7 +284,7 @@ def _layout(
     return Layout(tuple(made), tuple(skipped))
 
 
-def _consumers(order: Sequence[Sequence[Found]]) -> list[str | None]:
+def _consumers(order: Sequence[Sequence[TracedLinear]]) -> list[str | None]:
     """Return every group's consumer: the next group of its own expert, else what runs next."""
     result: list[str | None] = []
     behind = len(order)  # what follows the experts that a group is one of
@@ -302,7 +302,9 @@ def _consumers(order: Sequence[Sequence[Found]]) -> list[str | None]:
     return result[::-1]
 
 
-def _in_stack(order: Sequence[Sequence[Found]], k: int, own: Found) -> Found | None:
+def _in_stack(
+    order: Sequence[Sequence[TracedLinear]], k: int, own: TracedLinear
+) -> TracedLinear | None:
     """Return the first linear of group `k`, or of the same expert in another stack of experts."""
     if k == len(order):
         return None

@@ -15,7 +15,7 @@ from neuroal.layout.trace import Event, Trace
 
 
 @dataclass(frozen=True)
-class Found:
+class TracedLinear:
     """A linear before it knows its group and consumer.
 
     Attributes:
@@ -43,14 +43,14 @@ class Flows:
         self._rows: dict[Event, tuple[Rows, ...]] = {}
 
     @classmethod
-    def of(cls, trace: Trace, linears: Sequence[Sequence[Sequence[Found]]]) -> Flows:
+    def of(cls, trace: Trace, linears: Sequence[Sequence[Sequence[TracedLinear]]]) -> Flows:
         """Return the flows between linears."""
         names: dict[Event, dict[int | None, str]] = {}
         for found in (x for block in linears for group in block for x in group):
             names.setdefault(found.event, {})[found.expert] = found.name
         return cls(trace, names)
 
-    def rows(self, found: Found) -> tuple[Rows, ...]:
+    def rows(self, found: TracedLinear) -> tuple[Rows, ...]:
         """Return what a linear's rows are."""
         if found.event not in self._rows:
             roles = self._trace.roles.get(found.event, {})
@@ -58,7 +58,7 @@ class Flows:
             self._rows[found.event] = tuple(sorted(made, key=_first))
         return self._rows[found.event]
 
-    def fed(self, found: Found) -> Fed | None:
+    def fed(self, found: TracedLinear) -> Fed | None:
         """Return what a linear's rows feed."""
         for reader, columns in self._trace.reads.get(found.event, {}).items():
             readers = self._names.get(reader)

@@ -84,7 +84,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedWeight:
     """A weight of two or more dimensions in a block that is not pruned.
 
     Attributes:
@@ -119,7 +119,7 @@ class Layout:
     """The blocks of a model in execution order, and the weights in them that stay dense."""
 
     blocks: tuple[Block, ...]
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedWeight, ...] = ()
 
     @cached_property
     def linears(self) -> dict[str, Linear]:
@@ -133,7 +133,7 @@ class Layout:
 
     def dense(self) -> list[str]:
         """Return a line for every reason why weights in blocks stay dense."""
-        reasons: dict[str, list[Skipped]] = {}
+        reasons: dict[str, list[SkippedWeight]] = {}
         for x in self.skipped:
             reasons.setdefault(x.reason, []).append(x)
         return [

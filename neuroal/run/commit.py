@@ -15,8 +15,8 @@ from neuroal.model.run_folder import Journal
 from neuroal.pruning.pruner import BasePruner
 from neuroal.run.report import InputNorms
 from neuroal.types import Target, Tick
+from neuroal.walk import CandidateState, Walker
 from neuroal.walk.statistics import Statistics, resolve
-from neuroal.walk.walker import CandidateState, Walker
 
 
 def commit(
@@ -63,13 +63,13 @@ def commit(
     norm = [a for a in accumulators if a.name == "input_norm"]
     norms: dict[str, InputNorms] = {}
     inputs = walker.inputs(ids, team=team)
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in blocks.layout.blocks:
         with walker.block(block) as module:
             if _restore(blocks, block, module, journal, team):
                 before = journal.norms(block.index)
             else:
-                dense = walker.run(block, module, inputs, prefix, accumulators, output=False)
+                dense = walker.run(block, module, inputs, state, accumulators, output=False)
                 before = _mean_norms(dense.statistics)
                 journal.keep_norms(block.index, before)
                 statistics = {n: s.only(read) for n, s in dense.statistics.items()}
@@ -78,8 +78,8 @@ def commit(
                 del dense, statistics, weights
             behind: Mapping[str, float] = {}
             if block.index < len(blocks.layout.blocks) - 1:
-                after = walker.run(block, module, inputs, prefix, norm)
-                prefix, behind = after.prefix or prefix, _mean_norms(after.statistics)
+                after = walker.run(block, module, inputs, state, norm)
+                state, behind = after.state or state, _mean_norms(after.statistics)
         norms |= {n: {"dense": x, "pruned": behind.get(n)} for n, x in before.items()}
         tick()
     return norms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +15,16 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import BasePruner, ScoreCache
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.types import Measurement, Target, Tick
+from neuroal.walk import BlockRun, CandidateState, Inputs, Walker
 from neuroal.walk.activations import Store
 from neuroal.walk.statistics import resolve
 from neuroal.walk.stubs import BlockOutputs
-from neuroal.walk.walker import BlockRun, CandidateState, Inputs, Walker
 
 
 @dataclass
 class _State:
     trial: Trial
-    prefix: CandidateState
+    state: CandidateState
     first: _State | None = None
     leads: bool = False
     ticks: bool = True
@@ -39,7 +38,7 @@ class _State:
 class _Step:
     """What one block adds to a candidate, and the weights that others may reuse."""
 
-    prefix: CandidateState
+    state: CandidateState
     misalignment: Tensor | float
     deviation: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] | None = None
@@ -100,9 +99,8 @@ class Aligner:
         walks = _first_ones_first(states, start)
         with torch.no_grad():
             for block in self.layout.blocks:
-                with self.walker.block(block) as module:
-                    runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
-                    self._pass_block(block, module, runs, inputs, walks, tick)
+                with self.walker.block(block, inputs.dtype) as module:
+                    self._pass_block(block, module, inputs, walks, tick)
             if self._at_output:
                 self._measure_output(inputs, states)
         return [self._outcome(s) for s in states]
@@ -111,21 +109,20 @@ class Aligner:
         self,
         block: Block,
         module: nn.Module,
-        runs: nn.Module,
         inputs: Inputs,
         states: list[_State],
         tick: Tick,
     ) -> None:
-        """Take every candidate through one block, `module`; what two have in common runs once.
+        """Take every candidate through one block; what two have in common runs once.
 
-        What runs is `runs`, the block in the dtype of the search.
+        `module` is the block in the dtype of the search; its own weights are what is pruned.
 
-        Candidates that come from the same prefix share the dense run (all of them in the first
+        Candidates that come from the same state share the dense run (all of them in the first
         block), and those that also prune the block alike share everything. Those with a first
         one have its weights where they prune the block as it does.
         """
         scores = ScoreCache()
-        waiting = Counter(id(s.prefix) for s in states if not s.dropped)
+        waiting = Counter(id(s.state) for s in states if not s.dropped)
         dense: dict[int, BlockRun] = {}
         known: dict[tuple[Any, ...], _Step] = {}
         kept: dict[int, tuple[int, tuple[Any, ...], Mapping[str, Tensor] | None]] = {}
@@ -135,26 +132,26 @@ class Aligner:
             if s.dropped:
                 continue
             before = self.walker.block_runs
-            # A prefix before the block is told by its address, which is its own as long as any
+            # A state before the block is told by its address, which is its own as long as any
             # candidate waits at it; none behind the block is ever looked up.
-            prefix = id(s.prefix)
+            state = id(s.state)
             own = _key(block, s.trial.targets)
-            same, alike, weights = kept.get(id(s.first), (prefix, own, None))
-            if same == prefix or alike != own:
+            same, alike, weights = kept.get(id(s.first), (state, own, None))
+            if same == state or alike != own:
                 weights = None
-            key = (prefix, weights is not None and id(s.first), *own)
+            key = (state, weights is not None and id(s.first), *own)
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
-                scores.keep = not self.walker.streams and (waiting[prefix] > 1 or not reads)
-                known[key] = self._step(block, module, runs, inputs, s, dense, scores, weights)
+                scores.keep = not self.walker.streams and (waiting[state] > 1 or not reads)
+                known[key] = self._step(block, module, inputs, s, dense, scores, weights)
             step = known[key]
             if s.leads:
-                kept[id(s)] = prefix, own, step.weights
-            waiting[prefix] -= 1
-            if not waiting[prefix]:
-                dense.pop(prefix, None)  # Gram matrices and kept inputs are large
-            s.prefix = step.prefix
+                kept[id(s)] = state, own, step.weights
+            waiting[state] -= 1
+            if not waiting[state]:
+                dense.pop(state, None)  # Gram matrices and kept inputs are large
+            s.state = step.state
             s.total = s.total + step.misalignment
             s.deviation |= step.deviation
             s.runs += self.walker.block_runs - before
@@ -166,7 +163,6 @@ class Aligner:
         self,
         block: Block,
         module: nn.Module,
-        runs: nn.Module,
         inputs: Inputs,
         s: _State,
         known: dict[int, BlockRun],
@@ -182,30 +178,31 @@ class Aligner:
         if not any(
             t.counts.any() for t in (s.trial.targets.get(x.name) for x in block.linears) if t
         ):
-            after = self.walker.run(block, runs, inputs, s.prefix) if output else None
+            after = self.walker.run(block, module, inputs, s.state) if output else None
             zeros = {x.name: torch.zeros(x.in_features) for x in block.linears}
-            prefix = after.prefix if after is not None else None
-            return _Step(prefix or s.prefix, 0.0, zeros if self.deviation else {})
-        dense = known.get(id(s.prefix))
+            state = after.state if after is not None else None
+            return _Step(state or s.state, 0.0, zeros if self.deviation else {})
+        dense = known.get(id(s.state))
         wanted = self._dense_statistics if kept is None else self._compared_statistics
         if dense is None and wanted:
             dense = self.walker.run(
-                block, runs, inputs, s.prefix, wanted,
+                block, module, inputs, s.state, wanted,
                 output=False, keep_inputs=self._compares,
             )  # fmt: skip
             if kept is None:
-                known[id(s.prefix)] = dense
+                known[id(s.state)] = dense
         if not output and not self._pruned_statistics:
-            return _Step(s.prefix, 0.0, {})
+            return _Step(s.state, 0.0, {})
         if kept is None:
             statistics = dense.statistics if dense is not None else {}
-            overlay = self.pruner.prune_block(block, module, statistics, s.trial.targets, scores)
+            own = self.walker.module(block)
+            overlay = self.pruner.prune_block(block, own, statistics, s.trial.targets, scores)
             if inputs.dtype is not None:
                 overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
         else:
             overlay = dict(kept)
         after = self.walker.run(
-            block, runs, inputs, s.prefix,
+            block, module, inputs, s.state,
             self._pruned_statistics if kept is None else self._compared_statistics,
             weights=overlay, output=output, dense=dense,
         )  # fmt: skip
@@ -214,7 +211,7 @@ class Aligner:
             self._compare(block, dense, after, deviates) if dense else (0.0, {})
         )
         weights = overlay if s.leads else None
-        return _Step(after.prefix or s.prefix, misalignment, deviation, weights)
+        return _Step(after.state or s.state, misalignment, deviation, weights)
 
     def _compare(
         self, block: Block, dense: BlockRun, after: BlockRun, deviates: bool
@@ -250,18 +247,17 @@ class Aligner:
             dense = self.walker.logits(ids, reference[i])
             share = ids.shape[0] / inputs.windows
             for s in states:
-                pruned = self.walker.logits(ids, s.prefix.carried[i], s.prefix.weights)
+                pruned = self.walker.logits(ids, s.state.outputs[i], s.state.weights)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 s.total = s.total + self._number(value, "measure_output") * share
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:
-            prefix = CandidateState.start(inputs)
+            state = CandidateState.start(inputs)
             for block in self.layout.blocks:
-                with self.walker.block(block) as module:
-                    runs = module if inputs.dtype is None else deepcopy(module).to(inputs.dtype)
-                    prefix = self.walker.run(block, runs, inputs, prefix).prefix or prefix
-            self._dense_output[inputs.windows] = prefix.carried
+                with self.walker.block(block, inputs.dtype) as module:
+                    state = self.walker.run(block, module, inputs, state).state or state
+            self._dense_output[inputs.windows] = state.outputs
         return self._dense_output[inputs.windows]
 
     def _number(self, value: object, hook: str) -> Tensor:

@@ -17,8 +17,8 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import spare_copies
 from neuroal.recipe import Recipe
 from neuroal.types import Accumulator, Tick
+from neuroal.walk import CandidateState, Inputs, Walker
 from neuroal.walk.statistics import resolve
-from neuroal.walk.walker import CandidateState, Inputs, Walker
 
 Measurements = dict[Plugin, Sequence[Mapping[str, Tensor]]]
 
@@ -111,17 +111,15 @@ def measure_blocks(
     if any(a.compares for a in accumulators):
         raise NeuroalError("measure_block sees the dense model alone: no statistic can compare")
     answers: list[list[Mapping[str, Tensor]]] = [[] for _ in plugins]
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     with torch.no_grad():
         for block in walker.layout.blocks:
             last = block.index == len(walker.layout.blocks) - 1
             with walker.block(block) as module:
                 statistics = {}
                 if accumulators or not last:
-                    result = walker.run(
-                        block, module, inputs, prefix, accumulators, output=not last
-                    )
-                    prefix, statistics = result.prefix or prefix, result.statistics
+                    result = walker.run(block, module, inputs, state, accumulators, output=not last)
+                    state, statistics = result.state or state, result.statistics
                 weights = spare_copies(block, module)
             for plugin, answer in zip(plugins, answers, strict=True):
                 answer.append(

@@ -21,7 +21,7 @@ from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial, pack, unpack
 from neuroal.search.strategy import Contender, Strategy, digest
 from neuroal.types import Proposal, RowRatiosTraits, Tick
-from neuroal.walk.walker import Inputs
+from neuroal.walk import Inputs
 
 Progress = Callable[[str, int], Tick]
 

@@ -62,11 +62,11 @@ def on_disk(folder: Path) -> Iterator[MakeStore]:
     except OSError as error:
         raise NeuroalError(f"'{folder}' cannot hold activations: {error.strerror}") from error
     with file:
-        yield partial(_OnDisk, _File(file))
+        yield partial(_DiskStore, _TensorFile(file))
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
+class _StoredTensor:
     """A tensor in the file: the memory that it spans, and how it lies there."""
 
     start: int
@@ -78,10 +78,10 @@ class _Stored:
     offset: int
 
 
-class _OnDisk:
+class _DiskStore:
     """Trees (lists, dicts, named tuples) of which the tensors are in the file."""
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: _TensorFile) -> None:
         self._file = file
         self._items: list[tuple[list[Any], pytree.TreeSpec]] = []
 
@@ -92,9 +92,9 @@ class _OnDisk:
     def __getitem__(self, index: int) -> Any:
         leaves, spec = self._items[index]
         # One object where one was held.
-        tensors = {x: self._file.read(x) for x in leaves if isinstance(x, _Stored)}
+        tensors = {x: self._file.read(x) for x in leaves if isinstance(x, _StoredTensor)}
         return pytree.tree_unflatten(
-            [tensors[x] if isinstance(x, _Stored) else x for x in leaves], spec
+            [tensors[x] if isinstance(x, _StoredTensor) else x for x in leaves], spec
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -104,7 +104,7 @@ class _OnDisk:
         return len(self._items)
 
 
-class _File:
+class _TensorFile:
     """Tensors by their bytes; the place of one that nothing refers to any more is used again."""
 
     def __init__(self, file: FileIO) -> None:
@@ -123,7 +123,7 @@ class _File:
             self._known[x] = self._write(x)
         return self._known[x]
 
-    def _write(self, x: Tensor) -> _Stored:
+    def _write(self, x: Tensor) -> _StoredTensor:
         # The same strides and alignment when it is read: kernels may round differently by these.
         offset = x.storage_offset() % _ALIGNED
         span = offset + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
@@ -132,7 +132,9 @@ class _File:
         free = self._free[data.nbytes]
         start = free.pop() if free else self._end
         self._end = max(self._end, start + data.nbytes)
-        stored = _Stored(start, data.nbytes, x.dtype, x.device, x.shape, x.stride(), int(offset))
+        stored = _StoredTensor(
+            start, data.nbytes, x.dtype, x.device, x.shape, x.stride(), int(offset)
+        )
         weakref.finalize(stored, free.append, start).atexit = False
         try:
             self._file.seek(start)
@@ -143,7 +145,7 @@ class _File:
             raise NeuroalError(f"activations cannot be held on the disk: {error}") from error
         return stored
 
-    def read(self, stored: _Stored) -> Tensor:
+    def read(self, stored: _StoredTensor) -> Tensor:
         """Return a copy of a tensor."""
         data = torch.empty(stored.size, dtype=torch.uint8)
         self._file.seek(stored.start)

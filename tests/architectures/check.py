@@ -18,7 +18,7 @@ import neuroal
 from neuroal import Recipe, layout
 from neuroal.layout import Layout
 from neuroal.model import pretrained
-from neuroal.walk.walker import CandidateState, Walker
+from neuroal.walk import CandidateState, Walker
 
 from .count import Count, close, count, is_half, kind_of, logits_of
 from .tiny import VOCABULARY, architectures, tiny_model
@@ -75,17 +75,17 @@ def walked(model: nn.Module, found: Layout, pruned: Mapping[str, Tensor], ids: T
     """Return logits of a walk that lays `pruned` parameters into a block before it runs it."""
     walker = Walker(model, found)
     inputs = walker.inputs(ids)
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in found.blocks:
         with walker.block(block) as module, torch.no_grad():
             for key, p in module.named_parameters():
                 if f"{block.name}.{key}" in pruned:
                     p.copy_(pruned[f"{block.name}.{key}"])
-            after = walker.run(block, module, inputs, prefix).prefix
+            after = walker.run(block, module, inputs, state).state
         assert after is not None
-        prefix = after
-    batches = zip(inputs.batches, prefix.carried, strict=True)
-    return torch.cat([walker.logits(batch, carried) for batch, carried in batches])
+        state = after
+    batches = zip(inputs.batches, state.outputs, strict=True)
+    return torch.cat([walker.logits(batch, outputs) for batch, outputs in batches])
 
 
 def _check(holds: bool, reason: str) -> None:

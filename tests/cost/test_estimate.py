@@ -25,7 +25,7 @@ from neuroal.model.lazy_matrix import PART
 from neuroal.run.setup import setup
 from neuroal.search.alignment import Aligner
 from neuroal.testing import STRUCTURES, tiny_model
-from neuroal.walk.walker import Inputs, Walker
+from neuroal.walk import Inputs, Walker
 
 PACE = Timings(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4, final_prune=1e5)
 

@@ -20,8 +20,7 @@ from neuroal.cost.plan import plan
 from neuroal.model import pretrained
 from neuroal.testing import tiny_model
 from neuroal.testing import windows as random_windows
-from neuroal.walk import activations
-from neuroal.walk.walker import Walker
+from neuroal.walk import Walker, activations
 
 Tensors = dict[str, Tensor]
 Read = Callable[[Path], Tensors]

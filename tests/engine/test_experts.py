@@ -14,8 +14,8 @@ from neuroal import Recipe
 from neuroal.layout import find
 from neuroal.layout.matrices import weight
 from neuroal.model import pretrained
+from neuroal.walk import CandidateState, Walker
 from neuroal.walk.statistics import resolve
-from neuroal.walk.walker import CandidateState, Walker
 
 pytest.importorskip(
     "transformers.conversion_mapping", reason="stacks of experts came with transformers 5"
@@ -44,13 +44,13 @@ def windows(samples: int = 6, length: int = 16) -> Tensor:
 def dense_statistics(model: nn.Module, ids: Tensor, batch: int) -> dict[str, Any]:
     walker = Walker(model, find(model))
     inputs = walker.inputs(ids, batch)
-    prefix, found = CandidateState.start(inputs), {}
+    state, found = CandidateState.start(inputs), {}
     for block in walker.layout.blocks:
         with walker.block(block) as module:
-            run = walker.run(block, module, inputs, prefix, resolve({"input_norm", "input_sum"}))
+            run = walker.run(block, module, inputs, state, resolve({"input_norm", "input_sum"}))
             found |= run.statistics
-            assert run.prefix is not None
-            prefix = run.prefix
+            assert run.state is not None
+            state = run.state
     return found
 
 
@@ -143,12 +143,12 @@ def test_all_experts_may_be_shown_all_tokens(implementation: str) -> None:
     tokens = given[0].double()
     walker = Walker(model, find(model), all_experts=True)
     inputs = walker.inputs(ids, 2)
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in walker.layout.blocks:
         with walker.block(block) as module:
-            run = walker.run(block, module, inputs, prefix, resolve({"input_norm", "input_sum"}))
-        assert run.prefix is not None
-        prefix = run.prefix
+            run = walker.run(block, module, inputs, state, resolve({"input_norm", "input_sum"}))
+        assert run.state is not None
+        state = run.state
         for e in range(4 if block.index == 0 else 0):
             found = run.statistics[f"model.layers.0.mlp.experts.gate_up_proj.{e}"]
             assert found.tokens == len(tokens)
@@ -158,8 +158,8 @@ def test_all_experts_may_be_shown_all_tokens(implementation: str) -> None:
             total = (nn.functional.silu(gate) * up).sum(dim=0) / len(ids)
             down = run.statistics[f"model.layers.0.mlp.experts.down_proj.{e}"]
             assert torch.allclose(down.input_sum.double(), total, rtol=1e-4, atol=1e-6)
-    pairs = zip(inputs.batches, prefix.carried, strict=True)
-    walked = torch.cat([walker.logits(batch, carried) for batch, carried in pairs])
+    pairs = zip(inputs.batches, state.outputs, strict=True)
+    walked = torch.cat([walker.logits(batch, outputs) for batch, outputs in pairs])
     assert torch.allclose(walked, logits, atol=1e-6)  # the output is the routed one
 
 

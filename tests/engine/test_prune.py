@@ -18,7 +18,7 @@ from neuroal import Recipe, Report, hookimpl
 from neuroal.cost.plan import plan
 from neuroal.layout import find
 from neuroal.testing import tiny_model, tiny_tokenizer
-from neuroal.walk.walker import CandidateState, Walker
+from neuroal.walk import CandidateState, Walker
 
 Tensors = dict[str, Tensor]
 Read = Callable[[Path], Tensors]
@@ -365,8 +365,8 @@ def test_committed_walk_ends_in_the_models_own_output(
 
     def spy(self: Walker, *args: Any, **how: Any) -> Any:
         result = run(self, *args, **how)
-        if result.prefix is not None and not how.get("weights"):
-            passed.append(result.prefix)
+        if result.state is not None and not how.get("weights"):
+            passed.append(result.state)
         return result
 
     monkeypatch.setattr(Walker, "run", spy)
@@ -378,11 +378,11 @@ def test_committed_walk_ends_in_the_models_own_output(
     inputs = walker.inputs(windows)
     last = walker.layout.blocks[-1]
     with walker.block(last) as module:
-        behind = walker.run(last, module, inputs, passed[-1]).prefix
+        behind = walker.run(last, module, inputs, passed[-1]).state
     assert behind is not None
     logits = [
-        walker.logits(batch, carried)
-        for batch, carried in zip(inputs.batches, behind.carried, strict=True)
+        walker.logits(batch, outputs)
+        for batch, outputs in zip(inputs.batches, behind.outputs, strict=True)
     ]
     with torch.no_grad():
         expected = model(windows).logits

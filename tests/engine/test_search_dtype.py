@@ -11,7 +11,7 @@ import neuroal
 from neuroal import Recipe, UsageError
 from neuroal.layout import find
 from neuroal.testing import tiny_model
-from neuroal.walk.walker import CandidateState, Walker
+from neuroal.walk import CandidateState, Walker
 
 IDS = torch.randint(0, 60, (4, 16), generator=torch.Generator().manual_seed(0))
 
@@ -36,16 +36,15 @@ def test_a_block_in_another_dtype_is_that_of_a_model_in_it(family: str) -> None:
     whole = copy.deepcopy(model).bfloat16()
     walker, found = Walker(model, find(model)), []
     inputs = walker.inputs(IDS, dtype=torch.bfloat16)
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in walker.layout.blocks:
-        with walker.block(block) as module:
-            runs = copy.deepcopy(module).bfloat16()
-            prefix = walker.run(block, runs, inputs, prefix).prefix or prefix
-        found.append(prefix.carried[0][(block.index, 0)])
+        with walker.block(block, torch.bfloat16) as module:
+            state = walker.run(block, module, inputs, state).state or state
+        found.append(state.outputs[0][(block.index, 0)])
     assert found[-1].dtype == torch.bfloat16
     with torch.no_grad():
         expected = whole(input_ids=IDS, use_cache=False).logits
-        logits = walker.logits(inputs.batches[0], prefix.carried[0])
+        logits = walker.logits(inputs.batches[0], state.outputs[0])
     assert logits.dtype == torch.float32
     assert (logits - expected.float()).norm() < 0.02 * expected.float().norm()
 

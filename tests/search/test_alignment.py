@@ -33,8 +33,8 @@ from neuroal.search.alignment import Aligner
 from neuroal.search.measurements import measure_blocks
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.testing import STRUCTURES, collect, tiny_model, windows
+from neuroal.walk import CandidateState, Walker
 from neuroal.walk.statistics import InputNorm, resolve
-from neuroal.walk.walker import CandidateState, Walker
 
 SPARSITY = 0.5
 LAMBDAS = (0.01, 0.05, 0.1, 0.2, 0.3)
@@ -724,13 +724,13 @@ def test_a_probe_keeps_the_weights_of_what_it_is_around(structure: str, pruner: 
         for b in blocks:
             block = made.layout.blocks[b]
             inputs = walk.inputs(ids)
-            prefix = CandidateState.start(inputs)
+            state = CandidateState.start(inputs)
             statistics = {}
             for before in made.layout.blocks[: b + 1]:
                 module = copied.get_submodule(before.name)
                 needed = resolve(made.pruner.pruner.required_statistics())
-                ran = walk.run(before, module, inputs, prefix, needed)
-                prefix, statistics = ran.prefix or prefix, ran.statistics
+                ran = walk.run(before, module, inputs, state, needed)
+                state, statistics = ran.state or state, ran.statistics
             module = copied.get_submodule(block.name)
             new = made.pruner.prune_block(block, module, statistics, trial.targets)
             for name, weight in new.items():

@@ -28,7 +28,7 @@ from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.topup import Candidate, Decision, TopUpSearch
 from neuroal.testing import layout, tiny_model, windows
-from neuroal.walk.walker import Walker
+from neuroal.walk import Walker
 
 FOUND = layout(2, {"a": (10, 10)})  # ratios in whole percents are whole counts
 ALL = 8  # search windows

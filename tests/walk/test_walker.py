@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from neuroal import NeuroalError
 from neuroal.layout import Block, find
 from neuroal.testing import STRUCTURES, tiny_model, windows
+from neuroal.walk import CandidateState, Inputs, Walker
 from neuroal.walk.statistics import Collector, resolve
-from neuroal.walk.walker import CandidateState, Inputs, Walker
 
 each_structure = pytest.mark.parametrize("structure", STRUCTURES)
 Weights = dict[str, Tensor]
@@ -25,28 +25,28 @@ def walker(model: nn.Module) -> Walker:
 
 def through(walk: Walker, inputs: Inputs, weights: Weights | None = None) -> CandidateState:
     """All blocks, with `weights` over the model's own."""
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in walk.layout.blocks:
         own = {x.name: weights[x.name] for x in block.linears if weights and x.name in weights}
         with walk.block(block) as module:
-            behind = walk.run(block, module, inputs, prefix, weights=own).prefix
+            behind = walk.run(block, module, inputs, state, weights=own).state
         assert behind is not None
-        prefix = behind
-    return prefix
+        state = behind
+    return state
 
 
 def assert_law(model: nn.Module, batch: int) -> None:
     """A walk, dense or pruned, ends where the model's own forward does, and leaves no trace."""
     ids = windows(4, 12)
     model.eval()
-    before = state(model)
+    before = snapshot(model)
     walk = walker(model)
     inputs = walk.inputs(ids, batch)
     dense = forward(model, ids, batch)
     assert all(a.equal(b) for a, b in zip(logits(walk, inputs), dense, strict=True))
     weights = halved(model, walk)
     result = logits(walk, inputs, weights)
-    assert_same_state(before, state(model))
+    assert_same_state(before, snapshot(model))
     with pruned(model, weights):
         expected = forward(model, ids, batch)
     assert all(a.equal(b) for a, b in zip(result, expected, strict=True))
@@ -54,9 +54,9 @@ def assert_law(model: nn.Module, batch: int) -> None:
 
 
 def logits(walk: Walker, inputs: Inputs, weights: Weights | None = None) -> list[Tensor]:
-    prefix = through(walk, inputs, weights)
-    pairs = zip(inputs.batches, prefix.carried, strict=True)
-    return [walk.logits(batch, carried, prefix.weights) for batch, carried in pairs]
+    state = through(walk, inputs, weights)
+    pairs = zip(inputs.batches, state.outputs, strict=True)
+    return [walk.logits(batch, outputs, state.weights) for batch, outputs in pairs]
 
 
 def forward(model: nn.Module, ids: Tensor, batch: int) -> list[Tensor]:
@@ -82,7 +82,7 @@ def pruned(model: nn.Module, weights: Weights) -> Iterator[None]:
     model.load_state_dict(own)
 
 
-def state(model: nn.Module) -> tuple[Any, ...]:
+def snapshot(model: nn.Module) -> tuple[Any, ...]:
     """Everything of a model that a walk might leave changed, to be compared."""
     return (
         {k: (v.clone(), v.data_ptr()) for k, v in model.state_dict().items()},
@@ -182,17 +182,17 @@ def test_statistics_are_those_of_the_models_own_forward(structure: str) -> None:
     for handle in handles:
         handle.remove()
     inputs = walk.inputs(ids, 2)
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in walk.layout.blocks:
         with walk.block(block) as module:
-            result = walk.run(block, module, inputs, prefix, accumulators)
+            result = walk.run(block, module, inputs, state, accumulators)
         assert set(result.statistics) == {x.name for x in block.linears}
         for name, made in result.statistics.items():
             for key, value in expected[name].statistics().tensors().items():
                 assert made[key].equal(value), (name, key)
             assert (made.windows, made.tokens) == (4, 4 * 16)
-        assert result.prefix is not None
-        prefix = result.prefix
+        assert result.state is not None
+        state = result.state
 
 
 def test_linears_of_a_group_share_their_statistics() -> None:
@@ -266,15 +266,15 @@ def test_without_an_output_the_block_ends_at_its_last_linears_input(structure: s
     ran: list[str] = []
     for name in walk.layout.linears:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     with walk.block(walk.layout.blocks[0]) as module:
-        behind = walk.run(walk.layout.blocks[0], module, inputs, prefix).prefix
+        behind = walk.run(walk.layout.blocks[0], module, inputs, state).state
     assert behind is not None
     ran.clear()
     with walk.block(block) as module:
         result = walk.run(block, module, inputs, behind, resolve(["input_norm"]), output=False)
     assert ran == [x.name for x in block.linears[:-1]] * 3
-    assert result.prefix is None
+    assert result.state is None
     assert set(result.statistics) == {x.name for x in block.linears}
 
 
@@ -309,12 +309,12 @@ def test_blocks_are_opened_one_at_a_time() -> None:
 @each_structure
 def test_a_walk_leaves_the_model_as_it_was(structure: str) -> None:
     model = tiny_model(structure)
-    before = state(model)
+    before = snapshot(model)
     walk = walker(model)
     inputs = walk.inputs(windows(3), batch=2)
     through(walk, inputs)
     logits(walk, inputs, halved(model, walk))
-    assert_same_state(before, state(model))
+    assert_same_state(before, snapshot(model))
 
 
 def test_a_prefix_is_not_changed() -> None:
@@ -323,11 +323,11 @@ def test_a_prefix_is_not_changed() -> None:
     inputs, block = walk.inputs(windows(2)), walk.layout.blocks[0]
     start = CandidateState.start(inputs)
     with walk.block(block) as module:
-        first = walk.run(block, module, inputs, start).prefix
-        second = walk.run(block, module, inputs, start).prefix
-    assert start.carried == [{}]
+        first = walk.run(block, module, inputs, start).state
+        second = walk.run(block, module, inputs, start).state
+    assert start.outputs == [{}]
     assert first is not None and second is not None
-    assert first.carried[0][0, 0].equal(second.carried[0][0, 0])
+    assert first.outputs[0][0, 0].equal(second.outputs[0][0, 0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -338,22 +338,22 @@ def test_an_error_inside_the_model_leaves_it_as_it_was(
     model: Any = tiny_model("llama")
     walk = walker(model)
     inputs = walk.inputs(windows(2))
-    prefix, weights = through(walk, inputs), halved(model, walk)
+    state, weights = through(walk, inputs), halved(model, walk)
     block = walk.layout.blocks[1]
     places = {"inputs": model.model.norm, "run": model.model.layers[1].mlp.act_fn}
     handle = places.get(where, model.lm_head).register_forward_pre_hook(lambda *_: fail(error))
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(error):
         if where == "inputs":
             walk.inputs(windows(2))
         elif where == "logits":
-            walk.logits(inputs.batches[0], prefix.carried[0])
+            walk.logits(inputs.batches[0], state.outputs[0])
         else:
             own = {x.name: weights[x.name] for x in block.linears}
             with walk.block(block) as module:
                 behind = through_first(walk, inputs)
                 walk.run(block, module, inputs, behind, weights=own)
-    assert_same_state(before, state(model))
+    assert_same_state(before, snapshot(model))
     handle.remove()
     assert logits(walk, inputs)[0].equal(forward(model, windows(2), 2)[0])
 
@@ -365,7 +365,7 @@ def fail(error: type[BaseException]) -> None:
 def through_first(walk: Walker, inputs: Inputs) -> CandidateState:
     block = walk.layout.blocks[0]
     with walk.block(block) as module:
-        behind = walk.run(block, module, inputs, CandidateState.start(inputs)).prefix
+        behind = walk.run(block, module, inputs, CandidateState.start(inputs)).state
     assert behind is not None
     return behind
 
@@ -479,13 +479,13 @@ def test_only_what_a_later_block_reads_is_carried() -> None:
     walk = walker(model)
     inputs = walk.inputs(windows(2))
     kept = []
-    prefix = CandidateState.start(inputs)
+    state = CandidateState.start(inputs)
     for block in walk.layout.blocks:
         with walk.block(block) as module:
-            behind = walk.run(block, module, inputs, prefix).prefix
+            behind = walk.run(block, module, inputs, state).state
         assert behind is not None
-        prefix = behind
-        kept.append(sorted(prefix.carried[0]))
+        state = behind
+        kept.append(sorted(state.outputs[0]))
     shared = [(0, 1), (0, 2)]
     assert kept == [[(0, 0), *shared], [*shared, (1, 0)], [*shared, (2, 0)], [(3, 0)]]
 
@@ -600,10 +600,10 @@ class InPlace(Mlp):
 
 def test_a_block_that_writes_to_its_arguments_is_refused() -> None:
     model = Toy([InPlace(), InPlace()], plain).eval()
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(NeuroalError, match=r"block blocks\.0 writes to its arguments"):
         walker(model)
-    assert_same_state(before, state(model))
+    assert_same_state(before, snapshot(model))
 
 
 def test_blocks_count_in_the_order_they_run() -> None:
