@@ -1,4 +1,4 @@
-"""What every linear and row is to lose: ratios and importance, checked, and their file."""
+"""Allocations: the ratio of every linear, and of its rows or their importance; and their file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neuroal.types import Importance
 
 FILE = "allocation.safetensors"
 IMPORTANCE, INPUTS = ":importance", ":input_importance"
-FURTHEST = 1e12  # between the importance of two rows: float32 scores of both are told apart
+FURTHEST = 1e12  # factor between importance of two rows: float32 still orders scores of both
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,34 +69,34 @@ class Allocation:
             means[name] = float(values.mean())
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
-        weighed = importance or {}
-        unknown = weighed.keys() - linears.keys()
+        importance = importance or {}
+        unknown = importance.keys() - linears.keys()
         if unknown:
             raise NeuroalError(f"allocation and model differ in linear '{min(unknown)}'")
-        checked = {name: _importance(linears[name], given) for name, given in weighed.items()}
+        checked = {name: _checked(linears[name], x) for name, x in importance.items()}
         if by_row and checked:
             raise NeuroalError("an allocation has ratios of rows or importance of rows, not both")
         return cls(means, rows, checked)
 
 
-def _importance(linear: Linear, given: Importance) -> Importance:
+def _checked(linear: Linear, importance: Importance) -> Importance:
     """Return the importance of a linear's rows and inputs, checked, float64 on the CPU."""
-    if not isinstance(given, Importance):
-        kind = type(given).__name__
+    if not isinstance(importance, Importance):
+        kind = type(importance).__name__
         raise NeuroalError(f"importance of '{linear.name}' is {kind}, not Importance(rows, inputs)")
-    rows = _checked_importance(f"'{linear.name}'", given.rows, linear.out_features)
-    if given.inputs is None:
+    rows = _checked_values(f"'{linear.name}'", importance.rows, linear.out_features)
+    if importance.inputs is None:
         return Importance(rows)
     whose = f"inputs of '{linear.name}'"
-    return Importance(rows, _checked_importance(whose, given.inputs, linear.in_features))
+    return Importance(rows, _checked_values(whose, importance.inputs, linear.in_features))
 
 
-def _checked_importance(whose: str, given: Tensor, size: int) -> Tensor:
-    """Return the importance of a linear's rows or inputs, checked, float64 on the CPU."""
-    if not isinstance(given, Tensor) or not given.is_floating_point():
-        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+def _checked_values(whose: str, tensor: Tensor, size: int) -> Tensor:
+    """Return `(size,)` values of importance, checked, float64 on the CPU."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise NeuroalError(f"importance of {whose} is {kind}, not a floating tensor")
-    values = given.detach().to("cpu", torch.float64, copy=True)
+    values = tensor.detach().to("cpu", torch.float64, copy=True)
     if values.shape != (size,):
         raise NeuroalError(f"importance of {whose} has shape {tuple(values.shape)}, not ({size},)")
     problem = importance_problem(values)
@@ -106,7 +106,7 @@ def _checked_importance(whose: str, given: Tensor, size: int) -> Tensor:
 
 
 def importance_problem(values: Tensor) -> str | None:
-    """Return what is wrong with the importance of rows or inputs; None if nothing is.
+    """Return what is wrong with the importance of rows or inputs; None if it is valid.
 
     Args:
         values: Floating `(out,)` or `(in,)`, of one linear.
@@ -120,10 +120,10 @@ def importance_problem(values: Tensor) -> str | None:
 
 
 def scaled_importance(importance: Importance | None) -> Importance | None:
-    """Return importance, float32, by the power of two that brings the largest to [1/2, 1).
+    """Return importance, float32, divided by the power of two that brings the largest to [1/2, 1).
 
-    Only proportions count; so no score or weight overflows by it, and none loses a bit. Rows or
-    inputs that count alike have ones, or None: where both do, it is the plain matrix.
+    Only proportions count; so divided, it makes no score or weight overflow or lose a bit. Rows of
+    equal importance become ones, such inputs None; if both are equal, the result is None.
 
     Args:
         importance: float64, in which `importance_problem` finds nothing.
@@ -144,17 +144,17 @@ def _scaled(values: Tensor) -> Tensor | None:
     return (values / math.ldexp(1, exponent - 1) / 2).float()
 
 
-def to_bytes(allocation: Allocation, found: Layout) -> bytes:
+def to_bytes(allocation: Allocation, layout: Layout) -> bytes:
     """Return `allocation.safetensors`: float64 `(out,)` or `(1,)` ratios by linear.
 
-    Importance, where there is any, follows under the linear's name and `:importance`, that of its
-    inputs under `:input_importance`.
+    Importance of rows is under the linear's name and `:importance`, that of inputs under the name
+    and `:input_importance`.
     """
     tensors = {
         name: allocation.rows[name]
         if name in allocation.rows
         else torch.tensor([allocation.ratios[name]], dtype=torch.float64)
-        for name in found.linears
+        for name in layout.linears
     }
     for name, x in allocation.importance.items():
         tensors[f"{name}{IMPORTANCE}"] = x.rows
@@ -164,7 +164,7 @@ def to_bytes(allocation: Allocation, found: Layout) -> bytes:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Importance]]:
-    """Return the ratios in a file of an allocation, and importance, by linear.
+    """Return the ratios and the importance in an allocation's file, by linear name.
 
     Raises:
         NeuroalError: It cannot be read.
@@ -185,15 +185,15 @@ def _popped(tensors: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
     return {name.removesuffix(suffix): tensors.pop(name) for name in names}
 
 
-def read(path: Path, found: Layout) -> Allocation:
+def read(path: Path, layout: Layout) -> Allocation:
     """Return the allocation of an earlier run's file or output folder.
 
     Raises:
-        NeuroalError: It is none, or of another model.
+        NeuroalError: The file is not an allocation, or is of another model.
     """
     tensors, importance = load(path / FILE if path.is_dir() else path)
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
-        return Allocation.of(ratios, found, importance)
+        return Allocation.of(ratios, layout, importance)
     except NeuroalError as error:
         raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

@@ -1,7 +1,7 @@
 """Selection and pruning in one read and one write of the weight, for CUDA devices.
 
-Imported where a weight lies on such a device and Triton is installed; `masks` has the same in
-torch, which is the reference.
+Imported if a weight is on such a device and Triton is installed; `masks` does the same in torch,
+and is the reference.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def prune_rows(
         scores: float32, float16 or bfloat16 `(rows, columns)`; or float32 `(columns,)`, by which
             |W|, in float32, is multiplied to give the scores.
         counts: int64 `(rows,)` in [0, columns].
-        prune_last: Of equal scores the one of higher index goes, else that of lower index.
+        prune_last: Of equal scores the one of higher index is pruned, else that of lower index.
 
     Returns:
         The weight, 0 where pruned and of the same bits elsewhere, and int8 `(rows,)`, 1 where all
-        scores of a row are finite; a row that has others is left in no particular state.
+        scores of a row are finite; the values of other rows are undefined.
     """
     rows, columns = weight.shape
     weight, scores, counts = weight.contiguous(), scores.contiguous(), counts.contiguous()

@@ -1,4 +1,4 @@
-"""Exact masks from scores: the k smallest go, ties by index."""
+"""Exact masks from scores: the k smallest are pruned, ties by index."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from neuroal.types import Pattern, Target
 
-# Scores that are looked at together: they stay in the cache, and one thread sees to them.
-# From 1 << 15 on torch would wake others for each operation, which takes longer than the work.
+# Scores that are processed together: they stay in the cache, and one thread processes them.
+# From 1 << 15 on torch would wake more threads for each operation, which takes longer than the
+# operation itself.
 CHUNK = (1 << 15) - 1
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,7 +27,7 @@ def row_mask(scores: Tensor, counts: Tensor, prune_last: bool = False) -> Tensor
     Args:
         scores: Finite floating `(rows, columns)`.
         counts: int64 `(rows,)`, or `(1,)` for one that holds in every row; in [0, columns].
-        prune_last: Of equal scores the one of higher index goes, else that of lower index.
+        prune_last: Of equal scores the one of higher index is pruned, else that of lower index.
 
     Returns:
         bool `(rows, columns)`, True = pruned, with exactly `counts[i]` in row i.
@@ -52,19 +53,19 @@ def prune_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return a weight without the `counts[i]` smallest scores of row i.
 
-    On a CPU a few rows at a time are scored, selected and cut while they are in its cache; a CUDA
-    device with Triton does the same in one kernel. Neither waits for the other.
+    On a CPU a few rows at a time are scored, selected and pruned while they are in its cache; on a
+    CUDA device with Triton one kernel does the same, and nothing waits for it.
 
     Args:
         weight: Floating `(rows, columns)`.
         scores: Floating `(rows, columns)`; or float32 `(columns,)`, by which |W|, in float32, is
             multiplied to give the scores.
         counts: int64 `(rows,)`, or `(1,)` for one that holds in every row; in [0, columns].
-        prune_last: Of equal scores the one of higher index goes, else that of lower index.
+        prune_last: Of equal scores the one of higher index is pruned, else that of lower index.
 
     Returns:
         A new weight, 0 where pruned and of the same bits elsewhere, and whether all scores are
-        finite, 0-d bool: where they are not, the weight is in no particular state.
+        finite, 0-d bool: if not, the values of the weight are undefined.
     """
     if weight.device.type == "cpu":
         return _prune_rows(weight.detach(), scores.detach(), counts.cpu(), prune_last)
@@ -79,9 +80,10 @@ def prune_rows(
 def _prune_rows_whole(
     weight: Tensor, scores: Tensor, counts: Tensor, last: bool
 ) -> tuple[Tensor, Tensor]:
-    """Prune by whole-tensor operations, where a device has no kernel."""
-    given = weight.float().abs() * scores if scores.dim() == 1 else scores
-    return zeroed(weight, row_mask(given, counts, last)), given.isfinite().all()
+    """Prune by whole-tensor operations, on a device without a kernel."""
+    if scores.dim() == 1:
+        scores = weight.float().abs() * scores  # (rows, columns)
+    return zeroed(weight, row_mask(scores, counts, last)), scores.isfinite().all()
 
 
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
@@ -95,9 +97,9 @@ def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
 def _cut(
     bits: NDArray[np.integer], mask: NDArray[np.bool_], out: NDArray[np.integer] | None = None
 ) -> NDArray[np.integer]:
-    """Return a weight's bits, none where the mask is True.
+    """Return a weight's bits, 0 where the mask is True.
 
-    A logical and with all bits or none is several times faster than a choice between two values.
+    A bitwise and with all bits or none is several times faster than a choice between two values.
     """
     kept = mask.view(np.int8) - np.int8(1)  # -1 has all bits set
     cut: NDArray[np.integer] = np.bitwise_and(bits, kept, out=out)
@@ -116,7 +118,7 @@ def _kernels(weight: Tensor, scores: Tensor) -> ModuleType | None:
 def _prune_rows(
     weight: Tensor, scores: Tensor, counts: Tensor, last: bool
 ) -> tuple[Tensor, Tensor]:
-    """Prune in pieces, each of which stays in the processor's cache."""
+    """Prune in pieces that fit into the processor's cache."""
     out, finite = torch.empty(weight.shape, dtype=weight.dtype), True
     if not weight.numel():
         return out, torch.tensor(finite)
@@ -124,11 +126,11 @@ def _prune_rows(
     before, after = weight.view(kind).numpy(), out.view(kind).numpy()
     wanted = counts.expand(len(weight)).numpy()
     step = max(1, CHUNK // weight.shape[1])
-    made = torch.empty(step, weight.shape[1])
+    products = torch.empty(step, weight.shape[1])  # |W| times the scores of its columns
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
         if scores.dim() == 1:
-            part = made[: len(before[rows])].copy_(weight[rows]).abs_().mul_(scores)
+            part = products[: len(before[rows])].copy_(weight[rows]).abs_().mul_(scores)
         else:
             part = scores[rows]
             part = part if part.dtype == torch.float64 else part.float()
@@ -146,7 +148,7 @@ def _mask_rows(
     """Write the mask of a few rows into `mask`."""
     highest, following = _boundary(values, counts)
     np.less_equal(values, highest, out=mask)
-    tied = np.flatnonzero(highest == following)  # more scores are equal than may go
+    tied = np.flatnonzero(highest == following)  # more scores are equal than are pruned
     if len(tied):
         below, equal = values[tied] < highest[tied], values[tied] == highest[tied]
         left = counts[tied, None] - below.sum(axis=1, keepdims=True)
@@ -157,10 +159,10 @@ def _mask_rows(
 def _boundary(
     values: NDArray[np.floating], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return the largest score of every row that goes and the smallest that stays, `(rows, 1)`.
+    """Return the largest pruned and the smallest kept score of every row, `(rows, 1)` each.
 
-    Rows that lose equally many need a selection; for those that differ, NumPy's vectorised sort of
-    values is faster than selecting in each row alone.
+    Rows of equal counts need one selection; for counts that differ, NumPy's vectorised sort of
+    values is faster than a selection in each row.
     """
     columns = values.shape[1]
     k = int(counts[0])
@@ -182,7 +184,9 @@ def _mask_on_device(scores: Tensor, counts: Tensor, last: bool) -> Tensor:
     ordered = scores.sort(dim=1).values
     highest = ordered.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))  # (rows, 1)
     below, equal = scores < highest, scores == highest
-    left = (counts - below.sum(dim=1)).unsqueeze(1)  # (rows, 1) how many of the equal ones go
+    left = (counts - below.sum(dim=1)).unsqueeze(
+        1
+    )  # (rows, 1) how many of the equal ones are pruned
     rank = (equal.flip(1) if last else equal).cumsum(dim=1)
     return below | (equal & ((rank.flip(1) if last else rank) <= left))
 
@@ -195,7 +199,7 @@ def pattern_mask(scores: Tensor, pattern: Pattern) -> Tensor:
         pattern: N kept of M.
 
     Returns:
-        bool `(out, in)`, True = pruned; of equal scores the lower index goes.
+        bool `(out, in)`, True = pruned; of equal scores the lower index is pruned.
     """
     groups = scores.reshape(-1, pattern.of)
     return row_mask(groups, torch.tensor([pattern.of - pattern.kept])).view_as(scores)

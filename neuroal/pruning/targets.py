@@ -35,7 +35,7 @@ class Rules:
     dense: frozenset[str] = frozenset()
 
     def left_dense(self, layout: Layout) -> list[str]:
-        """Return what the pattern leaves dense, in one line if anything."""
+        """Return one line that says what the pattern leaves dense; empty if nothing."""
         names = [name for name in layout.linears if name in self.dense]
         if not names:
             return []
@@ -56,7 +56,7 @@ def targets(
         allocation: Wanted ratios.
         layout: The model's linears.
         rules: Budget, comparison and pattern.
-        probe: Take the ratios as given, without projection on the budget.
+        probe: Take the ratios unchanged, without projection on the budget.
 
     Returns:
         A target per linear that is pruned; under budget "exact" their counts sum to exactly
@@ -154,7 +154,7 @@ def _pruned_per_group(
     of: int,
     probe: bool,
 ) -> list[int]:
-    """Weights pruned of every M in each block; the mean is the sparsity to one step."""
+    """Weights pruned of every M in each block; their mean is the sparsity to one step."""
     sizes = [sum(x.weights for x in linears if x.block == b.index) for b in layout.blocks]
     weights = torch.tensor(sizes, dtype=torch.float64)
     ratios = torch.zeros_like(weights)
@@ -172,7 +172,7 @@ def _pruned_per_group(
         if left > sizes[b] / 2 and pruned[b] < of - 1:
             pruned[b] += 1
             left -= sizes[b]
-    # Blocks of unequal size: steps of smaller ones make up for what a larger one left.
+    # Blocks of unequal size: steps of smaller ones reduce the rest that a larger one left.
     while moves := [
         (abs(left - step * sizes[b]), b, step)
         for b, p in enumerate(pruned)
