@@ -17,7 +17,12 @@ from typing import Any
 import click
 
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.recipe import DTYPES
 
+SOURCES = (
+    "a .txt, .jsonl, .json or .parquet file (also .gz), c4, wikitext2, ptb, demo, "
+    "or a hub data set owner/name[:config][:split][:column]"
+)
 _VERBOSE = "neuroal.verbose"
 _LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -168,6 +173,29 @@ def trust_option(function: Any) -> Any:
     """Add the flag `--trust-remote-code`."""
     help = "Let code that comes with the model run."
     return option("--trust-remote-code", group="Model", is_flag=True, help=help)(function)
+
+
+def text_options(what: str) -> Callable[[Any], Any]:
+    """Return the options of a text to measure perplexity on: `--data`, `--length`, `--windows`."""
+
+    def add(function: Any) -> Any:
+        most = "At most so many windows.  [default: all]"
+        function = option("--windows", type=int, group="Perplexity", help=most)(function)
+        tokens = "Tokens per window.  [default: the smaller of 2048 and the model's context]"
+        function = option("--length", type=int, group="Perplexity", help=tokens)(function)
+        source = f"{what}: {SOURCES}."
+        return option("--data", metavar="SOURCE", group="Perplexity", help=source)(function)
+
+    return add
+
+
+def load_options(function: Any) -> Any:
+    """Add the options of how a model is loaded: `--device` and `--dtype`."""
+    dtype = "Dtype to load the weights in; auto is the checkpoint's own."
+    choice = click.Choice(DTYPES)
+    function = option("--dtype", type=choice, default="auto", group="Model", help=dtype)(function)
+    device = "auto, cpu, cuda, cuda:0 or mps."
+    return option("--device", default="auto", group="Model", help=device)(function)
 
 
 def shows_progress(asked: bool | None, quiet: bool) -> bool:

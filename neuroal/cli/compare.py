@@ -12,17 +12,17 @@ from neuroal.cli.command import (
     Command,
     clean_stdout,
     json_option,
+    load_options,
     option,
     print_json,
     progress_option,
     shows_progress,
+    text_options,
     trust_option,
+    verbose_option,
 )
-from neuroal.cli.command import verbose_option as verbose
-from neuroal.cli.evaluate import SOURCES
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
-from neuroal.recipe import DTYPES
 from neuroal.units import parameters
 
 if TYPE_CHECKING:
@@ -58,27 +58,13 @@ class MeasuredRun:
 )
 @click.argument("a")
 @click.argument("b")
-@option("--data", metavar="SOURCE", group="Perplexity", help=f"Measure both on a text: {SOURCES}.")
-@option(
-    "--length",
-    type=int,
-    group="Perplexity",
-    help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
-)
-@option("--windows", type=int, group="Perplexity", help="At most so many windows.  [default: all]")
+@text_options("Measure both on a text")
 @option("--all", "every", group="Table", is_flag=True, help="Show every linear, not blocks alone.")
-@option("--device", default="auto", group="Model", help="auto, cpu, cuda, cuda:0 or mps.")
-@option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="auto",
-    group="Model",
-    help="Dtype to load the weights in; auto is the checkpoint's own.",
-)
+@load_options
 @trust_option
 @json_option("the comparison")
 @progress_option
-@verbose
+@verbose_option
 def compare(
     a: str,
     b: str,
@@ -143,21 +129,19 @@ def _measure(
     """Load a run's model once, for its masks and its perplexity."""
     from neuroal.evaluation import comparison
     from neuroal.evaluation.mask_overlap import masks_of
-    from neuroal.evaluation.perplexity import evaluation_windows, perplexity
+    from neuroal.evaluation.perplexity import perplexity, windows_for
     from neuroal.layout import find
     from neuroal.model import memory, pretrained
 
     place = memory.device_of(device)
     cut = None
     if data is not None:
-        config = pretrained.load_config(side.name, trust_remote_code)
-        cut = evaluation_windows(
+        cut = windows_for(
+            pretrained.load_config(side.name, trust_remote_code),
             data,
             pretrained.load_tokenizer(side.name, trust_remote_code),
             length=length,
             windows=windows,
-            context=pretrained.context_length(config),
-            vocabulary=getattr(config, "vocab_size", None),
             progress=progress,
         )
     model, _ = pretrained.load(side.name, place, dtype, trust_remote_code)

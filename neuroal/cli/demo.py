@@ -19,8 +19,8 @@ from neuroal.cli.command import (
     progress_option,
     quiet_option,
     shows_progress,
+    verbose_option,
 )
-from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.tables import table
 
 SPARSITIES = (0.6, 0.7)
@@ -70,7 +70,7 @@ class DemoRow:
 @json_option("the table")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 def demo(as_json: bool, quiet: bool, progress: bool | None) -> None:
     """Prune the built-in model by eight methods and compare their perplexities.
 

@@ -8,29 +8,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuroal.cli.command import (
+    SOURCES,
     Command,
     clean_stdout,
     json_option,
+    load_options,
     option,
     print_json,
     progress_option,
     quiet_option,
     shows_progress,
+    text_options,
     trust_option,
+    verbose_option,
 )
-from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
-from neuroal.recipe import DTYPES
 
 if TYPE_CHECKING:
     from neuroal.evaluation.perplexity import Perplexity
     from neuroal.evaluation.zero_shot import ZeroShot
-
-SOURCES = (
-    "a .txt, .jsonl, .json or .parquet file (also .gz), c4, wikitext2, ptb, demo, "
-    "or a hub data set owner/name[:config][:split][:column]"
-)
 
 
 @click.command(
@@ -44,14 +41,7 @@ SOURCES = (
     ],
 )
 @click.argument("model")
-@option("--data", metavar="SOURCE", group="Perplexity", help=f"The test text: {SOURCES}.")
-@option(
-    "--length",
-    type=int,
-    group="Perplexity",
-    help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
-)
-@option("--windows", type=int, group="Perplexity", help="At most so many windows.  [default: all]")
+@text_options("The test text")
 @option(
     "--tasks",
     metavar="paper|TASK,...",
@@ -71,14 +61,7 @@ SOURCES = (
     group="Zero-shot",
     help="Ask only so many documents of each task, to try things out.",
 )
-@option("--device", default="auto", group="Model", help="auto, cpu, cuda, cuda:0 or mps.")
-@option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="auto",
-    group="Model",
-    help="Dtype to load the weights in; auto is the checkpoint's own.",
-)
+@load_options
 @option(
     "--batch-size",
     "batch",
@@ -91,7 +74,7 @@ SOURCES = (
 @json_option("the result")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 def evaluate(
     model: str,
     data: str | None,
@@ -145,14 +128,8 @@ def evaluate(
             zero_shot.check_tokenizer(tokenizer)
             asked = harness.load_tasks(tasks, include_path, progress=shown)
         if parsed is not None:
-            cut = perplexity.evaluation_windows(
-                parsed,
-                tokenizer,
-                length=length,
-                windows=windows,
-                context=pretrained.context_length(config),
-                vocabulary=getattr(config, "vocab_size", None),
-                progress=shown,
+            cut = perplexity.windows_for(
+                config, parsed, tokenizer, length=length, windows=windows, progress=shown
             )
             calibrated = text_overlap.calibration_of(model, tokenizer)
             if calibrated is not None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuroal.cli.command import Command, Group, json_option, option, print_json
-from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.command import Command, Group, json_option, option, print_json, verbose_option
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
@@ -33,6 +32,15 @@ def _role(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -
     return None if value is None else value.replace("-", "_")
 
 
+_role_option = option(
+    "--role",
+    group="Filter",
+    callback=_role,
+    metavar="ROLE",
+    help=f"Only this role: {', '.join(ROLES)} or top_up.",
+)
+
+
 @plugins.command(
     "list",
     cls=Command,
@@ -41,15 +49,9 @@ def _role(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -
         "neuroal plugins list --role block-ratios",
     ],
 )
-@option(
-    "--role",
-    group="Filter",
-    callback=_role,
-    metavar="ROLE",
-    help=f"Only this role: {', '.join(ROLES)} or top_up.",
-)
+@_role_option
 @json_option("the list")
-@verbose
+@verbose_option
 def list_plugins(role: str | None, as_json: bool) -> None:
     """List the installed plugins by role, without importing them."""
     from neuroal.plugins import available
@@ -78,15 +80,9 @@ def list_plugins(role: str | None, as_json: bool) -> None:
     ],
 )
 @click.argument("name")
-@option(
-    "--role",
-    group="Filter",
-    callback=_role,
-    metavar="ROLE",
-    help=f"Only this role: {', '.join(ROLES)} or top_up.",
-)
+@_role_option
 @json_option("the descriptions")
-@verbose
+@verbose_option
 def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     """Explain the plugins called NAME: what they do, their options and hooks.
 
@@ -167,7 +163,7 @@ def _description(values: dict[str, Any]) -> str:
     group="Plugin",
     help="Folder to write.  [default: neuroal- and the name]",
 )
-@verbose
+@verbose_option
 def new_plugin(name: str, role: str, out: str | None) -> None:
     """Write a package with a working plugin called NAME, its tests and all it takes to publish it.
 
@@ -196,15 +192,9 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
     ],
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@option(
-    "--role",
-    group="Filter",
-    callback=_role,
-    metavar="ROLE",
-    help=f"Only this role: {', '.join(ROLES)} or top_up.",
-)
+@_role_option
 @json_option("the result")
-@verbose
+@verbose_option
 @click.pass_context
 def check_plugins(
     ctx: click.Context, names: tuple[str, ...], role: str | None, as_json: bool

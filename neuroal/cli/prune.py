@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuroal.cli.command import (
+    SOURCES,
     Command,
     Stopped,
     clean_stdout,
@@ -20,9 +21,8 @@ from neuroal.cli.command import (
     say,
     shows_progress,
     trust_option,
+    verbose_option,
 )
-from neuroal.cli.command import verbose_option as verbose
-from neuroal.cli.evaluate import SOURCES
 from neuroal.cli.recipe import default_out, read_recipe, recipe_of
 from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
@@ -216,7 +216,7 @@ _PLUGIN = "NAME"
 @json_option("the report (or the plan)")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 @click.pass_context
 def prune(
     ctx: click.Context,

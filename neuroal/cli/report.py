@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import click
 
-from neuroal.cli.command import Command, option, progress_option, quiet_option, shows_progress
-from neuroal.cli.command import verbose_option as verbose
+from neuroal.cli.command import (
+    Command,
+    option,
+    progress_option,
+    quiet_option,
+    shows_progress,
+    verbose_option,
+)
 from neuroal.units import size
 
 
@@ -23,7 +29,7 @@ from neuroal.units import size
 @option("--overwrite", is_flag=True, group="Output", help="Replace an earlier file.")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 def report(
     subjects: tuple[str, ...],
     out: str,

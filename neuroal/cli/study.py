@@ -23,8 +23,8 @@ from neuroal.cli.command import (
     say,
     shows_progress,
     trust_option,
+    verbose_option,
 )
-from neuroal.cli.command import verbose_option as verbose
 from neuroal.cli.study_text import (
     csv_text,
     outcome_json,
@@ -61,7 +61,7 @@ def study() -> None:
 )
 @click.argument("file", default="study.toml")
 @option("--paper", is_flag=True, group="Study", help="Write the grid of NeuroAL's paper.")
-@verbose
+@verbose_option
 def init(file: str, paper: bool) -> None:
     """Write a study FILE to begin with: a small one of the built-in model, ready to run."""
     path = Path(file)
@@ -98,7 +98,7 @@ def init(file: str, paper: bool) -> None:
 @json_option("the plan with every case")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 def plan(
     file: str,
     out: str | None,
@@ -166,7 +166,7 @@ def plan(
 @json_option("what became of the study")
 @quiet_option
 @progress_option
-@verbose
+@verbose_option
 def run(
     file: str,
     out: str | None,
@@ -258,7 +258,7 @@ def _run(prepared: PreparedStudy, how: Execution, shown: bool) -> list[dict[str,
     help="One evaluation.  [default: all of them]",
 )
 @json_option("the lines of --format csv")
-@verbose
+@verbose_option
 def table_command(folder: str, style: str, metric: str | None, as_json: bool) -> None:
     """Show the results in FOLDER, finished or not: mean ± deviation over seeds, the best in bold.
 

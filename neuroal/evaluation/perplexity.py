@@ -22,6 +22,7 @@ from neuroal.data import calibration
 from neuroal.data.calibration import Windows
 from neuroal.data.source import Source, origin, parse_source, read
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.model import pretrained
 
 LOG = logging.getLogger(__name__)
 
@@ -201,6 +202,13 @@ def evaluation_windows(
     if windows is not None and windows > found:
         LOG.warning("'%s' has %d windows, not %d: all are used", source.text, found, windows)
     return calibration.windows_of(ids, source, vocabulary, protocol)
+
+
+def windows_for(config: Any, source: Source | str, tokenizer: Any, **options: Any) -> Windows:
+    """Cut the test text for the model of a configuration; otherwise as `evaluation_windows`."""
+    context = pretrained.context_length(config)
+    vocabulary = getattr(config, "vocab_size", None)
+    return evaluation_windows(source, tokenizer, context=context, vocabulary=vocabulary, **options)
 
 
 def evaluation_text(source: Source | str, *, progress: bool = False) -> str:

@@ -1,1 +1,12 @@
-"""Studies: the cases of one file, each run once, where there is room, and read at a glance."""
+"""Studies: the cases of one file, each run once, where there is room, and shown in tables.
+
+- `file`: the study file
+- `cases`: from a study to its cases, and to the combinations that are skipped
+- `run`: prepares a study and runs what is left of it
+- `bench`: runs cases one after the other
+- `scores`: what a case is measured by
+- `executors`: where cases run; `local` in processes of this machine, `cluster` on Ray
+- `results`: the results folder
+- `estimate`: how long the rest of a study will take
+- `table`: mean and deviation over seeds
+"""

@@ -14,11 +14,10 @@ from torch import nn
 
 from neuroal.data.calibration import Windows
 from neuroal.data.source import parse_source
-from neuroal.evaluation.perplexity import Perplexity, evaluation_windows, perplexity
+from neuroal.evaluation.perplexity import Perplexity, perplexity, windows_for
 from neuroal.evaluation.tasks import check_names, load_tasks
 from neuroal.evaluation.text_overlap import warn_of_overlap
 from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
-from neuroal.model import pretrained
 from neuroal.study.cases import file_sha256, source_identity
 from neuroal.study.file import EvaluationEntry
 
@@ -91,14 +90,12 @@ class Measurer:
         return self._once(evaluation, lambda: self._cut(evaluation, model))
 
     def _cut(self, evaluation: EvaluationEntry, model: nn.Module) -> Windows:
-        config = getattr(model, "config", None)
-        return evaluation_windows(
+        return windows_for(
+            getattr(model, "config", None),
             str(evaluation.data),
             self.tokenizer,
             length=evaluation.length,
             windows=evaluation.windows,
-            context=pretrained.context_length(config),
-            vocabulary=getattr(config, "vocab_size", None),
             progress=self.progress,
         )
 

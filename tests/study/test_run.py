@@ -111,11 +111,11 @@ def test_what_cases_share_is_made_once(
     counted(pretrained, "load")
     counted(calibration, "calibration_windows")
     counted(measurements, "measure_blocks")
-    counted(scores, "evaluation_windows")
+    counted(scores, "windows_for")
     finish(what)
     # Two models; two texts for each.
     assert made == {
-        "load": 2, "calibration_windows": 2, "measure_blocks": 2, "evaluation_windows": 4
+        "load": 2, "calibration_windows": 2, "measure_blocks": 2, "windows_for": 4
     }  # fmt: skip
 
 

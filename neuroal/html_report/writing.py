@@ -1,4 +1,4 @@
-"""One self-contained HTML file that shows runs and studies; needs the extra `neuroal[report]`."""
+"""From folders of runs and studies to one HTML file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(
     Args:
         paths: Folders of runs, `neuroal.json` files, or folders of studies.
         out: The HTML file.
-        title: Its heading; the subject's own where there is one subject.
+        title: Its heading; the section's own where there is one section.
         overwrite: Replace a file.
         progress: Show a progress bar.
 
