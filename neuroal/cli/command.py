@@ -1,4 +1,4 @@
-"""What every command shares: grouped options, one line per error, quiet libraries."""
+"""What commands share: grouped options, errors in one line, quiet libraries."""
 
 from __future__ import annotations
 

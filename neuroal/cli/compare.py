@@ -102,10 +102,8 @@ def compare(
         shown = shows_progress(progress, False)
         with clean_stdout(as_json):
             for side in sides:
-                found = _measure(
-                    side, data, length, windows, device, dtype, trust_remote_code, shown
-                )
-                measured.append(found)
+                run = _measure(side, data, length, windows, device, dtype, trust_remote_code, shown)
+                measured.append(run)
     layout = measured[0].layout if measured else None
     masks = (measured[0].masks, measured[1].masks) if measured else None
     blocks = comparison.lines(*sides, layout, masks)
@@ -159,18 +157,18 @@ def _json(
 ) -> dict[str, Any]:
     from neuroal.evaluation.comparison import differences
 
-    found: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
-    found["ratios"] = "achieved" if measured else "wanted"
-    found["differences"] = {
+    values: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
+    values["ratios"] = "achieved" if measured else "wanted"
+    values["differences"] = {
         key: {"a": one, "b": other} for key, one, other in differences(sides[0], sides[1])
     }
     if measured and measured[0].perplexity is not None:
-        found["perplexity"] = {
+        values["perplexity"] = {
             name: x.perplexity.to_json()
             for name, x in zip("ab", measured, strict=True)
             if x.perplexity is not None
         }
-    return found | {"overall": total.to_json(), "blocks": [x.to_json() for x in blocks]}
+    return values | {"overall": total.to_json(), "blocks": [x.to_json() for x in blocks]}
 
 
 def _texts(
@@ -224,10 +222,10 @@ def _summary(
         yield "sparsity", *(r and f"{r['sparsity']['achieved']:.6f}" for r in reports)
         yield "misalignment", *(r and _misalignment(r) for r in reports)
         yield "seconds", *(r and f"{sum(r['timings'].values()):.1f}" for r in reports)
-    found = [x.perplexity for x in measured if x.perplexity is not None]
-    if found:
-        yield "perplexity", *(f"{x.perplexity:.4f}" for x in found)
-        yield "on", *(f"{x.data}, {x.windows} windows of {x.length}" for x in found)
+    perplexities = [x.perplexity for x in measured if x.perplexity is not None]
+    if perplexities:
+        yield "perplexity", *(f"{x.perplexity:.4f}" for x in perplexities)
+        yield "on", *(f"{x.data}, {x.windows} windows of {x.length}" for x in perplexities)
 
 
 def _misalignment(report: Any) -> str:

@@ -152,12 +152,12 @@ def evaluate(
 
 
 def _json(model: str, read: Perplexity | None, answered: ZeroShot | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": model}
+    values: dict[str, Any] = {"model": model}
     if read is not None:
-        found |= read.to_json()
+        values |= read.to_json()
     if answered is not None:
-        found |= {"zero_shot": answered.to_json()}
-    return found
+        values |= {"zero_shot": answered.to_json()}
+    return values
 
 
 def _numbers(read: Perplexity | None, answered: ZeroShot | None) -> list[str]:

@@ -37,12 +37,12 @@ def layout(model: str, trust_remote_code: bool, every: bool, as_json: bool) -> N
     from neuroal.layout import find
     from neuroal.model import pretrained
 
-    found = find(pretrained.skeleton(model, trust_remote_code))
+    model_layout = find(pretrained.skeleton(model, trust_remote_code))
     if as_json:
-        print_json({"model": model} | layout_json(found))
+        print_json({"model": model} | layout_json(model_layout))
         return
-    click.echo("\n\n".join(layout_tables(found, every)))
+    click.echo("\n\n".join(layout_tables(model_layout, every)))
     click.echo(
-        f"\n{model}: {len(found.blocks)} blocks, {len(found.linears)} linears, "
-        f"{found.weights:,} prunable weights"
+        f"\n{model}: {len(model_layout.blocks)} blocks, {len(model_layout.linears)} linears, "
+        f"{model_layout.weights:,} prunable weights"
     )

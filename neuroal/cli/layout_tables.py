@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _NEXT = " (next block)"
 
 
-def layout_json(found: Layout) -> dict[str, Any]:
+def layout_json(layout: Layout) -> dict[str, Any]:
     """Return blocks, linears and consumers as JSON values."""
     return {
         "blocks": [
@@ -23,11 +23,11 @@ def layout_json(found: Layout) -> dict[str, Any]:
                 "weights": block.weights,
                 "linears": [_linear_json(x) for x in block.linears],
             }
-            for block in found.blocks
+            for block in layout.blocks
         ],
-        "linears": len(found.linears),
-        "weights": found.weights,
-        "dense": [{"name": x.name, "shape": x.shape, "reason": x.reason} for x in found.skipped],
+        "linears": len(layout.linears),
+        "weights": layout.weights,
+        "dense": [{"name": x.name, "shape": x.shape, "reason": x.reason} for x in layout.skipped],
     }
 
 
@@ -48,14 +48,14 @@ def _linear_json(x: Linear) -> dict[str, Any]:
     }
 
 
-def layout_tables(found: Layout, every: bool = False) -> Iterator[str]:
+def layout_tables(layout: Layout, every: bool = False) -> Iterator[str]:
     """Yield a titled table per run of equal blocks, or per block, and what stays dense.
 
     Args:
-        found: The layout.
+        layout: Of the model.
         every: Do not put equal blocks, or the experts of a block, together.
     """
-    runs = [[b] for b in found.blocks] if every else list(_runs(found))
+    runs = [[b] for b in layout.blocks] if every else list(_runs(layout))
     for run in runs:
         first, last = run[0], run[-1]
         title = f"block {first.index} ({first.name})"
@@ -63,29 +63,29 @@ def layout_tables(found: Layout, every: bool = False) -> Iterator[str]:
             title = f"blocks {first.index} to {last.index} ({first.name} to {last.name}), each"
         experts = 0 if every else 1 + max((x.expert or 0 for x in first.linears), default=0)
         shown = [x for x in first.linears if every or not x.expert]
-        rows = [_row(x, first, found, experts) for x in shown]
+        rows = [_row(x, first, layout, experts) for x in shown]
         headers = ("linear", "rows × columns", "weights", "group", "part", "consumer", "feeds")
         yield f"{title}: {first.weights:,} weights\n{table(rows, headers, right=(1, 2, 3))}"
-        if len(run) > 1 and _ends(last, found) and _consumers(first) != _consumers(last):
-            end = _local(last.linears[-1], found)
+        if len(run) > 1 and _ends(last, layout) and _consumers(first) != _consumers(last):
+            end = _local(last.linears[-1], layout)
             yield f"(block {last.index} is the last: nothing consumes {end})"
-    dense = found.dense()
+    dense = layout.dense()
     if dense:
         yield "\n".join(["What stays dense:", *(f"- {line}" for line in dense)])
 
 
-def _row(linear: Linear, block: Block, found: Layout, experts: int) -> tuple[object, ...]:
+def _row(linear: Linear, block: Block, layout: Layout, experts: int) -> tuple[object, ...]:
     many = experts > 1 and linear.expert is not None
     place = "ᵀ" if linear.place.transposed else ""
     what = ", ".join(rows.name for rows in linear.rows)
     return (
-        _all_experts(_local(linear, found)) if many else _local(linear, found),
+        _all_experts(_local(linear, layout)) if many else _local(linear, layout),
         f"{linear.out_features} × {linear.in_features}{place}",
         f"{experts} × {linear.weights:,}" if many else f"{linear.weights:,}",
         linear.group,
         f"{linear.part}: {what}" if what else linear.part,
-        _name(linear.paired, linear, found, many) or "none",
-        _feeds(linear, found, many),
+        _name(linear.paired, linear, layout, many) or "none",
+        _feeds(linear, layout, many),
     )
 
 
@@ -93,22 +93,22 @@ def _all_experts(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _name(consumer: str | None, linear: Linear, found: Layout, many: bool) -> str | None:
+def _name(consumer: str | None, linear: Linear, layout: Layout, many: bool) -> str | None:
     """Return a consumer's name within its block; a star is the linear's own expert."""
     if consumer is None:
         return None
-    other = found.linears[consumer]
-    name = _local(other, found)
+    other = layout.linears[consumer]
+    name = _local(other, layout)
     if other.block != linear.block:
         return name + _NEXT
     return _all_experts(name) if many and other.expert is not None else name
 
 
-def _feeds(linear: Linear, found: Layout, many: bool) -> str:
+def _feeds(linear: Linear, layout: Layout, many: bool) -> str:
     """Say what a linear's rows feed, and which rows where not all do."""
     if linear.fed is None:
         return "none"
-    name = _name(linear.fed.linear, linear, found, many) or ""
+    name = _name(linear.fed.linear, linear, layout, many) or ""
     feeding = {row for start, _, length in linear.fed.runs for row in range(start, start + length)}
     if len(feeding) < linear.out_features:
         named = [x.name for x in linear.rows if set(x.indices()) == feeding]
@@ -119,10 +119,10 @@ def _feeds(linear: Linear, found: Layout, many: bool) -> str:
     return name
 
 
-def _runs(found: Layout) -> Iterator[list[Block]]:
+def _runs(layout: Layout) -> Iterator[list[Block]]:
     run: list[Block] = []
-    for block in found.blocks:
-        if run and not _alike(run[0], block, found):
+    for block in layout.blocks:
+        if run and not _alike(run[0], block, layout):
             yield run
             run = []
         run.append(block)
@@ -130,12 +130,12 @@ def _runs(found: Layout) -> Iterator[list[Block]]:
         yield run
 
 
-def _alike(one: Block, other: Block, found: Layout) -> bool:
+def _alike(one: Block, other: Block, layout: Layout) -> bool:
     """Return whether two blocks have the same table; the model's end has no consumer."""
-    if [_shape(x, found) for x in one.linears] != [_shape(x, found) for x in other.linears]:
+    if [_shape(x, layout) for x in one.linears] != [_shape(x, layout) for x in other.linears]:
         return False
     return all(
-        _same(a.paired, b.paired, a, b, found) and _same(_fed(a), _fed(b), a, b, found)
+        _same(a.paired, b.paired, a, b, layout) and _same(_fed(a), _fed(b), a, b, layout)
         for a, b in zip(one.linears, other.linears, strict=True)
     )
 
@@ -145,34 +145,34 @@ def _fed(linear: Linear) -> str | None:
 
 
 def _same(
-    one: str | None, other: str | None, linear: Linear, similar: Linear, found: Layout
+    one: str | None, other: str | None, linear: Linear, similar: Linear, layout: Layout
 ) -> bool:
     """Return whether two linears have the same consumer, or the second ends the model."""
-    last = found.blocks[-1]
+    last = layout.blocks[-1]
     ends = other is None and similar.block == last.index
-    return (ends and _leaves(one, linear, found)) or (
-        _name(one, linear, found, False) == _name(other, similar, found, False)
+    return (ends and _leaves(one, linear, layout)) or (
+        _name(one, linear, layout, False) == _name(other, similar, layout, False)
     )
 
 
-def _leaves(consumer: str | None, linear: Linear, found: Layout) -> bool:
-    return consumer is not None and found.linears[consumer].block != linear.block
+def _leaves(consumer: str | None, linear: Linear, layout: Layout) -> bool:
+    return consumer is not None and layout.linears[consumer].block != linear.block
 
 
-def _shape(linear: Linear, found: Layout) -> tuple[object, ...]:
+def _shape(linear: Linear, layout: Layout) -> tuple[object, ...]:
     place = linear.place.transposed
     shape = (linear.out_features, linear.in_features, place, linear.expert)
-    return (_local(linear, found), *shape, linear.group, linear.part, linear.rows)
+    return (_local(linear, layout), *shape, linear.group, linear.part, linear.rows)
 
 
-def _ends(block: Block, found: Layout) -> bool:
-    return block is found.blocks[-1]
+def _ends(block: Block, layout: Layout) -> bool:
+    return block is layout.blocks[-1]
 
 
 def _consumers(block: Block) -> Sequence[bool]:
     return [x.paired is not None for x in block.linears]
 
 
-def _local(linear: Linear, found: Layout) -> str:
+def _local(linear: Linear, layout: Layout) -> str:
     """Return the linear's name within its block."""
-    return linear.name.removeprefix(f"{found.blocks[linear.block].name}.")
+    return linear.name.removeprefix(f"{layout.blocks[linear.block].name}.")

@@ -56,14 +56,14 @@ def list_plugins(role: str | None, as_json: bool) -> None:
     """List the installed plugins by role, without importing them."""
     from neuroal.plugins import available
 
-    found = available(role)
+    listings = available(role)
     if as_json:
         keys = ("role", "name", "distribution", "version", "status")
-        print_json({"plugins": [{k: getattr(x, k) for k in keys} for x in found]})
+        print_json({"plugins": [{k: getattr(x, k) for k in keys} for x in listings]})
         return
     rows: list[tuple[object, ...]] = []
-    for i, x in enumerate(found):
-        again = i > 0 and found[i - 1].role == x.role
+    for i, x in enumerate(listings):
+        again = i > 0 and listings[i - 1].role == x.role
         cure = {"clash": f": write {x.qualified}", "incompatible": f": needs {x.needs}"}
         status = x.status + cure.get(x.status, "")
         rows.append(("" if again else x.role, x.name, f"{x.distribution} {x.version}", status))
@@ -94,7 +94,7 @@ def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     if of_file and role is None:
         raise UsageError(f"'{name}' is a file: say which role its plugin has, --role pruner")
     listings = [listing_of(role, name)] if of_file and role else find(name, role)
-    found = [describe(listing) for listing in listings]
+    descriptions = [describe(listing) for listing in listings]
 
     def values(x: Description) -> dict[str, Any]:
         keys = ("name", "type", "default", "help")
@@ -111,9 +111,9 @@ def show_plugin(name: str, role: str | None, as_json: bool) -> None:
         }
 
     if as_json:
-        print_json({"plugins": [values(x) for x in found]})
+        print_json({"plugins": [values(x) for x in descriptions]})
         return
-    click.echo("\n\n".join(_description(values(x)) for x in found))
+    click.echo("\n\n".join(_description(values(x)) for x in descriptions))
 
 
 def _description(values: dict[str, Any]) -> str:
@@ -216,8 +216,8 @@ def check_plugins(
     broken = sum(bool(error) for _, error in results)
     if as_json:
         keys = ("role", "name", "distribution", "version")
-        found = [{k: getattr(x, k) for k in keys} | {"error": e or None} for x, e in results]
-        print_json({"broken": broken, "plugins": found})
+        values = [{k: getattr(x, k) for k in keys} | {"error": e or None} for x, e in results]
+        print_json({"broken": broken, "plugins": values})
     else:
         click.echo(f"{len(results)} plugins, {broken} broken")
     if broken:

@@ -256,11 +256,11 @@ def prune(
         from neuroal.cost.plan import plan
 
         with clean_stdout(as_json):
-            made = plan(recipe, trust_remote_code, timed=True, stream=stream, spill=spill)
+            planned = plan(recipe, trust_remote_code, timed=True, stream=stream, spill=spill)
         if as_json:
-            print_json(plan_json(made, recipe))
+            print_json(plan_json(planned, recipe))
         else:
-            click.echo(plan_text(made, recipe, target))
+            click.echo(plan_text(planned, recipe, target))
         return
     if leads():
         run_folder.check(target, overwrite, resume)
@@ -298,20 +298,20 @@ def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool 
     from neuroal.cli.summary import duration
     from neuroal.cost.plan import LONG, plan
 
-    made = plan(recipe, trust, stream=stream, spill=spill)
-    if made.operations > LONG:
-        made = plan(recipe, trust, stream=stream, spill=spill, timed=True)
-        about = "" if made.open_ended else "about "
-        say(f"this will take {about}{duration(made.seconds, made.open_ended)}")
+    planned = plan(recipe, trust, stream=stream, spill=spill)
+    if planned.operations > LONG:
+        planned = plan(recipe, trust, stream=stream, spill=spill, timed=True)
+        about = "" if planned.open_ended else "about "
+        say(f"this will take {about}{duration(planned.seconds, planned.open_ended)}")
 
 
-def _run(recipe: Recipe, out: Path, **how: Any) -> Report:
+def _run(recipe: Recipe, out: Path, **options: Any) -> Report:
     from neuroal import engine
     from neuroal.model import run_folder
 
     assert recipe.model is not None
     try:
-        return engine.prune(recipe.model, recipe=recipe, out=out, **how)
+        return engine.prune(recipe.model, recipe=recipe, out=out, **options)
     except KeyboardInterrupt:
         rest = run_folder.partial(out)
         hint = f"; --resume goes on from '{rest}'" if rest.exists() else ""

@@ -41,22 +41,22 @@ def read_recipe(file: str | None) -> Mapping[str, Any] | None:
 def recipe_of(
     ctx: click.Context, recorded: Mapping[str, Any] | None, plugin_options: Iterable[str]
 ) -> Recipe:
-    """Return the recipe of the command line: what is given goes before what is recorded."""
+    """Return the recipe of the command line: what is given there overrides what is recorded."""
     recipe = Recipe() if recorded is None else Recipe.from_json(recorded["recipe"])
-    given = {
+    typed = {
         name: value
         for name, value in ctx.params.items()
         if name in _FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     options = {name: dict(values) for name, values in recipe.options.items()}
-    if options and given.keys() & _CHOOSE:  # those of a plugin that is replaced go with it
+    if options and typed.keys() & _CHOOSE:  # those of a plugin that is replaced go with it
         from neuroal.run.setup import setup
 
-        used = {p.name for p in setup(dataclasses.replace(recipe, **given, options={})).plugins}
+        used = {p.name for p in setup(dataclasses.replace(recipe, **typed, options={})).plugins}
         options = {name: values for name, values in options.items() if name in used}
     for name, values in parse_options(plugin_options).items():
         options[name] = options.get(name, {}) | values
-    return dataclasses.replace(recipe, **given, options=options)
+    return dataclasses.replace(recipe, **typed, options=options)
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:

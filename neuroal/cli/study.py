@@ -188,9 +188,9 @@ def run(
     start = time.perf_counter()
     shown = shows_progress(progress, quiet)
     with clean_stdout(as_json):
-        how = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
+        execution = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
         prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
-        failed = _run(prepared, how, shown)
+        failed = _run(prepared, execution, shown)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(outcome_json(prepared, failed, seconds))
@@ -208,7 +208,7 @@ def _folder(file: str, out: str | None) -> Path:
     return Path(out or f"{Path(file).stem}-results")
 
 
-def _run(prepared: PreparedStudy, how: Execution, shown: bool) -> list[dict[str, str]]:
+def _run(prepared: PreparedStudy, execution: Execution, shown: bool) -> list[dict[str, str]]:
     """Run what is left and return what failed."""
     from tqdm import tqdm
 
@@ -221,7 +221,7 @@ def _run(prepared: PreparedStudy, how: Execution, shown: bool) -> list[dict[str,
     bar = tqdm(total=total, initial=prepared.finished, desc="study", unit="case", disable=not shown)
     with bar:
         try:
-            for result in run(prepared, how):
+            for result in run(prepared, execution):
                 bar.set_postfix_str(title(result["case"]))
                 bar.update()
                 if result["status"] == FAILED:
@@ -271,13 +271,13 @@ def table_command(folder: str, style: str, metric: str | None, as_json: bool) ->
     from neuroal.study.table import cells
 
     results = read_study(Path(folder))
-    found = cells(results)
-    if not found:
+    scores = cells(results)
+    if not scores:
         raise NeuroalError(f"no case of '{folder}' is finished yet")
-    names = list(dict.fromkeys(cell.evaluation for cell in found))
+    names = list(dict.fromkeys(cell.evaluation for cell in scores))
     if metric is not None and metric not in names:
         raise UsageError(f"'{folder}' has no evaluation '{metric}': {nearest(metric, names)}")
-    chosen = [cell for cell in found if metric in (None, cell.evaluation)]
+    chosen = [cell for cell in scores if metric in (None, cell.evaluation)]
     if as_json:
         print_json({"name": results.study["name"], "cells": [asdict(cell) for cell in chosen]})
     elif style == "csv":

@@ -45,12 +45,12 @@ class ComparedSide:
         return any(len(x) > 1 for x in self.rows.values())
 
     def sizes(self, linear: str) -> tuple[int, int]:
-        """Return how many rows and how many inputs of a linear the allocation tells apart."""
-        given = self.importance.get(linear)
-        if given is None:
+        """Return how many rows and inputs of a linear have values of their own."""
+        importance = self.importance.get(linear)
+        if importance is None:
             return len(self.rows[linear]), 0
-        inputs = 0 if given.inputs is None else len(given.inputs)
-        return max(len(self.rows[linear]), len(given.rows)), inputs
+        inputs = 0 if importance.inputs is None else len(importance.inputs)
+        return max(len(self.rows[linear]), len(importance.rows)), inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +81,16 @@ class Line:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, a block with its linears."""
-        found: dict[str, Any] = {"name": self.name, "a": self.a, "b": self.b}
+        values: dict[str, Any] = {"name": self.name, "a": self.a, "b": self.b}
         if self.masks is not None:
-            found["masks"] = self.masks.to_json()
+            values["masks"] = self.masks.to_json()
         if self.rows is not None:
-            found["rows_apart"] = self.rows
+            values["rows_apart"] = self.rows
         if self.importance is not None:
-            found["importance_apart"] = self.importance
+            values["importance_apart"] = self.importance
         if self.linears:
-            found["linears"] = [x.to_json() for x in self.linears]
-        return found
+            values["linears"] = [x.to_json() for x in self.linears]
+        return values
 
 
 def read_side(text: str) -> ComparedSide:
@@ -125,8 +125,8 @@ def _side(
     for linear, ratios in rows.items():
         if not _is_vector(ratios) or not bool(((ratios >= 0) & (ratios <= 1)).all()):
             raise UsageError(f"'{file}' is no allocation: '{linear}' is no ratio of a linear")
-    for linear, given in importance.items():
-        for what, values in (("rows", given.rows), ("inputs", given.inputs)):
+    for linear, weighed in importance.items():
+        for what, values in (("rows", weighed.rows), ("inputs", weighed.inputs)):
             known = values is None or (_is_vector(values) and not importance_problem(values))
             if linear not in rows or not known:
                 raise UsageError(
@@ -143,9 +143,9 @@ def _side(
     )
 
 
-def _double(given: Importance) -> Importance:
-    inputs = None if given.inputs is None else given.inputs.double()
-    return Importance(given.rows.double(), inputs)
+def _double(importance: Importance) -> Importance:
+    inputs = None if importance.inputs is None else importance.inputs.double()
+    return Importance(importance.rows.double(), inputs)
 
 
 def _is_vector(values: Tensor) -> bool:
@@ -194,13 +194,13 @@ def lines(
     Args:
         a: One side.
         b: The other; `check_comparable` has passed.
-        layout: Of their model; without it blocks are told by the linears' names, and the ratio of
-            a block is the mean over its linears, not over its weights.
+        layout: Of their model; without it blocks are found from the linears' names, and the ratio
+            of a block is the mean over its linears, not over its weights.
         masks: Of both, where both have weights.
     """
     achieved = a.report is not None and b.report is not None
     first, second = (a.ratios, b.ratios) if achieved else (a.wanted, b.wanted)
-    found = []
+    blocks = []
     for name, members in _blocks(a, layout).items():
         parts = []
         for linear, weights in members.items():
@@ -209,8 +209,8 @@ def lines(
                 agreed = agreement(masks[0][linear], masks[1][linear], weights)
             apart = _rows_apart(a, b, linear), _importance_apart(a, b, linear)
             parts.append(Line(linear, first[linear], second[linear], agreed, *apart))
-        found.append(_together(name, parts, list(members.values())))
-    return found
+        blocks.append(_together(name, parts, list(members.values())))
+    return blocks
 
 
 def overall(blocks: list[Line], layout: Layout | None = None) -> Line:
@@ -259,15 +259,15 @@ def _together(name: str, parts: list[Line], weights: list[int]) -> Line:
 
 
 def _blocks(side: ComparedSide, layout: Layout | None) -> dict[str, dict[str, int]]:
-    """Return the weights of every linear by block; 1 each where nobody says."""
+    """Return the weights of every linear by block; 1 each without a layout."""
     if layout is not None:
         return {x.name: _sizes(x) for x in layout.blocks}
-    found: dict[str, dict[str, int]] = {}
+    blocks: dict[str, dict[str, int]] = {}
     for linear in side.wanted:
         parts = linear.split(".")
         number = next((n for n, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-        found.setdefault(".".join(parts[: number + 1]), {})[linear] = 1
-    return found
+        blocks.setdefault(".".join(parts[: number + 1]), {})[linear] = 1
+    return blocks
 
 
 def _sizes(block: Block) -> dict[str, int]:
@@ -292,10 +292,10 @@ def differences(a: ComparedSide, b: ComparedSide) -> Iterator[tuple[str, Any, An
 
 
 def _hashes(report: Mapping[str, Any]) -> dict[str, Any]:
-    found = {f"{x['role']} {x['name']} sha256": x.get("sha256") for x in report.get("plugins", ())}
+    hashes = {f"{x['role']} {x['name']} sha256": x.get("sha256") for x in report.get("plugins", ())}
     if report.get("data"):
-        found["calibration sha256"] = report["data"].get("sha256")
-    return found
+        hashes["calibration sha256"] = report["data"].get("sha256")
+    return hashes
 
 
 def check_layout(side: ComparedSide, layout: Layout) -> None:

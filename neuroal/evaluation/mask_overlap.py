@@ -56,11 +56,11 @@ class MaskOverlap:
 
 def masks_of(model: nn.Module, layout: Layout) -> dict[str, int]:
     """Return the zeros of every linear of a model in memory."""
-    found = {}
+    masks = {}
     for name, linear in layout.linears.items():
         zero = (matrices.weight(linear, model) == 0).cpu().numpy()
-        found[name] = int.from_bytes(np.packbits(zero).tobytes())
-    return found
+        masks[name] = int.from_bytes(np.packbits(zero).tobytes())
+    return masks
 
 
 def agreement(one: int, other: int, count: int) -> MaskOverlap:

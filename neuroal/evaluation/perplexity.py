@@ -55,7 +55,7 @@ class Perplexity:
     protocol: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; a perplexity that is no number becomes "inf" or "nan"."""
+        """Return JSON values; a perplexity that is not finite becomes "inf" or "nan"."""
         values = asdict(self)
         if not math.isfinite(self.perplexity):
             values["perplexity"] = str(self.perplexity)  # float() reads both back
@@ -79,7 +79,7 @@ def perplexity(
 
     Raises:
         UsageError: `batch` is less than 1.
-        NeuroalError: A token id is none of the model's.
+        NeuroalError: A token id is beyond the model's vocabulary.
     """
     if batch is not None and batch < 1:
         raise UsageError(f"batch {batch} is not a positive number")
@@ -97,7 +97,7 @@ def perplexity(
     losses = []
     bar = tqdm(
         total=count, desc="perplexity", unit="window", disable=not progress, leave=None
-    )  # leaves nothing behind under another bar
+    )  # as an inner bar it is erased at its end
     with torch.no_grad(), evaluating(model), bar:
         for part in torch.split(ids, batch):
             tokens = part.to(embedding.device)
@@ -118,7 +118,7 @@ def perplexity(
 
 def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """Mean next-token cross-entropy of each window, in float32: (batch,)."""
-    rows = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))  # a float32 copy of so many at a time
+    rows = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))  # tokens in float32 at a time
     losses = []
     for window, targets in zip(logits[:, :-1], tokens[:, 1:].to(logits.device), strict=True):
         sums = [
@@ -156,11 +156,11 @@ def evaluation_windows(
     """Cut the test text, tokenised once, into consecutive windows, and drop the rest.
 
     Args:
-        source: A `Source` or its text; rows of token ids are taken as they stand.
+        source: A `Source` or its text; rows of token ids are used unchanged.
         tokenizer: As in `calibration_windows`.
         length: Tokens per window; None is the rows' own, for text the smaller of 2048 and
             `context`.
-        windows: At most so many windows, from the first; None is all of them (256 of c4).
+        windows: At most this many windows, from the first; None is all of them (256 of c4).
         context: Longest window that the model takes, if it has a bound.
         vocabulary: Number of token ids that the model knows; None leaves ids unchecked.
         progress: Show the bars of a download.
@@ -176,8 +176,8 @@ def evaluation_windows(
     calibration.check_sizes(windows, length, context)
     rows = read(source, "test", progress=progress)
     if calibration.holds_tokens(rows):
-        found = len(rows)
-        count = min(windows or found, found)
+        available = len(rows)
+        count = min(windows or available, available)
         ids = calibration.token_rows(source, rows, count, length, context)
         protocol = f"{origin(source, 'test')}: rows of token ids as they stand"
     else:
@@ -185,13 +185,13 @@ def evaluation_windows(
         texts, separator = _joining(source, rows)
         text = calibration.joined(source, texts, separator)
         tokens = calibration.encode(source, tokenizer, text)
-        found = len(tokens) // length
-        if not found:
+        available = len(tokens) // length
+        if not available:
             raise NeuroalError(
                 f"the text of '{source.text}' has {len(tokens)} tokens, fewer than one window of "
                 f"{length}: {calibration.cure(len(tokens))}"
             )
-        count = min(windows or (C4_WINDOWS if source.kind == "c4" else found), found)
+        count = min(windows or (C4_WINDOWS if source.kind == "c4" else available), available)
         ids = torch.tensor(tokens[: count * length]).view(count, length)
         documents = (
             "one document" if len(texts) == 1 else f"{len(texts)} documents joined by {separator!r}"
@@ -199,8 +199,8 @@ def evaluation_windows(
         protocol = (
             f"{origin(source, 'test')}: {documents}, tokenised once, cut into consecutive windows"
         )
-    if windows is not None and windows > found:
-        LOG.warning("'%s' has %d windows, not %d: all are used", source.text, found, windows)
+    if windows is not None and windows > available:
+        LOG.warning("'%s' has %d windows, not %d: all are used", source.text, available, windows)
     return calibration.windows_of(ids, source, vocabulary, protocol)
 
 

@@ -49,8 +49,8 @@ def check_names(
 
     Args:
         names: Task, group or tag names, or "paper"; a text is split at commas.
-        include_path: Folder with task definitions of one's own; one of the same name goes before
-            the harness's.
+        include_path: Folder with the user's task definitions, which replace those of the
+            harness that have the same name.
 
     Raises:
         UsageError: lm-eval is not installed, or a task or the folder does not exist.
@@ -71,7 +71,7 @@ def load_tasks(
         progress: Show the bars of a download.
 
     Raises:
-        UsageError: As in `check_names`, or a task is none for a causal language model on its own.
+        UsageError: As in `check_names`, or a task needs more than a causal language model.
         NeuroalError: A task's definition or data cannot be loaded.
     """
     wanted = _spelt_out(names)
@@ -80,15 +80,15 @@ def load_tasks(
     with quiet_harness(progress), quiet_datasets(progress):
         for name, spec in zip(wanted, specs, strict=True):
             try:
-                found = manager.load([spec])
+                part = manager.load([spec])
             except Exception as error:  # of many libraries: network, hub, formats, YAML
                 raise NeuroalError(
                     f"cannot load task '{name}': {cause_of(error)}; "
                     "a definition of local files works without the hub: --include-path"
                 ) from error
-            built.append(found)
+            built.append(part)
     loaded: dict[str, Any] = {
-        key: {k: v for found in built for k, v in found.get(key, {}).items()}
+        key: {k: v for part in built for k, v in part.get(key, {}).items()}
         for key in ("tasks", "groups", "group_map")
     }
     for name, task in loaded["tasks"].items():
@@ -144,7 +144,7 @@ def _find(names: Sequence[str], include_path: str | Path | None) -> tuple[Any, l
 
 
 def _scan(names: Collection[str]) -> tuple[dict[str, Path], set[str]]:
-    """Return the file of every task of the harness, and which of the names is in none of them."""
+    """Return the file of every task of the harness, and the names that no file contains."""
     import lm_eval.tasks
 
     files: dict[str, Path] = {}
@@ -171,7 +171,7 @@ def _hint(name: str, valid: Sequence[str], folder: str | None) -> str:
 def quiet_harness(progress: bool = False) -> Iterator[list[logging.LogRecord]]:
     """Hold back what the harness prints and logs, and yield its warnings.
 
-    Its bars, which it shows whatever it is told, are held back too unless they are wanted.
+    Its progress bars, which it has no option to turn off, are held back unless they are wanted.
     """
     warnings: list[logging.LogRecord] = []
     harness, models = logging.getLogger("lm_eval"), logging.getLogger("transformers")
@@ -181,7 +181,7 @@ def quiet_harness(progress: bool = False) -> Iterator[list[logging.LogRecord]]:
     harness.addHandler(collector)
     harness.setLevel(logging.WARNING)
     harness.propagate = False
-    models.setLevel(logging.ERROR)  # warns of long texts, which the harness cuts and tells of
+    models.setLevel(logging.ERROR)  # warns of long texts, as the harness does that cuts them
     bars = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     try:
         with bars, contextlib.redirect_stdout(io.StringIO()):

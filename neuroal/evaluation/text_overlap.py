@@ -77,8 +77,8 @@ def calibration_of(model: str, tokenizer: Any) -> Windows | None:
         tokenizer: The model's.
 
     Returns:
-        The windows; None where the model is no run's output, or its text is no longer what it was
-        or comes from the hub, which is not asked for this.
+        The windows; None where the model is not the output of a run, where its text has changed,
+        or where it comes from the hub, which is not asked for this.
     """
     folder = Path(files.locate(model))
     if not (folder / files.MARKER).is_file():

@@ -73,8 +73,8 @@ class ZeroShot:
     @property
     def accuracy(self) -> float | None:
         """The mean over the tasks whose metric is an accuracy; None where none is."""
-        found = [x.metrics[x.metric] for x in self.tasks if x.metric.startswith("acc")]
-        return math.fsum(found) / len(found) if found else None
+        accuracies = [x.metrics[x.metric] for x in self.tasks if x.metric.startswith("acc")]
+        return math.fsum(accuracies) / len(accuracies) if accuracies else None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -117,7 +117,7 @@ def zero_shot(
         tokenizer: The model's.
         tasks: Of `load_tasks`.
         batch: Requests per forward pass; None is 8.
-        limit: Ask only so many documents of each task, from the first: for trying things out.
+        limit: Ask only this many documents of each task, from the first: for trying things out.
         progress: Show bars.
 
     Returns:
@@ -138,14 +138,14 @@ def zero_shot(
             # A copy, for the harness gives a tokenizer without a padding token one.
             wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch)
         with quiet_harness(progress) as warnings:
-            found = lm_eval.evaluate(wrapped, dict(tasks.loaded), limit=limit, log_samples=True)
+            results = lm_eval.evaluate(wrapped, dict(tasks.loaded), limit=limit, log_samples=True)
     _pass_on(warnings)
-    scores = tuple(_score(name, task, found) for name, task in tasks.loaded["tasks"].items())
+    scores = tuple(_score(name, task, results) for name, task in tasks.loaded["tasks"].items())
     for task in tasks.loaded["tasks"].values():
         task._instances = None  # requests and answers, no longer needed
     return ZeroShot(
         tasks=scores,
-        groups={name: _metrics(values) for name, values in found.get("groups", {}).items()},
+        groups={name: _metrics(values) for name, values in results.get("groups", {}).items()},
         harness=f"lm-eval {lm_eval.__version__}",
         limit=limit,
         batch=batch,
@@ -154,20 +154,20 @@ def zero_shot(
 
 
 def check_sizes(batch: int | None, limit: int | None) -> None:
-    """Raise a `UsageError` for a batch or a limit that is no positive number."""
+    """Raise a `UsageError` for a batch or a limit that is not positive."""
     for what, value in (("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise UsageError(f"{what} {value} is not a positive number")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise a `NeuroalError` where there is none."""
+    """Raise a `NeuroalError` where the model has no tokenizer."""
     if tokenizer is None:
         raise NeuroalError("the model has no tokenizer to read zero-shot tasks with")
 
 
-def _score(name: str, task: Any, found: Mapping[str, Any]) -> TaskScore:
-    samples, metrics = found["samples"][name], _metrics(found["results"][name])
+def _score(name: str, task: Any, results: Mapping[str, Any]) -> TaskScore:
+    samples, metrics = results["samples"][name], _metrics(results["results"][name])
     asked = [[x["doc_id"], x["arguments"], x["target"]] for x in samples]
     text = json.dumps(asked, ensure_ascii=False, default=str)
     unsound = sum(_unsound(x["resps"]) for x in samples)
@@ -178,9 +178,9 @@ def _score(name: str, task: Any, found: Mapping[str, Any]) -> TaskScore:
         name=name,
         metrics=metrics,
         metric=next((x for x in (*listed, *metrics) if x in metrics), ""),
-        examples=found["n-samples"][name]["effective"],
-        few_shot=found["n-shot"][name],
-        version=str(found["versions"][name]),
+        examples=results["n-samples"][name]["effective"],
+        few_shot=results["n-shot"][name],
+        version=str(results["versions"][name]),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
 
@@ -204,7 +204,7 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pass_on(warnings: Sequence[logging.LogRecord]) -> None:
-    """Log the harness's warnings as one's own, one line for all of a kind."""
+    """Log the harness's warnings, one line for all of a kind."""
     kinds: dict[tuple[str, int], list[str]] = {}
     for record in warnings:
         kinds.setdefault((record.pathname, record.lineno), []).append(record.getMessage())

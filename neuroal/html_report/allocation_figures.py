@@ -50,10 +50,10 @@ class _MapCell:
 def sparsity_map(run: FinishedRun) -> Figure:
     """Return the heat map of the achieved sparsity, blocks × linears."""
     linears, places = run.report["linears"], _places(run)
-    found: dict[tuple[int, str], list[float]] = {}
+    ratios: dict[tuple[int, str], list[float]] = {}
     for name, place in places.items():
-        found.setdefault(place, []).append(linears[name]["achieved"])
-    cells = [_MapCell(*place, sum(x) / len(x)) for place, x in found.items()]
+        ratios.setdefault(place, []).append(linears[name]["achieved"])
+    cells = [_MapCell(*place, sum(x) / len(x)) for place, x in ratios.items()]
     least, most = (choose(cells, key=lambda c: c.share) for choose in (min, max))
     same = percent(least.share, 2) == percent(most.share, 2)
     where = f"{percent(least.share, 2)} everywhere" if same else f"from {least.text} to {most.text}"
@@ -135,11 +135,11 @@ def row_ratios(run: FinishedRun) -> Figure:
     title = "Ratios of the rows"
     if not run.ratios:
         return Figure(title, "allocation.safetensors, which holds them, is not beside the report.")
-    found: dict[str, list[Tensor]] = {}
+    by_kind: dict[str, list[Tensor]] = {}
     for name, (_, kind) in _places(run).items():
         if name in run.ratios:
-            found.setdefault(kind, []).append(run.ratios[name].double().flatten())
-    rows = {kind: torch.cat(ratios) for kind, ratios in found.items()}
+            by_kind.setdefault(kind, []).append(run.ratios[name].double().flatten())
+    rows = {kind: torch.cat(ratios) for kind, ratios in by_kind.items()}
     kinds = list(rows)
     lowest = min(float(x.min()) for x in rows.values())
     highest = max(float(x.max()) for x in rows.values())

@@ -14,7 +14,7 @@ from neuroal.html_report.figure import Spec
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 INK, MUTED, LINE, GRID, PAPER = (f"var(--{x})" for x in ("ink", "muted", "line", "grid", "paper"))
 SERIES = tuple(f"var(--series-{i})" for i in range(1, 8))
-"""Colours of series, told apart by every kind of colour vision (Okabe and Ito 2008)."""
+"""Colours of series, distinguishable with every kind of colour vision (Okabe and Ito 2008)."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 SCHEME = "cividis"
 """For amounts: even in lightness, the same to every kind of colour vision."""
@@ -91,7 +91,7 @@ def _bare(root: ElementTree.Element) -> None:
 
 
 def _own_ids(root: ElementTree.Element, ident: str) -> None:
-    """Give ids that are unique in the page, and the same ones whatever was drawn before."""
+    """Give ids that are unique in the page, and do not depend on what was drawn before."""
     ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
     new = {old: f"{ident}-{i}" for i, old in enumerate(ids)}
     new |= {f"#{old}": f"#{own}" for old, own in new.items()}

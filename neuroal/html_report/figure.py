@@ -15,7 +15,7 @@ HALF = 420  # pixels: what half the page has room for
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers behind a figure, in full.
+    """The numbers of a figure, in full.
 
     Attributes:
         headers: One a column.

@@ -72,7 +72,7 @@ def _point(candidate: Mapping[str, Any], order: int, by_lam: bool) -> dict[str, 
 def _layers(points: Sequence[Mapping[str, Any]], by_lam: bool) -> list[Spec]:
     """Return a line per strategy, a mark per candidate, and a rule at the chosen one."""
     several = len({p["plugin"] for p in points}) > 1
-    found = [o for o in _LOOKS if any(p["outcome"] == o for p in points)]
+    outcomes = [o for o in _LOOKS if any(p["outcome"] == o for p in points)]
     x = {
         "field": "x",
         "type": "quantitative",
@@ -90,7 +90,11 @@ def _layers(points: Sequence[Mapping[str, Any]], by_lam: bool) -> list[Spec]:
     strategy = {"field": "plugin", "title": None, "scale": {"range": SERIES}}
 
     def by_outcome(part: int) -> Spec:
-        scale = {"type": "ordinal", "domain": found, "range": [_LOOKS[o][part] for o in found]}
+        scale = {
+            "type": "ordinal",
+            "domain": outcomes,
+            "range": [_LOOKS[o][part] for o in outcomes],
+        }
         return {"field": "outcome", "title": None, "scale": scale}
 
     colours = {"color": strategy} if several else {"fill": by_outcome(2), "stroke": by_outcome(3)}

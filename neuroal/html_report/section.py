@@ -1,4 +1,4 @@
-"""What a report says of one thing, a run or a study, before it is laid out."""
+"""The parts of a section, which says what a run or a study was; page.py lays them out."""
 
 from __future__ import annotations
 

@@ -34,19 +34,19 @@ def study_section(results: StudyResults) -> Section:
 
 
 def _contests(results: StudyResults) -> Iterator[Contest]:
-    found = cells(results)
+    scores = cells(results)
     higher = {
         column: bool(score["higher_is_better"])
         for case in results.cases
         for column, score in case["scores"].items()
     }
-    methods = [c for c in found if c.pruner is not None]
+    methods = [c for c in scores if c.pruner is not None]
     for model, pattern, column in dict.fromkeys(
         (c.model, c.pattern, c.evaluation) for c in methods
     ):
         own = [c for c in methods if (c.model, c.pattern, c.evaluation) == (model, pattern, column)]
         dense = [
-            c for c in found if c.pruner is None and (c.model, c.evaluation) == (model, column)
+            c for c in scores if c.pruner is None and (c.model, c.evaluation) == (model, column)
         ]
         yield Contest(
             model=model,
@@ -65,8 +65,8 @@ def _comparison(contest: Contest) -> ScoreTable:
     for c in contest.cells:
         own.setdefault((str(c.pruner), str(c.top_up)), {})[c.sparsity] = c
     rows = [
-        MethodRow(pruner, top_up, [_score(contest, found.get(s)) for s in contest.sparsities])
-        for (pruner, top_up), found in own.items()
+        MethodRow(pruner, top_up, [_score(contest, by_sparsity.get(s)) for s in contest.sparsities])
+        for (pruner, top_up), by_sparsity in own.items()
     ]
     if contest.dense is not None:
         dense = ShownScore(contest.dense.mean, contest.shown(contest.dense.mean), best=False)

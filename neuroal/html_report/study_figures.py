@@ -190,12 +190,12 @@ def _looks(methods: Sequence[str]) -> Any:
 def front(cells: Sequence[MeanScore], higher: bool) -> list[MeanScore]:
     """Return the cells that none beats in both time and score, from the fastest to the best."""
     sign = -1 if higher else 1
-    found: list[MeanScore] = []
+    unbeaten: list[MeanScore] = []
     known = [c for c in cells if c.seconds is not None and math.isfinite(c.mean)]
     for c in sorted(known, key=lambda c: (c.seconds, sign * c.mean)):
-        if not found or sign * c.mean < sign * found[-1].mean:
-            found.append(c)
-    return found
+        if not unbeaten or sign * c.mean < sign * unbeaten[-1].mean:
+            unbeaten.append(c)
+    return unbeaten
 
 
 def against_time(contest: Contest) -> Figure | None:

@@ -84,7 +84,7 @@ def phases(run: FinishedRun) -> Figure:
     peaks: Mapping[str, int] = run.report.get("phase_memory_bytes") or {}
     rows = list(_phase_rows(timings, peaks))
     order = [r["phase"] for r in rows]
-    wide = is_wide(run)  # so that no gap is left beside it
+    wide = is_wide(run)  # without it a gap would be left next to the map
     width = 340 if wide else 150
     panels = [_bars(rows, order, "seconds", "time", SERIES[0], width)]
     if peaks:

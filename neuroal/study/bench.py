@@ -18,7 +18,7 @@ from neuroal.search.measurements import SharedMeasurements
 from neuroal.study.cases import StudyCase
 from neuroal.study.file import EvaluationEntry
 from neuroal.study.results import DONE, FAILED, CaseResult
-from neuroal.study.scores import Measurer, Scores, identity, kept
+from neuroal.study.scores import Measurer, Scores, identity, reusable
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class _Loaded:
     shared: SharedMeasurements = field(default_factory=SharedMeasurements)
 
     def restore(self) -> None:
-        """Put the dense weights back, whatever a case has left."""
+        """Restore the dense weights after a case."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 self.model.get_parameter(name).copy_(weight)
@@ -82,22 +82,22 @@ class Bench:
         report = None
         start = time.perf_counter()
         if case.recipe is not None:
-            made = engine.prune(
+            outcome = engine.prune(
                 loaded.model,
                 loaded.tokenizer,
                 case.recipe,
                 progress=self.progress,
                 shared=loaded.shared,
             )
-            made.model["sha256"] = case.model_sha256
-            report = made.to_json()
+            outcome.model["sha256"] = case.model_sha256
+            report = outcome.to_json()
             for calibration in loaded.shared.calibrations:
                 for evaluation in self.evaluations:
                     loaded.measurer.compare(evaluation, loaded.model, calibration)
         pruned = time.perf_counter()
         scores: Scores = {}
         for evaluation, key in self.evaluations.items():
-            scores |= kept(known, key) or loaded.measurer.measure(evaluation, loaded.model)
+            scores |= reusable(known, key) or loaded.measurer.measure(evaluation, loaded.model)
         seconds = {"prune": pruned - start, "evaluate": time.perf_counter() - pruned}
         if report is not None:
             seconds["prune"] = sum(report["timings"].values())
@@ -105,7 +105,7 @@ class Bench:
         return {"scores": scores, "report": report, "seconds": rounded, "error": None}
 
     def _load(self, case: StudyCase) -> _Loaded:
-        """Return the case's model; the one before it is let go of first."""
+        """Return the case's model; the previous one is released first."""
         key = (case.model, case.dtype, case.device)
         if self._loaded is None or self._loaded.key != key:
             self._loaded = None

@@ -1,4 +1,4 @@
-"""From a study to its cases: what is run, under which name, and what makes no sense."""
+"""From a study to its cases: what is run, by which name, and which combinations are impossible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StudyCase:
         model: Folder, hub name, or "demo".
         model_sha256: Of its config and weights; None for a hub name.
         dtype: Dtype in which it is loaded.
-        device: Where it runs; "auto" is settled there.
+        device: Where it runs; "auto" is resolved there.
     """
 
     id: str
@@ -54,12 +54,12 @@ class StudyCase:
 
     @property
     def title(self) -> str:
-        """Return one line that tells the case from the others."""
+        """Return one line that identifies the case."""
         return title(self.labels)
 
 
 def title(labels: Mapping[str, Any]) -> str:
-    """Return one line that tells the case of these labels from the others."""
+    """Return one line that identifies the case of these labels."""
     x = labels
     if x["pruner"] is None:
         return f"{x['model']}, dense"
@@ -70,7 +70,7 @@ def title(labels: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class SkippedCase:
-    """A combination that makes no sense, and why."""
+    """A combination that cannot be run, and why."""
 
     labels: Mapping[str, Any]
     reason: str
@@ -95,7 +95,7 @@ class Expansion:
 def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     """Cross the lists of a study; reads configs, hashes files, and loads no weights.
 
-    A combination that makes no sense is skipped. An entry of which no combination is left is an
+    A combination that cannot be run is skipped. An entry of which no combination is left is an
     error: it is misspelt, or wrong by itself.
 
     Raises:
@@ -107,18 +107,18 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
         try:
-            found = layout.find(pretrained.skeleton(model.name, trust_remote_code))
+            model_layout = layout.find(pretrained.skeleton(model.name, trust_remote_code))
             sha256 = files.fingerprint(model.name)
             plain = dataclasses.replace(plain, **_calibration(study, model))
             cases.append(_case({"model": model.label, **DENSE}, plain, sha256, None))
             for labels, recipe in _combinations(study, plain):
                 labels = {"model": model.label, **labels}
-                made = _fit(recipe, found)
-                if isinstance(made, str):
-                    skipped.append(SkippedCase(labels, made))
+                chosen = _fit(recipe, model_layout)
+                if isinstance(chosen, str):
+                    skipped.append(SkippedCase(labels, chosen))
                     continue
-                _check_calibration(made, recipe, found)
-                cases.append(_case(labels, recipe, sha256, made))
+                _check_calibration(chosen, recipe, model_layout)
+                cases.append(_case(labels, recipe, sha256, chosen))
         except NeuroalError as error:
             raise type(error)(f"models[{number}] '{model.label}': {error}") from error
     _refuse_dead_entries(study, cases, skipped)
@@ -175,20 +175,20 @@ def _options(pruner: PrunerEntry, top_up: TopUpEntry) -> dict[str, dict[str, Any
     return options
 
 
-def _fit(recipe: Recipe, found: Layout) -> Setup | str:
-    """Return the plugins of a combination, or why it makes no sense."""
+def _fit(recipe: Recipe, model_layout: Layout) -> Setup | str:
+    """Return the plugins of a combination, or why it cannot be run."""
     try:
-        made = setup(recipe)
-        made.rules(recipe, found)
+        chosen = setup(recipe)
+        chosen.rules(recipe, model_layout)
     except PluginError:
         raise
     except NeuroalError as error:
         return str(error)
-    return made
+    return chosen
 
 
-def _check_calibration(made: Setup, recipe: Recipe, found: Layout) -> None:
-    if recipe.calibration is None and reads_data(made, first_steps(made, found, recipe)):
+def _check_calibration(chosen: Setup, recipe: Recipe, model_layout: Layout) -> None:
+    if recipe.calibration is None and reads_data(chosen, first_steps(chosen, model_layout, recipe)):
         raise UsageError("give it calibration: a source in [calibration], or one of its own")
 
 
@@ -208,7 +208,7 @@ def _refuse_dead_entries(
 
 
 def _case(
-    labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, made: Setup | None
+    labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, chosen: Setup | None
 ) -> StudyCase:
     """Return a case; the dense model's where no plugins are given."""
     decides: dict[str, Any] = {
@@ -216,18 +216,18 @@ def _case(
         "model": model_sha256 or recipe.model,
         "dtype": recipe.dtype,
     }
-    if made is not None:
+    if chosen is not None:
         fields = ("budget", "pattern", "skip_indivisible", "wanted", "seed")
         decides |= {key: getattr(recipe, key) for key in (*fields, "samples", "length")}
-        decides["search_samples"] = made.search_samples
-        decides["comparison"] = made.comparison
-        decides["plugins"] = [p.provenance() for p in made.plugins]
+        decides["search_samples"] = chosen.search_samples
+        decides["comparison"] = chosen.comparison
+        decides["plugins"] = [p.provenance() for p in chosen.plugins]
         decides["calibration"] = source_identity(recipe.calibration)
     text = json.dumps(decides, sort_keys=True)
     return StudyCase(
         id=hashlib.sha256(text.encode()).hexdigest()[:16],
         labels=labels,
-        recipe=recipe if made is not None else None,
+        recipe=recipe if chosen is not None else None,
         model=str(recipe.model),
         model_sha256=model_sha256,
         dtype=recipe.dtype,
@@ -236,7 +236,7 @@ def _case(
 
 
 def source_identity(text: str | None) -> object:
-    """Return what tells a source from another: of a file its content, else its name."""
+    """Return what identifies a source: the content of a file, else its name."""
     source = None if text is None else parse_source(text)
     if source is None or not Path(source.path).is_file():
         return text

@@ -28,7 +28,7 @@ def on_ray(
 
     Args:
         make_bench: Makes a worker's bench, where it runs; can be pickled.
-        jobs: At most so many workers; None is as many as the cluster's devices hold.
+        jobs: At most this many workers; None is as many as the cluster's devices hold.
         gpus_per_case: GPUs of each, a fraction where several are to share one; 0 is none, and a
             CPU each.
 

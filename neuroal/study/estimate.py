@@ -21,7 +21,7 @@ from neuroal.study.cases import StudyCase
 from neuroal.study.executors import Job
 from neuroal.study.file import EvaluationEntry
 from neuroal.study.results import DONE, CaseResult
-from neuroal.study.scores import Measurer, identity, kept
+from neuroal.study.scores import Measurer, identity, reusable
 
 TIMED_TOKENS = 1024
 
@@ -71,7 +71,7 @@ def estimate(
         parts = [0.0 if case.recipe is None else past.pruning.get(_method(case.labels))]
         asked = [None]
         for evaluation, key in keys.items():
-            if not kept(scores, key):
+            if not reusable(scores, key):
                 parts.append(past.evaluating.get((case.labels["model"], key)))
                 asked.append(evaluation)
         timed += any(part is None for part in parts)

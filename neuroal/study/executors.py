@@ -1,7 +1,7 @@
 """Where cases run: in this process, in several of this machine, or on a Ray cluster.
 
-An executor makes workers, each with a bench of its own; `run_on` hands them cases, preferring those
-of the model that a worker has loaded. A worker that dies gives its case back.
+An executor makes workers, each with a bench of its own; `run_on` gives them cases, preferably
+of the model that a worker has loaded. The case of a worker that dies is run by another.
 """
 
 from __future__ import annotations

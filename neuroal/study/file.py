@@ -94,9 +94,9 @@ class EvaluationEntry:
         tasks: Zero-shot tasks, or "paper" for the paper's seven.
         label: What tables call it; "" is a name made from `data` or `tasks`.
         length: Tokens per window of `data`.
-        windows: At most so many windows of `data`.
+        windows: At most this many windows of `data`.
         include_path: Folder of local task definitions.
-        limit: At most so many examples of each task.
+        limit: At most this many examples of each task.
         batch: Windows, or requests, per forward pass.
     """
 
@@ -119,7 +119,7 @@ class Study:
         evaluations: What is measured.
         pruners: Base pruners.
         top_ups: What decides the ratios.
-        sparsities: Wanted sparsities; none of them is each pattern's own.
+        sparsities: Wanted sparsities; where empty, each pattern has its own.
         patterns: "unstructured" or N:M.
         seeds: Of the calibration windows and every other draw; tables show mean and deviation.
         calibration: Calibration windows.
@@ -155,7 +155,7 @@ class Study:
 
 
 def read(path: Path) -> Study:
-    """Read a study file; relative paths in it are looked for beside it first.
+    """Read a study file; relative paths are looked for in its folder first.
 
     Raises:
         UsageError: It cannot be read, a key or value is wrong, or a list has one thing twice.
@@ -205,8 +205,8 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
                 for i, entry in enumerate(_list(key, values[key]), 1)
             )
     if "calibration" in values:
-        given = _entry(CalibrationEntry, "source", values["calibration"], "calibration")
-        values["calibration"] = _located(given, folder, "source")
+        calibration = _entry(CalibrationEntry, "source", values["calibration"], "calibration")
+        values["calibration"] = _located(calibration, folder, "source")
     for key in ("sparsities", "patterns", "seeds"):
         if key in values:
             values[key] = _list(key, values[key])
@@ -275,22 +275,22 @@ def _finished(finish: Callable[[Any], Any], entry: Any, where: str) -> Any:
 
 
 def located(text: str, folder: Path) -> str:
-    """Return a path as it is beside the study file, if it is there; anything else as it stands.
+    """Return a path within the study file's folder, if it exists there; anything else unchanged.
 
-    The path may have a `:column` or `:Class` behind it.
+    The path may end in `:column` or `:Class`.
     """
     path = text.partition(":")[0]
     return str(folder / text) if path and (folder / path).exists() else text
 
 
 def _plugin(text: str, folder: Path) -> str:
-    """Return `file.py:Class` as it is beside the study file, and any name as it stands."""
+    """Return `file.py:Class` within the study file's folder, and any other name unchanged."""
     return located(text, folder) if in_file(text) else text
 
 
 def _located(entry: T, folder: Path, *keys: str, find: Callable[[str, Path], str] = located) -> T:
-    given = {key: getattr(entry, key) for key in keys}
-    changes = {k: find(v, folder) for k, v in given.items() if isinstance(v, str)}
+    texts = {key: getattr(entry, key) for key in keys}
+    changes = {k: find(v, folder) for k, v in texts.items() if isinstance(v, str)}
     return dataclasses.replace(entry, **changes)  # type: ignore[type-var]
 
 

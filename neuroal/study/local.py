@@ -76,7 +76,7 @@ def _begin(make_bench: Callable[[], Bench], threads: int) -> None:
 
 
 def _follow_parent() -> None:
-    """End this process with its parent, whatever that died of."""
+    """End this process when its parent ends, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

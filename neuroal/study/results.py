@@ -45,7 +45,7 @@ def check_folder(out: Path) -> None:
     """Refuse a results folder that cannot be made, or holds something else.
 
     Raises:
-        UsageError: It is a file, is no study's, or of another schema; or cannot be written to.
+        UsageError: It is a file, holds something else or another schema, or cannot be written.
     """
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -91,7 +91,7 @@ def read_study(folder: Path) -> StudyResults:
     """Read a results folder, finished or not.
 
     Raises:
-        UsageError: There is no study in it, a file is broken, or of another schema.
+        UsageError: It does not hold a study, or a file is broken or of another schema.
     """
     if not (folder / MARKER).is_file():
         raise UsageError(f"'{folder}' is no results folder of a study: it holds no {MARKER}")

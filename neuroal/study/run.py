@@ -17,7 +17,7 @@ from neuroal.study.executors import Job, run_here, run_on
 from neuroal.study.file import EvaluationEntry, Study, read
 from neuroal.study.local import local
 from neuroal.study.results import DONE, CaseResult
-from neuroal.study.scores import check, identity, kept
+from neuroal.study.scores import check, identity, reusable
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class PreparedStudy:
 
 
 def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedStudy:
-    """Read a study file and check whatever can be checked before a weight or a text is read.
+    """Read a study file and check everything that can be checked before a weight or a text is read.
 
     A case is left to run if it has no file, has failed, or lacks a score.
 
@@ -78,7 +78,7 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
     for case in expansion.distinct:
         earlier = known.get(case.id, {"status": None, "scores": {}})
         scores = earlier["scores"]
-        if earlier["status"] != DONE or not all(kept(scores, key) for key in keys):
+        if earlier["status"] != DONE or not all(reusable(scores, key) for key in keys):
             jobs.append((case, scores))
     return PreparedStudy(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
 
@@ -125,29 +125,29 @@ class Execution:
             raise UsageError("--gpus-per-case is for --executor ray")
 
 
-def run(prepared: PreparedStudy, how: Execution) -> Iterator[CaseResult]:
+def run(prepared: PreparedStudy, execution: Execution) -> Iterator[CaseResult]:
     """Run the cases that are left; write the file of each as soon as it is done, and yield it."""
     results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
-    for result in _results(prepared, how):
+    for result in _results(prepared, execution):
         results.write_case(prepared.out, result)
         said = ", ".join(f"{name} {x['value']}" for name, x in result["scores"].items())
         LOG.info("%s: %s", title(result["case"]), result["error"] or said)
         yield result
 
 
-def _results(prepared: PreparedStudy, how: Execution) -> Iterator[CaseResult]:
-    make_bench = partial(Bench, prepared.study.evaluations, how.trust_remote_code)
+def _results(prepared: PreparedStudy, execution: Execution) -> Iterator[CaseResult]:
+    make_bench = partial(Bench, prepared.study.evaluations, execution.trust_remote_code)
     jobs = prepared.jobs
     if not jobs:
         return
-    if how.executor == "ray":
+    if execution.executor == "ray":
         from neuroal.study.cluster import on_ray
 
-        with on_ray(make_bench, how.jobs, how.gpus_per_case) as executor:
+        with on_ray(make_bench, execution.jobs, execution.gpus_per_case) as executor:
             yield from run_on(executor, jobs)
         return
     memory.device_of(prepared.study.device)
-    if how.jobs is None or how.jobs == 1:
-        yield from run_here(make_bench(how.progress), jobs)
+    if execution.jobs is None or execution.jobs == 1:
+        yield from run_here(make_bench(execution.progress), jobs)
     else:
-        yield from run_on(local(make_bench, how.jobs), jobs)
+        yield from run_on(local(make_bench, execution.jobs), jobs)

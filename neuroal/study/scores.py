@@ -50,7 +50,7 @@ def identity(evaluation: EvaluationEntry) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def kept(scores: Mapping[str, Any], key: str) -> Scores:
+def reusable(scores: Mapping[str, Any], key: str) -> Scores:
     """Return those of a case's scores that an evaluation would give again; all of them, or none.
 
     Args:
@@ -72,11 +72,11 @@ class Measurer:
     def measure(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         """Return an evaluation's scores by column."""
         if evaluation.data is not None:
-            found = self._perplexity(evaluation, model)
+            scores = self._perplexity(evaluation, model)
         else:
-            found = self._zero_shot(evaluation, model)
+            scores = self._zero_shot(evaluation, model)
         key = identity(evaluation)
-        return {column: {**score, "evaluation": key} for column, score in found.items()}
+        return {column: {**score, "evaluation": key} for column, score in scores.items()}
 
     def compare(self, evaluation: EvaluationEntry, model: nn.Module, calibration: Windows) -> None:
         """Warn, once, where a text shares sequences of tokens with calibration windows."""
@@ -108,15 +108,15 @@ class Measurer:
     def _perplexity(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         windows = self.windows(evaluation, model)
         start = time.perf_counter()
-        found = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
-        return {evaluation.label: _score_of_perplexity(found, time.perf_counter() - start)}
+        result = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
+        return {evaluation.label: _score_of_perplexity(result, time.perf_counter() - start)}
 
     def _zero_shot(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
         tasks = self._once(
             evaluation, lambda: load_tasks(evaluation.tasks, evaluation.include_path)
         )
         start = time.perf_counter()
-        found = zero_shot(
+        result = zero_shot(
             model,
             self.tokenizer,
             tasks,
@@ -124,18 +124,18 @@ class Measurer:
             limit=evaluation.limit,
             progress=self.progress,
         )
-        return _scores_of_tasks(evaluation.label, found, time.perf_counter() - start)
+        return _scores_of_tasks(evaluation.label, result, time.perf_counter() - start)
 
 
-def _score_of_perplexity(found: Perplexity, seconds: float) -> dict[str, Any]:
-    protocol = found.to_json()
+def _score_of_perplexity(result: Perplexity, seconds: float) -> dict[str, Any]:
+    protocol = result.to_json()
     value = protocol.pop("perplexity")
     return _score(value, "perplexity", False, None, seconds, protocol)
 
 
-def _scores_of_tasks(label: str, found: ZeroShot, seconds: float) -> Scores:
+def _scores_of_tasks(label: str, result: ZeroShot, seconds: float) -> Scores:
     """Return a score a task, and their mean where there are several."""
-    whole = found.to_json()
+    whole = result.to_json()
     tasks, mean = whole.pop("tasks"), whole.pop("accuracy")
     scores = {}
     for name, task in tasks.items():

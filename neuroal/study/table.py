@@ -56,14 +56,14 @@ def cells(results: StudyResults) -> list[MeanScore]:
         x = case["case"]
         key = (x["model"], x["pattern"], x["pruner"], x["top_up"], x["sparsity"])
         groups.setdefault(key, []).append(case)
-    found = []
+    scores = []
     for key, cases in groups.items():
         done = [case for case in cases if case["status"] == DONE]
         columns = {column: score for case in done for column, score in case["scores"].items()}
         for column, score in columns.items():
             values = [float(c["scores"][column]["value"]) for c in done if column in c["scores"]]
             times = [c["seconds"]["prune"] for c in done if c["report"] is not None]
-            found.append(
+            scores.append(
                 MeanScore(
                     *key,
                     evaluation=column,
@@ -76,11 +76,11 @@ def cells(results: StudyResults) -> list[MeanScore]:
                     seconds=statistics.fmean(times) if times else None,
                 )
             )
-    return _marked(found, _higher(results))
+    return _marked(scores, _higher(results))
 
 
 def _deviation(values: Sequence[float]) -> float | None:
-    """Return the deviation of the sample; NaN where a value is no number or infinite."""
+    """Return the deviation of the sample; NaN where a value is not finite."""
     if len(values) < 2:
         return None
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
@@ -92,20 +92,20 @@ def _higher(results: StudyResults) -> dict[str, bool]:
     return {column: s["higher_is_better"] for x in scores for column, s in x.items()}
 
 
-def _marked(found: Sequence[MeanScore], higher: Mapping[str, bool]) -> list[MeanScore]:
+def _marked(scores: Sequence[MeanScore], higher: Mapping[str, bool]) -> list[MeanScore]:
     """Mark the best of the cells that compete; all of them where they are equal."""
-    several = len({cell.top_up for cell in found if cell.pruner is not None}) > 1
+    several = len({cell.top_up for cell in scores if cell.pruner is not None}) > 1
 
     def competition(cell: MeanScore) -> Key:
         pruner = cell.pruner if several else cell.pruner is not None
         return (cell.model, cell.pattern, pruner, cell.sparsity, cell.evaluation)
 
     best: dict[Key, float] = {}
-    for cell in found:
+    for cell in scores:
         key, sign = competition(cell), -1 if higher[cell.evaluation] else 1
         if not math.isnan(cell.mean):
             best[key] = sign * min(sign * best.get(key, cell.mean), sign * cell.mean)
     return [
         replace(cell, best=cell.pruner is not None and cell.mean == best.get(competition(cell)))
-        for cell in found
+        for cell in scores
     ]
