@@ -25,7 +25,7 @@ walker           `Walker`: runs one block on one state
 states           `Inputs`, `CandidateState`, `BlockRun`: what goes in and what comes out
 observer         reads the linears' inputs while a block runs
 block_arguments  what the model passes to its blocks, and from block to block
-stubs            the model with its blocks left out, by which block_arguments finds that out
+stubs            the model with stubs in place of its blocks, which shows what it passes to them
 all_experts      statistics of experts over all tokens
 activations      activations between blocks, in memory or in a file
 statistics       running sums over the inputs of a linear

@@ -1,8 +1,8 @@
-"""What blocks are given and hand on, batch by batch: held in memory, or in a file.
+"""Arguments and outputs of blocks, batch by batch: stored in memory, or in a file.
 
-The file has no name. The system takes it back when the run closes it or the process ends, however
-that ends: nothing is ever left behind. Reads and writes go through the system's file cache, which
-keeps in memory what it has room for.
+The file has no name. The system removes it when the run closes it or the process ends, however
+that ends: nothing is ever left on the disk. Reads and writes go through the system's file cache,
+which keeps in memory what it has room for.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ T = TypeVar("T")
 
 
 class Store(Protocol[T]):
-    """Values that are added one by one and read in any order; a list is one."""
+    """Values that are appended one by one and read in any order; a list is a store."""
 
     def append(self, value: T, /) -> None:
-        """Hold one more."""
+        """Add a value."""
 
     def __getitem__(self, index: int, /) -> T:
-        """Return one."""
+        """Return the value at an index."""
 
     def __iter__(self) -> Iterator[T]:
-        """Return all, in order."""
+        """Yield the values in order."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of values."""
 
 
 MakeStore = Callable[[], Store[Any]]
-"""Makes an empty sequence: `list`, or what `on_disk` gives."""
+"""Makes an empty store: `list`, or what `on_disk` yields."""
 
 
 @contextmanager
 def on_disk(folder: Path) -> Iterator[MakeStore]:
-    """Give sequences whose tensors lie in one file on the disk of a folder.
+    """Yield what makes stores whose tensors lie in one file on the disk of a folder.
 
     Raises:
         NeuroalError: The folder cannot be written to.
@@ -67,7 +67,7 @@ def on_disk(folder: Path) -> Iterator[MakeStore]:
 
 @dataclass(frozen=True, eq=False)
 class _StoredTensor:
-    """A tensor in the file: the memory that it spans, and how it lies there."""
+    """A tensor in the file: the bytes that it spans, and its layout within them."""
 
     start: int
     size: int
@@ -91,7 +91,7 @@ class _DiskStore:
 
     def __getitem__(self, index: int) -> Any:
         leaves, spec = self._items[index]
-        # One object where one was held.
+        # A tensor that occurs twice in a value stays one object.
         tensors = {x: self._file.read(x) for x in leaves if isinstance(x, _StoredTensor)}
         return pytree.tree_unflatten(
             [tensors[x] if isinstance(x, _StoredTensor) else x for x in leaves], spec
@@ -105,17 +105,17 @@ class _DiskStore:
 
 
 class _TensorFile:
-    """Tensors by their bytes; the place of one that nothing refers to any more is used again."""
+    """Tensors as bytes; the space of a tensor that nothing refers to any more is used again."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self._end = 0
-        self._free: defaultdict[int, list[int]] = defaultdict(list)  # places by size
-        # What is handed on as it is, by block after block, is written once.
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # starts by size
+        # A tensor that block after block passes on unchanged is written once.
         self._known = WeakIdKeyDictionary()
 
     def stored(self, x: Any) -> Any:
-        """Return a tensor's place in the file; what is no tensor, or a parameter, itself."""
+        """Store a tensor; return anything else, parameters included, as it is."""
         plain = type(x) is Tensor and x.layout is torch.strided and not x.is_conj()
         if not plain or not x.numel():
             return x
@@ -124,7 +124,7 @@ class _TensorFile:
         return self._known[x]
 
     def _write(self, x: Tensor) -> _StoredTensor:
-        # The same strides and alignment when it is read: kernels may round differently by these.
+        # Strides and alignment are kept: the rounding of kernels may depend on them.
         offset = x.storage_offset() % _ALIGNED
         span = offset + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
         memory = x.detach().as_strided((span,), (1,), x.storage_offset() - offset)
@@ -139,7 +139,7 @@ class _TensorFile:
         try:
             self._file.seek(start)
             left = memoryview(data.data)
-            while left:  # the system may write less than it is given
+            while left:  # the system may write only a part
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise NeuroalError(f"activations cannot be held on the disk: {error}") from error

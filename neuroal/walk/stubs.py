@@ -1,14 +1,16 @@
-"""A model that runs with its blocks left out: something stands in for each.
+"""A model that runs with a stub in place of each of its blocks.
 
-What stands in for a block records the arguments that the model gives it and returns what it is
-told to, so that the model's own code says what passes between its blocks.
+A stub records the arguments that the model passes to its block and returns what `StubbedRun` says,
+so that the model's own code shows what passes between its blocks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,17 +27,20 @@ OutputKey = tuple[int, int]
 """Block, and which of the tensors that it returned; -1 for what it wrote into its arguments."""
 
 BlockOutputs = dict[OutputKey, Any]
-"""What blocks handed on so far."""
+"""The outputs of blocks so far."""
 
 Overlays = Mapping[int, Mapping[str, Tensor]]
-"""Parameters in place of a block's own, by name within the block, for blocks that run again."""
+"""By block that runs again: parameters in place of its own, by name within the block."""
+
+OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
+"""Holds a block's module with its weights in memory."""
 
 WRITTEN = -1
 
 
 @dataclass(frozen=True)
 class OutputReference:
-    """Stands, in a block's arguments, for the `leaf`-th tensor that block `block` returned."""
+    """In a block's arguments, the place of the `leaf`-th tensor that block `block` returned."""
 
     block: int
     leaf: int
@@ -50,27 +55,35 @@ class BlockCall(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block returned when the whole model ran."""
+    """The result of a block when the whole model ran.
+
+    Attributes:
+        leaves: Leaves of the tree that it returned.
+        spec: The form of that tree.
+        written: What it wrote into mappings among its arguments, by argument and key.
+        like: For every leaf, which tensor argument has its shape; None where none has.
+    """
 
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
     written: Mapping[Any, Any]
-    like: tuple[int | None, ...]  # which tensor argument has the shape of each tensor returned
+    like: tuple[int | None, ...]
 
 
 class Reached(Exception):
-    """Ends a run of the model at the block whose arguments are wanted."""
+    """Ends a stubbed run at the block whose arguments are wanted."""
 
 
 @dataclass
 class StubbedRun:
-    """One run of the model with its blocks left out.
+    """One run of the model with stubs in place of its blocks.
 
     Attributes:
-        outputs: What a block returns, given its index and its arguments' leaves.
-        overlays: For blocks that run again: they are not left out then.
+        outputs: What a stub returns, from its block's index and the leaves of its arguments.
+        written: What a stub writes into mappings among its arguments, from its block's index.
+        overlays: For blocks that run again, with these parameters; only their first run is a stub.
         until: The block before which the run ends; None runs to the end.
-        calls: The arguments of the blocks, in order.
+        calls: The arguments of the blocks, in order; filled by the run.
     """
 
     outputs: Callable[[int, Sequence[Any]], list[Any]]
@@ -81,12 +94,12 @@ class StubbedRun:
 
 
 @contextmanager
-def left_out(
+def stubbed(
     modules: Sequence[nn.Module], results: Sequence[BlockResult], run: StubbedRun
 ) -> Iterator[None]:
-    """Replace every block's forward, the first time it runs, by what `run` says."""
-    made: dict[int, OutputReference] = {}
-    alive: list[Any] = []  # identity is told by address
+    """Replace every block's forward, the first time it runs, by a stub."""
+    references: dict[int, OutputReference] = {}  # by the address of a tensor that a stub returned
+    alive: list[Any] = []  # so that no address is used twice
     originals = [module.forward for module in modules]
     owned = ["forward" in vars(module) for module in modules]
 
@@ -106,17 +119,17 @@ def left_out(
                 inside = False
                 return result
             leaves, spec = pytree.tree_flatten((args, kwargs))
-            known = [made.get(id(x), x) if isinstance(x, Tensor) else x for x in leaves]
+            known = [references.get(id(x), x) if isinstance(x, Tensor) else x for x in leaves]
             run.calls.append(BlockCall(tuple(known), spec))
             if index == run.until:
                 raise Reached
             outputs = run.outputs(index, leaves)
-            for (where, key), value in run.written(index).items():
-                dict(boxes(args, kwargs))[where][key] = value
+            for (argument, key), value in run.written(index).items():
+                dict(mutable_mappings(args, kwargs))[argument][key] = value
             alive.append((leaves, outputs))
             for k, x in enumerate(outputs):
                 if isinstance(x, Tensor):
-                    made[id(x)] = OutputReference(index, k)
+                    references[id(x)] = OutputReference(index, k)
             return pytree.tree_unflatten(outputs, results[index].spec)
 
         return forward
@@ -133,88 +146,99 @@ def left_out(
                 del module.forward
 
 
-def run_whole(
+def record_results(
     base: nn.Module,
     modules: Sequence[nn.Module],
     blocks: Sequence[Block],
     ids: Tensor,
-    open_block: Callable[[Block], AbstractContextManager[nn.Module]],
+    open_block: OpenBlock,
 ) -> tuple[list[BlockResult], set[int]]:
-    """Run the model up to its head: return what blocks' results look like, and which run again.
+    """Run the model up to its head: return every block's result, and which blocks run again.
 
     Raises:
-        NeuroalError: A block cannot be left out.
+        NeuroalError: A block cannot be replaced by a stub.
     """
-    again: set[int] = set()
-    results: list[BlockResult] = []
-    visits = [0] * len(modules)
-    held = ExitStack()
-    given: list[Any] = []
-
-    def before(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            visits[index] += 1
-            held.enter_context(open_block(blocks[index]))
-            given.append(_state(args, kwargs))
-
-        return hook
-
-    def after(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            tensors, versions, items = given.pop()
-            if versions != [x._version for x in tensors]:
-                raise NeuroalError(
-                    f"block {blocks[index].name} writes to its arguments: it cannot be run twice"
-                )
-            held.close()
-            if visits[index] > 1:
-                again.add(index)
-                return
-            if index != len(results):
-                raise NeuroalError(
-                    f"block {blocks[index].name} runs before {blocks[len(results)].name}"
-                )
-            leaves, spec = pytree.tree_flatten(result)
-            written = {
-                (where, key): value
-                for where, box in boxes(args, kwargs)
-                for key, value in box.items()
-                if items.get((where, key)) is not value
-            }
-            shapes = [x.shape for x in tensors]
-            like = tuple(
-                shapes.index(x.shape) if isinstance(x, Tensor) and x.shape in shapes else None
-                for x in leaves
-            )
-            results.append(BlockResult(tuple(leaves), spec, written, like))
-
-        return hook
-
-    handles = [
-        m.register_forward_pre_hook(before(i), with_kwargs=True) for i, m in enumerate(modules)
-    ]
-    handles += [m.register_forward_hook(after(i), with_kwargs=True) for i, m in enumerate(modules)]
+    recorder = _Recorder(blocks, open_block)
+    handles = []
+    for i, m in enumerate(modules):
+        before, after = partial(recorder.before, i), partial(recorder.after, i)
+        handles.append(m.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(m.register_forward_hook(after, with_kwargs=True))
     try:
-        with held, torch.no_grad():
+        with recorder.opened, torch.no_grad():
             base(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    if len(results) != len(modules):
-        raise NeuroalError(f"block {blocks[len(results)].name} does not run")
-    return results, again
+    if len(recorder.results) != len(modules):
+        raise NeuroalError(f"block {blocks[len(recorder.results)].name} does not run")
+    return recorder.results, recorder.again
 
 
-def _state(args: Any, kwargs: Any) -> tuple[list[Tensor], list[int], dict[Any, Any]]:
-    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    items = {
-        (where, key): value for where, box in boxes(args, kwargs) for key, value in box.items()
-    }
-    return tensors, [x._version for x in tensors], items
+class _Recorder:
+    """Records the results of blocks while the whole model runs.
+
+    Attributes:
+        results: In block order.
+        again: Blocks that ran more than once.
+        opened: Holds the block that runs.
+    """
+
+    def __init__(self, blocks: Sequence[Block], open_block: OpenBlock) -> None:
+        self.results: list[BlockResult] = []
+        self.again: set[int] = set()
+        self.opened = ExitStack()
+        self._blocks, self._open_block = blocks, open_block
+        self._visits: Counter[int] = Counter()
+        self._before: list[tuple[list[Tensor], list[int], dict[Any, Any]]] = []
+
+    def before(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Hold a block, and note its arguments as they are before it runs."""
+        self._visits[index] += 1
+        self.opened.enter_context(self._open_block(self._blocks[index]))
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        versions = [x._version for x in tensors]
+        self._before.append((tensors, versions, mapping_items(args, kwargs)))
+
+    def after(self, index: int, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        """Let a block go, and note what it returned and wrote."""
+        tensors, versions, items = self._before.pop()
+        name = self._blocks[index].name
+        if versions != [x._version for x in tensors]:
+            raise NeuroalError(f"block {name} writes to its arguments: it cannot be run twice")
+        self.opened.close()
+        if self._visits[index] > 1:
+            self.again.add(index)
+            return
+        if index != len(self.results):
+            raise NeuroalError(f"block {name} runs before {self._blocks[len(self.results)].name}")
+        leaves, spec = pytree.tree_flatten(result)
+        written = {
+            key: value
+            for key, value in mapping_items(args, kwargs).items()
+            if items.get(key) is not value
+        }
+        shapes = [x.shape for x in tensors]
+        like = tuple(
+            shapes.index(x.shape) if isinstance(x, Tensor) and x.shape in shapes else None
+            for x in leaves
+        )
+        self.results.append(BlockResult(tuple(leaves), spec, written, like))
 
 
-def boxes(args: Any, kwargs: Any) -> Iterator[tuple[int | str, MutableMapping[Any, Any]]]:
-    """Yield the mappings among a block's arguments, which it may write into."""
-    for where, value in [*enumerate(args), *kwargs.items()]:
+def mutable_mappings(
+    args: Any, kwargs: Any
+) -> Iterator[tuple[int | str, MutableMapping[Any, Any]]]:
+    """Yield the mappings among a block's arguments, into which it may write."""
+    for argument, value in [*enumerate(args), *kwargs.items()]:
         if isinstance(value, MutableMapping):
-            yield where, value
+            yield argument, value
+
+
+def mapping_items(args: Any, kwargs: Any) -> dict[tuple[int | str, Any], Any]:
+    """Return the items of those mappings by argument and key."""
+    return {
+        (argument, key): value
+        for argument, mapping in mutable_mappings(args, kwargs)
+        for key, value in mapping.items()
+    }

@@ -8,7 +8,7 @@ own weights change in `commit` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -27,11 +27,9 @@ from neuroal.walk.all_experts import every_expert
 from neuroal.walk.block_arguments import BlockArguments
 from neuroal.walk.observer import EndOfRun, Observer
 from neuroal.walk.states import BlockRun, CandidateState, Inputs, cast_tree
-from neuroal.walk.stubs import BlockCall, BlockOutputs, OutputKey
+from neuroal.walk.stubs import BlockCall, BlockOutputs, OpenBlock, OutputKey
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
-
-OpenBlock = Callable[[Block], AbstractContextManager[nn.Module]]
 
 
 def batch_size(device: torch.device, length: int) -> int:
