@@ -1,8 +1,16 @@
-"""Model to blocks, linears and consumers, found by structure and execution.
+"""A model's blocks, linears and consumers, found by structure and execution.
 
 `find` looks for the lists of decoder blocks, runs the model once on a few tokens (or on meta
 tensors, without weights) and reads from that run which matrices multiply, which of them see the
-same input and in which order they run. No family name is looked at.
+same input and in which order they run. It looks at no family name.
+
+parts     `Layout`, `Block`, `Linear`: what a model is made of
+finding   `find`: from the trace to the layout
+trace     the one run: which blocks run, and which matrices multiply in them
+flow      follows the outputs of linears through that run
+flows     what a linear's rows are (q, k, v, gate, up), and which columns they become
+experts   matrices that tokens are routed to
+matrices  where matrices lie in the model's parameters: read, replace, write, watch
 """
 
 from neuroal.layout.finding import find

@@ -26,13 +26,13 @@ class Experts:
     stacked: bool
 
     def index(self, event: Event) -> int:
-        """Return whose matrix a product was with."""
+        """Return the expert whose matrix an event multiplied."""
         if self.stacked:
             return event.place.offset // (event.shape[0] * event.shape[1])
         return int(event.place.parameter.removeprefix(self.container + ".").split(".")[0])
 
     def of(self, event: Event, expert: int) -> tuple[str, Place]:
-        """Return name and place of the matrix of another expert that corresponds to an event's."""
+        """Return name and place of the same matrix of another expert."""
         place, size = event.place, event.shape[0] * event.shape[1]
         if self.stacked:
             return f"{place.parameter}.{expert}", replace(place, offset=expert * size)
@@ -54,10 +54,10 @@ def find_experts(
     """Return the experts of a block by the names of their parameters.
 
     Stacks are parameters of which single slices multiply. A list of modules is one of experts if
-    its entries are alike and something beside it, the router, has as many outputs.
+    its entries are alike and another parameter of its parent, the router, has as many outputs.
     """
-    found: dict[str, Experts] = {}
-    made: dict[str, Experts] = {}
+    by_name: dict[str, Experts] = {}
+    stacks: dict[str, Experts] = {}
     by_parameter: dict[str, list[Event]] = {}
     for event in events:
         by_parameter.setdefault(event.place.parameter, []).append(event)
@@ -67,15 +67,15 @@ def find_experts(
         if count > 1 and not rest and all(_is_slice(e, size) for e in slices):
             container = name.rpartition(".")[0]
             key = f"{container} {count}"
-            found[name] = made.setdefault(key, Experts(container, count, stacked=True))
+            by_name[name] = stacks.setdefault(key, Experts(container, count, stacked=True))
     for name, entries in module.named_modules():
         if isinstance(entries, nn.ModuleList) and len(entries) > 1:
             if _alike(entries) and _is_routed(module, name, len(entries)):
                 experts = Experts(f"{block}.{name}", len(entries), stacked=False)
                 for parameter in own:
                     if parameter.startswith(f"{experts.container}."):
-                        found[parameter] = experts
-    return found
+                        by_name[parameter] = experts
+    return by_name
 
 
 def _is_slice(event: Event, size: int) -> bool:
@@ -91,14 +91,14 @@ def _alike(entries: nn.ModuleList) -> bool:
 
 def _is_routed(module: nn.Module, name: str, count: int) -> bool:
     parent = name.rpartition(".")[0]
-    beside = module.get_submodule(parent).named_parameters()
+    parameters = module.get_submodule(parent).named_parameters()
     own = f"{name}."
-    names = ((f"{parent}.{n}" if parent else n, p) for n, p in beside)
+    names = ((f"{parent}.{n}" if parent else n, p) for n, p in parameters)
     return any(p.dim() == 2 and len(p) == count and not n.startswith(own) for n, p in names)
 
 
 def router(experts: Experts, events: Sequence[Event]) -> str | None:
-    """Return the parameter that chooses the experts: the last beside them with as many outputs."""
+    """Return the parameter that chooses the experts: the last to run before with an output each."""
     parent = experts.container.rpartition(".")[0]
     chosen = None
     for event in events:

@@ -52,7 +52,7 @@ def find(model: nn.Module) -> Layout:
             linears.append(groups)
     if not blocks:
         raise NeuroalError(f"{type(model).__name__} runs no weight matrix inside its blocks")
-    return _layout(blocks, linears, skipped, Flows.of(traced, linears))
+    return _layout(blocks, linears, skipped, Flows(traced, linears))
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -61,7 +61,7 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         NeuroalError: There is no such list.
     """
-    found: dict[str, nn.Module] = {}
+    candidates: dict[str, nn.Module] = {}
     lists: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(outer + ".") for outer in lists)
@@ -70,13 +70,13 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
             entries = {f"{name}.{i}": e for i, e in enumerate(module) if _holds_matrices(e)}
             if entries:
                 lists.append(name)
-                found |= entries
-    if not found:
+                candidates |= entries
+    if not candidates:
         raise NeuroalError(
             f"{type(model).__name__} has no list of decoder blocks: looked for an nn.ModuleList "
             "whose entries hold weight matrices"
         )
-    return found
+    return candidates
 
 
 def _holds_matrices(entry: nn.Module) -> bool:
@@ -84,7 +84,7 @@ def _holds_matrices(entry: nn.Module) -> bool:
 
 
 def _refuse_offloaded(model: nn.Module) -> None:
-    """Refuse a model of which some weights are elsewhere; one without any is a skeleton."""
+    """Refuse a model with a part of its weights not in memory; without any it is a skeleton."""
     away = [name for name, p in model.named_parameters() if p.is_meta]
     if away and any(not p.is_meta for p in model.parameters()):
         raise NeuroalError(
@@ -94,7 +94,7 @@ def _refuse_offloaded(model: nn.Module) -> None:
 
 
 def _refuse_quantised(block: str, module: nn.Module) -> None:
-    """Refuse weights that are no ordinary floating tensors."""
+    """Refuse weights that are not ordinary floating tensors."""
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point() or parameter.element_size() < 2:
             raise NeuroalError(
@@ -129,7 +129,7 @@ class _Taken:
         start = place.offset
         end = start + (rows - 1) * place.strides[0] + (columns - 1) * place.strides[1]
         forms = self._known.setdefault(place.parameter, {})
-        # Slices of one stack may interleave; what differs in form is another reading of one weight.
+        # Slices of one stack may interleave; another form reads the same weights in another way.
         others = [ends for other, ends in forms.items() if other != form]
         if start in forms.get(form, {}) or any(
             first <= end and start <= last for ends in others for first, last in ends.items()
@@ -176,7 +176,7 @@ def _groups(
             stop = next((i for i in range(k, len(events)) if mine[i] is not None), len(events))
             for same in _same_input(events[k:stop]):
                 yield [TracedLinear(_plain_name(e, own), e.place, e) for e in same]
-        elif group not in mine[:k]:  # all at once, however often they take turns with others
+        elif group not in mine[:k]:  # all at once, however often others run in between
             run = [event for event, other in zip(events, mine, strict=True) if other is group]
             stages = list(_same_input(group.witness(run)))
             for expert in range(group.count):
@@ -217,9 +217,9 @@ def _skipped(
 ) -> Iterator[SkippedWeight]:
     """Yield the weights of a block that no linear of it, or of an earlier block, covers."""
     covered: dict[str, int] = {}
-    for found in (x for group in groups for x in group):
-        rows, columns = found.event.shape
-        name = found.place.parameter
+    for linear in (x for group in groups for x in group):
+        rows, columns = linear.event.shape
+        name = linear.place.parameter
         covered[name] = covered.get(name, 0) + rows * columns
     owners = {id(m.weight): m for m in module.modules() if hasattr(m, "weight")}
     for name, parameter in own.items():
@@ -253,7 +253,7 @@ def _layout(
 ) -> Layout:
     order = [group for block in linears for group in block]
     consumers = _consumers(order)
-    made: list[Block] = []
+    layout_blocks: list[Block] = []
     k = 0
     for index, groups in enumerate(linears):
         part_of_first = _child(groups[0][0].name, blocks[index])
@@ -261,40 +261,40 @@ def _layout(
         for number, group in enumerate(groups):
             consumer = consumers[k]
             k += 1
-            for found in group:
-                attention = _child(found.name, blocks[index]) == part_of_first
+            for traced in group:
+                attention = _child(traced.name, blocks[index]) == part_of_first
                 part: Literal["attention", "mlp"] = "attention" if attention else "mlp"
-                rows, columns = found.event.shape
+                rows, columns = traced.event.shape
                 own.append(
                     Linear(
-                        name=found.name,
+                        name=traced.name,
                         block=index,
                         out_features=rows,
                         in_features=columns,
                         group=number,
                         paired=consumer,
                         part=part,
-                        place=found.place,
-                        expert=found.expert,
-                        rows=flows.rows(found),
-                        fed=flows.fed(found),
+                        place=traced.place,
+                        expert=traced.expert,
+                        rows=flows.rows(traced),
+                        fed=flows.fed(traced),
                     )
                 )
-        made.append(Block(index, blocks[index], tuple(own)))
-    return Layout(tuple(made), tuple(skipped))
+        layout_blocks.append(Block(index, blocks[index], tuple(own)))
+    return Layout(tuple(layout_blocks), tuple(skipped))
 
 
 def _consumers(order: Sequence[Sequence[TracedLinear]]) -> list[str | None]:
     """Return every group's consumer: the next group of its own expert, else what runs next."""
     result: list[str | None] = []
-    behind = len(order)  # what follows the experts that a group is one of
+    after = len(order)  # the first group after the experts that a group belongs to
     for k in reversed(range(len(order))):
         own = order[k][0]
         following = order[k + 1][0] if k + 1 < len(order) else None
         if following is None or following.experts is not own.experts or own.experts is None:
-            behind = k + 1
+            after = k + 1
         if following is None or (following.experts, following.expert) != (own.experts, own.expert):
-            following = _in_stack(order, behind, own)
+            following = _in_stack(order, after, own)
         fits = following is not None and all(
             x.event.shape[0] == following.event.shape[1] for x in order[k]
         )

@@ -1,9 +1,10 @@
 """Where rows go: which columns of which later linear a linear's outputs become.
 
-While the model is traced, every tensor that holds a linear's outputs has a *strand* beside it: the
-row that each of its entries came from. What moves entries moves the strand, what works entry by
-entry keeps it, and what mixes entries along a dimension keeps it where the strand is the same along
-that dimension (attention mixes tokens, not the columns of the values). Anything else ends it.
+While the model is traced, every tensor that holds a linear's outputs has an *origin*: the row that
+each of its entries came from. An operation that moves entries moves the origin with them; one that
+works entry by entry keeps it; one that mixes entries along a dimension keeps it where the origin is
+constant along that dimension (attention mixes tokens, not the columns of the values). After any
+other operation there is none.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _MOVES = {
 }  # fmt: skip
 _SUMS = {_aten.sum, _aten.mean, _aten.cumsum}
 _NORMS = {_aten.native_layer_norm, _aten.native_group_norm, _aten._fused_rms_norm}
-_BENDS = ("silu", "gelu", "relu", "sigmoid", "tanh", "mish", "softplus", "elu")
-_MOST = 8  # strands of one tensor: what has more sources is no one's
+_ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid", "tanh", "mish", "softplus", "elu")
+_MOST = 8  # origins of one tensor: a tensor with more is not followed
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +38,14 @@ class RowOrigin:
     """The rows that a tensor's entries came from.
 
     Attributes:
-        source: Which linear's.
-        rows: int32, of the tensor's shape; -1 where an entry is none of its rows.
-        bent: Whether an activation function lies between.
+        source: The linear.
+        rows: int32, of the tensor's shape; -1 where an entry is from none of its rows.
+        activated: Whether an activation function lies between.
     """
 
     source: Any
     rows: Tensor
-    bent: bool = False
+    activated: bool = False
 
 
 class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,56 +55,56 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Follow outputs.
 
         Args:
-            fed: Told of a source, the row behind each column (-1 for none) and who reads them;
-                answers whether the source is done with.
-            role: Told of a source, rows of it and what they are: q, k, v, gate or up.
+            fed: Called with a source, the row that each column came from (-1 for none), and the
+                linear that reads the columns; returns whether the source need not be followed on.
+            role: Called with a source, rows of it and what they are: q, k, v, gate or up.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._strands: dict[int, list[RowOrigin]] = {}
-        self._alive: list[Any] = []  # a tensor is known by its address
+        self._origins: dict[int, list[RowOrigin]] = {}
+        self._alive: list[Any] = []  # tensors are identified by address: none is used twice
         self._done: set[Any] = set()
         self._fed, self._role = fed, role
 
-    # -- what the trace says -----------------------------------------------------------------
+    # -- called by the trace -----------------------------------------------------------------
 
     def read(self, tensor: Tensor | None, reader: Any) -> None:
-        """A linear reads a tensor."""
-        for strand in self._of(tensor):
-            columns = strand.rows.reshape(-1, strand.rows.shape[-1])[0]
-            if self._fed(strand.source, columns, reader):
-                self._done.add(strand.source)
+        """Note that a linear reads a tensor."""
+        for origin in self._of(tensor):
+            columns = origin.rows.reshape(-1, origin.rows.shape[-1])[0]
+            if self._fed(origin.source, columns, reader):
+                self._done.add(origin.source)
 
     def start(self, tensor: Tensor, source: Any, axis: int) -> None:
-        """A linear returned a tensor, its rows along `axis`."""
+        """Note that a linear returned a tensor, with its rows along `axis`."""
         rows = torch.arange(tensor.shape[axis], dtype=torch.int32)
         rows = rows if axis == -1 else rows[:, None]
         self._keep(tensor, [RowOrigin(source, rows.expand(tensor.shape))])
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """Attention returned a tensor `(..., heads, tokens, columns of v)`."""
+        """Note that attention returned a tensor `(..., heads, tokens, columns of v)`."""
         for name, tensor in (("q", q), ("k", k), ("v", v)):
-            for strand in self._of(tensor):
-                self._role(strand.source, strand.rows, name)
-        made = []
-        for strand in self._of(v):
-            rows = strand.rows[..., :1, :]
+            for origin in self._of(tensor):
+                self._role(origin.source, origin.rows, name)
+        new_origins = []
+        for origin in self._of(v):
+            rows = origin.rows[..., :1, :]
             if v.dim() > 3 and v.shape[-3] != out.shape[-3]:
                 rows = rows.repeat_interleave(out.shape[-3] // v.shape[-3], dim=-3)
-            made.append(replace(strand, rows=rows.expand(out.shape)))
-        self._keep(out, made)
+            new_origins.append(replace(origin, rows=rows.expand(out.shape)))
+        self._keep(out, new_origins)
 
     # -- operation by operation --------------------------------------------------------------
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute, and move the strands along."""
+        """Compute, and move the origins along."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         flat = [x for a in args for x in (a if isinstance(a, (list, tuple)) else [a])]
-        if not any(id(x) in self._strands for x in flat):
+        if not any(id(x) in self._origins for x in flat):
             return result
-        # An operation of a form that is not known here ends a strand.
+        # After an operation of a form that is not known here there is no origin.
         with suppress(RuntimeError, IndexError, TypeError, ValueError):
             self._follow(func, args, kwargs, result)
         return result
@@ -137,94 +138,98 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _move(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func.overloadpacket in (_aten.view, _aten._unsafe_view):
-            func = torch.reshape  # a strand may lie otherwise in memory
+            func = torch.reshape  # rows may have other strides than the tensor
         if func is _aten._to_copy.default:
             self._keep(result, self._of(args[0]))
             return
         outs = result if isinstance(result, (list, tuple)) else [result]
-        made: list[list[RowOrigin]] = [[] for _ in outs]
-        for strand in self._of(args[0]):
-            moved = func(strand.rows, *args[1:], **{k: v for k, v in kwargs.items() if k == "dim"})
+        new_origins: list[list[RowOrigin]] = [[] for _ in outs]
+        for origin in self._of(args[0]):
+            moved = func(origin.rows, *args[1:], **{k: v for k, v in kwargs.items() if k == "dim"})
             for k, rows in enumerate(moved if isinstance(moved, (list, tuple)) else [moved]):
-                made[k].append(replace(strand, rows=rows))
-        for out, strands in zip(outs, made, strict=True):
-            self._keep(out, strands)
+                new_origins[k].append(replace(origin, rows=rows))
+        for out, origins in zip(outs, new_origins, strict=True):
+            self._keep(out, origins)
 
     def _cat(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-        made = []
-        sources = {(s.source, s.bent) for x in args[0] for s in self._of(x)}
-        for source, bent in sources:
+        new_origins = []
+        sources = {(s.source, s.activated) for x in args[0] for s in self._of(x)}
+        for source, activated in sources:
             parts = []
             for x in args[0]:
-                own = [s.rows for s in self._of(x) if (s.source, s.bent) == (source, bent)]
+                own = [
+                    s.rows for s in self._of(x) if (s.source, s.activated) == (source, activated)
+                ]
                 none = torch.full(x.shape, -1, dtype=torch.int32)
                 parts.append(own[0] if own else none)
-            made.append(RowOrigin(source, func(parts, *args[1:], **kwargs), bent))
-        self._keep(result, made)
+            new_origins.append(RowOrigin(source, func(parts, *args[1:], **kwargs), activated))
+        self._keep(result, new_origins)
 
     def _sum(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
         dims = args[1] if len(args) > 1 else None
         dims = (dims,) if isinstance(dims, int) else tuple(dims or range(args[0].dim()))
-        made = []
-        for strand in self._of(args[0]):
-            if _same_along(strand.rows, dims):
-                rows = strand.rows
+        new_origins = []
+        for origin in self._of(args[0]):
+            if _same_along(origin.rows, dims):
+                rows = origin.rows
                 if func.overloadpacket is not _aten.cumsum:
                     for d in dims:
                         rows = rows.narrow(d, 0, 1)
                 same = rows.numel() == result.numel()
                 rows = rows.reshape(result.shape) if same else rows.expand(result.shape)
-                made.append(replace(strand, rows=rows))
-        self._keep(result, made)
+                new_origins.append(replace(origin, rows=rows))
+        self._keep(result, new_origins)
 
     def _product(self, a: Tensor, b: Tensor, result: Tensor) -> None:
-        made = []
-        for strand in self._of(b):
-            if _same_along(strand.rows, (-2,)):
-                made.append(replace(strand, rows=strand.rows[..., :1, :].expand(result.shape)))
-        for strand in self._of(a):
-            if _same_along(strand.rows, (-1,)):
-                made.append(replace(strand, rows=strand.rows[..., :1].expand(result.shape)))
-        self._keep(result, made)
+        new_origins = []
+        for origin in self._of(b):
+            if _same_along(origin.rows, (-2,)):
+                new_origins.append(
+                    replace(origin, rows=origin.rows[..., :1, :].expand(result.shape))
+                )
+        for origin in self._of(a):
+            if _same_along(origin.rows, (-1,)):
+                new_origins.append(replace(origin, rows=origin.rows[..., :1].expand(result.shape)))
+        self._keep(result, new_origins)
 
     def _pointwise(self, packet: Any, args: Any, result: Tensor) -> None:
-        bends = any(name in str(packet) for name in _BENDS)
-        given = [self._of(x) for x in args if isinstance(x, Tensor)]
-        if "mul" in str(packet) and len(given) == 2:
-            self._gate(*given)
-        made = [
-            replace(s, rows=s.rows.expand(result.shape), bent=s.bent or bends)
-            for strands in given
-            for s in strands
+        activates = any(name in str(packet) for name in _ACTIVATIONS)
+        operands = [self._of(x) for x in args if isinstance(x, Tensor)]
+        if "mul" in str(packet) and len(operands) == 2:
+            self._gate(*operands)
+        new_origins = [
+            replace(s, rows=s.rows.expand(result.shape), activated=s.activated or activates)
+            for origins in operands
+            for s in origins
         ]
-        self._keep(result, made)
+        self._keep(result, new_origins)
 
     def _gate(self, one: Iterable[RowOrigin], other: Sequence[RowOrigin]) -> None:
-        """Rows that pass an activation function and meet rows that did not are a gate's."""
+        """Note a gate: rows after an activation function, times rows without one."""
         for a in one:
             for b in other:
-                if a.source == b.source and a.bent != b.bent and not a.rows.equal(b.rows):
+                if a.source == b.source and a.activated != b.activated and not a.rows.equal(b.rows):
                     for s in (a, b):
-                        self._role(s.source, s.rows, "gate" if s.bent else "up")
+                        self._role(s.source, s.rows, "gate" if s.activated else "up")
 
     # -- bookkeeping -------------------------------------------------------------------------
 
     def _of(self, tensor: Any) -> list[RowOrigin]:
-        return [s for s in self._strands.get(id(tensor), ()) if s.source not in self._done]
+        return [s for s in self._origins.get(id(tensor), ()) if s.source not in self._done]
 
-    def _keep(self, tensor: Tensor, strands: Sequence[RowOrigin]) -> None:
+    def _keep(self, tensor: Tensor, origins: Sequence[RowOrigin]) -> None:
         known: list[RowOrigin] = []
-        for s in strands:
+        for s in origins:
             same = [x for x in known if x.source == s.source and x.rows.equal(s.rows)]
             if not same:
                 known.append(s)
-            elif s.bent and not same[0].bent:
+            elif s.activated and not same[0].activated:
                 known[known.index(same[0])] = s
         if known and len(known) <= _MOST:
             self._alive.append(tensor)
-            self._strands[id(tensor)] = known
+            self._origins[id(tensor)] = known
         else:
-            self._strands.pop(id(tensor), None)
+            self._origins.pop(id(tensor), None)
 
 
 def _same_along(rows: Tensor, dims: Sequence[int]) -> bool:
@@ -234,11 +239,11 @@ def _same_along(rows: Tensor, dims: Sequence[int]) -> bool:
     )
 
 
-def _of_tokens(strands: Sequence[RowOrigin], result: Tensor) -> list[RowOrigin]:
-    """Return strands of tokens that are picked or put elsewhere, where they are all the same."""
-    made = []
-    for strand in strands:
-        if _same_along(strand.rows, range(strand.rows.dim() - 1)):
-            rows = strand.rows.reshape(-1, strand.rows.shape[-1])[0]
-            made.append(replace(strand, rows=rows.expand(result.shape)))
-    return made
+def _of_tokens(origins: Sequence[RowOrigin], result: Tensor) -> list[RowOrigin]:
+    """Return the origins that are the same for all tokens, for tokens that are picked or moved."""
+    new_origins = []
+    for origin in origins:
+        if _same_along(origin.rows, range(origin.rows.dim() - 1)):
+            rows = origin.rows.reshape(-1, origin.rows.shape[-1])[0]
+            new_origins.append(replace(origin, rows=rows.expand(result.shape)))
+    return new_origins

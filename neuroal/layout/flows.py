@@ -1,4 +1,4 @@
-"""What flowed where in a trace, said of linears."""
+"""What rows of a linear are and which columns they become, by linear names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from neuroal.layout.trace import Event, Trace
 
 @dataclass(frozen=True)
 class TracedLinear:
-    """A linear before it knows its group and consumer.
+    """A linear as the trace shows it, before its group and consumer are known.
 
     Attributes:
         name: Its name.
         place: Where its matrix lies.
         event: A product with it, or with the same matrix of another expert.
-        experts: Whose matrix it is, if tokens are routed to it.
-        expert: Which expert's.
+        experts: The experts that it is one of, if tokens are routed to it.
+        expert: Its index among them.
     """
 
     name: str
@@ -34,39 +34,34 @@ class TracedLinear:
 
 
 class Flows:
-    """Answers what a linear's rows are and feed."""
+    """What the rows of every linear are, and what they feed."""
 
-    def __init__(self, trace: Trace, names: dict[Event, dict[int | None, str]]) -> None:
-        """Read a trace; `names` are those of linears by their product and expert."""
-        self._trace, self._names = trace, names
+    def __init__(self, trace: Trace, linears: Sequence[Sequence[Sequence[TracedLinear]]]) -> None:
+        """Read a trace; the linears are by block and group."""
+        self._trace = trace
+        self._names: dict[Event, dict[int | None, str]] = {}  # by expert
+        for linear in (x for block in linears for group in block for x in group):
+            self._names.setdefault(linear.event, {})[linear.expert] = linear.name
         self._fed: dict[tuple[Event, Event], tuple[tuple[int, int, int], ...]] = {}
         self._rows: dict[Event, tuple[Rows, ...]] = {}
 
-    @classmethod
-    def of(cls, trace: Trace, linears: Sequence[Sequence[Sequence[TracedLinear]]]) -> Flows:
-        """Return the flows between linears."""
-        names: dict[Event, dict[int | None, str]] = {}
-        for found in (x for block in linears for group in block for x in group):
-            names.setdefault(found.event, {})[found.expert] = found.name
-        return cls(trace, names)
-
-    def rows(self, found: TracedLinear) -> tuple[Rows, ...]:
+    def rows(self, linear: TracedLinear) -> tuple[Rows, ...]:
         """Return what a linear's rows are."""
-        if found.event not in self._rows:
-            roles = self._trace.roles.get(found.event, {})
-            made = [Rows(name, _ranges(x)) for name, x in roles.items()]
-            self._rows[found.event] = tuple(sorted(made, key=_first))
-        return self._rows[found.event]
+        if linear.event not in self._rows:
+            roles = self._trace.roles.get(linear.event, {})
+            rows = [Rows(name, _ranges(x)) for name, x in roles.items()]
+            self._rows[linear.event] = tuple(sorted(rows, key=_first))
+        return self._rows[linear.event]
 
-    def fed(self, found: TracedLinear) -> Fed | None:
+    def fed(self, linear: TracedLinear) -> Fed | None:
         """Return what a linear's rows feed."""
-        for reader, columns in self._trace.reads.get(found.event, {}).items():
+        for reader, columns in self._trace.reads.get(linear.event, {}).items():
             readers = self._names.get(reader)
             if readers:
-                name = readers.get(found.expert) or next(iter(readers.values()))
-                key = (found.event, reader)
+                name = readers.get(linear.expert) or next(iter(readers.values()))
+                key = (linear.event, reader)
                 if key not in self._fed:
-                    self._fed[key] = tuple(run for c in columns for run in _behind(c))
+                    self._fed[key] = tuple(run for c in columns for run in _rows_of(c))
                 return Fed(name, self._fed[key])
         return None
 
@@ -79,18 +74,19 @@ def _ranges(rows: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((start, start + length) for start, _, length in _runs(rows, rows))
 
 
-def _behind(columns: Tensor) -> tuple[tuple[int, int, int], ...]:
-    """Return runs of the row behind each column; -1 is none."""
-    there = (columns >= 0).nonzero().flatten()
-    return _runs(columns[there].long(), there)
+def _rows_of(columns: Tensor) -> tuple[tuple[int, int, int], ...]:
+    """Return runs of the row that each column came from; -1 is none."""
+    read = (columns >= 0).nonzero().flatten()
+    return _runs(columns[read].long(), read)
 
 
 def _runs(rows: Tensor, columns: Tensor) -> tuple[tuple[int, int, int], ...]:
-    """Return `(row, column, length)` of stretches in which both go up by one."""
+    """Return `(row, column, length)` of runs in which both go up by one."""
     if not len(rows):
         return ()
     jumps = (rows.diff() != 1) | (columns.diff() != 1)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), jumps.nonzero().flatten() + 1])
     lengths = torch.cat([starts, torch.tensor([len(rows)])]).diff()
-    made = zip(rows[starts].tolist(), columns[starts].tolist(), lengths.tolist(), strict=True)
-    return tuple(made)
+    return tuple(
+        zip(rows[starts].tolist(), columns[starts].tolist(), lengths.tolist(), strict=True)
+    )

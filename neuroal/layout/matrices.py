@@ -1,8 +1,8 @@
-"""Where matrices lie in a model's parameters, and when they multiply.
+"""Where matrices lie in a model's parameters, and when they multiply an input.
 
 A linear is a matrix `(out, in)` in a parameter: all of it, all of it transposed, or a slice of a
-stack. `view` reaches it, `overlay` and `write` put new values in its place, and `Products` reports
-every product of an input with such a matrix, whatever module or function it is computed by.
+stack. `view` returns it, `overlay` and `write` replace its values, and `Products` reports
+every product of an input with such a matrix, whatever module or function computes it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOWHERE = Place("", 0, (0, 0))
 
 
 class Matrix(Protocol):
-    """What is asked of a linear here: its name, its shape and where it lies."""
+    """What this module reads of a linear: its name, its shape and where it lies."""
 
     @property
     def name(self) -> str: ...
@@ -100,18 +100,18 @@ def overlay(
         module: Holds the parameters; not changed.
         prefix: The module's name in the model.
     """
-    made: dict[str, Tensor] = {}
+    parameters: dict[str, Tensor] = {}
     for name, values in weights.items():
         matrix = matrices[name]
         key = local(matrix, prefix)
         own = module.get_parameter(key)
         if values.shape == own.shape and values.stride() == own.stride() == matrix.place.strides:
-            made[key] = values
+            parameters[key] = values
             continue
-        if key not in made:
-            made[key] = own.detach().clone(memory_format=torch.preserve_format)
-        view(matrix, made[key]).copy_(values)
-    return made
+        if key not in parameters:
+            parameters[key] = own.detach().clone(memory_format=torch.preserve_format)
+        view(matrix, parameters[key]).copy_(values)
+    return parameters
 
 
 def write(
@@ -135,7 +135,7 @@ class Products(TorchFunctionMode):
     """Reports every product of an input with a matrix that lies in one of some parameters.
 
     Attributes:
-        left: Whether the matrix of the last one was the left factor: `W @ X`, outputs in columns.
+        left: Whether the last matrix was the left factor: `W @ X`, with outputs in columns.
     """
 
     left = False
@@ -157,9 +157,8 @@ class Products(TorchFunctionMode):
         if name in _PRODUCTS:
             operands = _operands(name, args, kwargs)
             self._report(name, *operands)
-            if (
-                name == "_grouped_mm" and operands[0].is_meta
-            ):  # whose kernels differ in what they take
+            # On meta tensors its result is made here: kernels differ in what they accept.
+            if name == "_grouped_mm" and operands[0].is_meta:
                 return operands[0].new_empty((*operands[0].shape[:-1], operands[1].shape[-1]))
         return func(*args, **kwargs)
 
@@ -195,7 +194,7 @@ def _start(span: tuple[int, str, Tensor]) -> int:
 
 
 def _address(tensor: Tensor) -> int:
-    """Return where a tensor's first element lies; meta tensors get a made-up place."""
+    """Return the address of a tensor's first element, an invented one for a meta tensor."""
     if tensor.is_meta:
         within = int(tensor.storage_offset()) * tensor.element_size()
         return int(tensor.untyped_storage()._cdata) * 2**48 + within
@@ -230,7 +229,7 @@ def _matrices(
 
 
 def _part(x: Tensor, index: tuple[int, ...], ends: list[int] | None) -> Tensor:
-    """Return what of an input meets the matrix at `index` of a stack."""
+    """Return the part of an input that multiplies the matrix at `index` of a stack."""
     if ends is not None and index:
         return x[ends[index[0] - 1] if index[0] else 0 : ends[index[0]]]
     if x.dim() - 2 < len(index):  # one input for the whole stack

@@ -16,7 +16,7 @@ class Rows:
 
     Attributes:
         name: What they are: "q", "k" or "v" of attention, "gate" or "up" of a gated MLP.
-        ranges: `(first, behind the last)`, in order.
+        ranges: `(first, last + 1)`, in order.
     """
 
     name: str
@@ -33,7 +33,8 @@ class Fed:
 
     Attributes:
         linear: Name of the first linear that reads them as its columns.
-        runs: `(row, column, length)`: so many rows from there on are its columns from there on.
+        runs: `(row, column, length)`: that many rows, from `row` on, are its columns from `column`
+            on.
     """
 
     linear: str
@@ -50,8 +51,8 @@ class Linear:
         block: Index of its block.
         out_features: Rows of the weight.
         in_features: Columns of the weight.
-        group: Index, within the block, of the input it shares with the linears run beside it
-            (q, k and v; gate and up); groups count in execution order.
+        group: Index, within the block, of the input that it shares with other linears (q, k and v;
+            gate and up); groups count in execution order.
         paired: The linear whose input the paper reads this one's rows from: the first of the next
             group in execution order; None at the end of the model, and where row counts differ
             from the consumer's input (grouped key/value heads: the whole group).
@@ -59,9 +60,9 @@ class Linear:
             "mlp" for the rest.
         place: Where its matrix lies in the model's parameters.
         expert: Index among the matrices that tokens are routed to; None where every token passes.
-        rows: What its rows are, where that shows: several where it is fused.
-        fed: What its rows feed, as the tensors flow; None where they end in something else than
-            columns (queries and keys, in attention), or where that does not show.
+        rows: What its rows are, where the trace shows it: several where it is fused.
+        fed: What its rows feed, as the tensors flow; None where they become no columns (queries and
+            keys, in attention), or where the trace does not show it.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Linear:
     part: Literal["attention", "mlp"] = "mlp"
     place: Place = NOWHERE
     expert: int | None = None
-    # What a run shows of these may depend on where its tokens were routed.
+    # Not compared: they may depend on the experts that the traced tokens were routed to.
     rows: tuple[Rows, ...] = field(default=(), compare=False)
     fed: Fed | None = field(default=None, compare=False)
 
@@ -137,8 +138,8 @@ class Layout:
         for x in self.skipped:
             reasons.setdefault(x.reason, []).append(x)
         return [
-            f"{reason}: {found[0].name}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-            for reason, found in reasons.items()
+            f"{reason}: {same[0].name}" + (f" and {len(same) - 1} more" if len(same) > 1 else "")
+            for reason, same in reasons.items()
         ]
 
     def per_block(self, ratios: Mapping[int, float] | list[float]) -> dict[str, float]:

@@ -53,9 +53,9 @@ class Trace:
     Attributes:
         runs: Names of blocks in order, again if they ran again.
         events: Their products, in order.
-        reads: For a product's output the products that read its rows, and the row behind every
-            column that is read, int32 `(in,)`, -1 for none.
-        roles: For a product's output what rows of it are (q, k, v, gate, up), int32.
+        reads: For a product, the products that read its output, and for every column that they
+            read the row that it came from, int32 `(in,)`, -1 for none.
+        roles: For a product, what rows of its output are (q, k, v, gate, up), int32.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Trace:
 class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers questions about values, which meta tensors do not have.
 
-    A number is one, and the entries of a mask are true.
+    Every number is one, and every entry of a mask is true.
     """
 
     def __torch_dispatch__(
@@ -101,7 +101,7 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flat = [x for a in given for x in (a if isinstance(a, (list, tuple)) else (a,))]
         tensors = [x for x in flat if isinstance(x, Tensor)]
         if any(x.is_meta for x in tensors) and any(x.dim() and not x.is_meta for x in tensors):
-            # What the model moved to another device meets what it left.
+            # A tensor that the model moved to another device meets one that it did not move.
             args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
         return func(*args, **(kwargs or {}))
 
@@ -114,7 +114,7 @@ _INDEXED = (
 
 
 def _sizes(tensor: Tensor, sizes: list[int], dim: int = 0) -> list[int]:
-    """Return sizes that add up, where values that are not known decide them: all in the first."""
+    """Return sizes that add up: where unknown values decide them, all is in the first."""
     total = tensor.shape[dim]
     return sizes if sum(sizes) == total else [total, *([0] * (len(sizes) - 1))]
 
@@ -122,7 +122,8 @@ def _sizes(tensor: Tensor, sizes: list[int], dim: int = 0) -> list[int]:
 def _everywhere(mask: Tensor) -> Tensor:
     """Return where a mask is true: everywhere.
 
-    Along one dimension, which models loop over, in its first entry: one expert stands for all.
+    A mask of one dimension, which models loop over, is true in its first entry: one expert stands
+    for all.
     """
     if mask.dim() == 1:
         return torch.zeros((1, 1), dtype=torch.long)
@@ -137,7 +138,7 @@ def _indices(index: Tensor | None) -> list[Tensor | None]:
 
 @contextmanager
 def _without_autocast(device: torch.device) -> Iterator[None]:
-    """Let a model on meta tensors leave `torch.autocast` off, which knows no such device.
+    """Make `torch.autocast` do nothing on meta tensors, a device that it does not know.
 
     Models of transformers 4 switch it off around their position embeddings.
     """
@@ -151,7 +152,7 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
 
 
 class _Watch(Products):
-    """Products whose outputs the flow follows from then on."""
+    """Reports products to a trace, and has the flow follow their outputs."""
 
     def __init__(self, parameters: Mapping[str, Tensor], trace: Trace, inside: list[str]) -> None:
         super().__init__(parameters, self._note)
@@ -170,7 +171,7 @@ class _Watch(Products):
     ) -> Any:
         self._now = []
         result = super().__torch_function__(func, types, args, kwargs)
-        if self._now:  # the slices of a stack are alike: its first stands for all
+        if self._now:  # the slices of a stack are alike: the first stands for all
             given = next((e.input for e in self._now if e.input.numel()), None)
             self.flow.read(given, self._now[0])
             self.flow.start(result, self._now[0], -2 if self.left else -1)
@@ -189,13 +190,13 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
     Raises:
         NeuroalError: It does not run.
     """
-    found = Trace()
+    result = Trace()
     inside: list[str] = []
 
     def enter(name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
             inside.append(name)
-            found.runs.append(name)
+            result.runs.append(name)
 
         return hook
 
@@ -205,7 +206,7 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
     handles = [b.register_forward_pre_hook(enter(n)) for n, b in blocks.items()]
     handles += [b.register_forward_hook(leave) for b in blocks.values()]
     device = next(model.parameters()).device
-    watch = _Watch(dict(model.named_parameters()), found, inside)
+    watch = _Watch(dict(model.named_parameters()), result, inside)
     try:
         with torch.no_grad(), _without_autocast(device), _Meta(), watch.flow, watch:  # type: ignore[no-untyped-call]
             ids = torch.zeros((1, TRACE_TOKENS), dtype=torch.long, device=device)
@@ -220,4 +221,4 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return result
