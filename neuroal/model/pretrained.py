@@ -35,11 +35,18 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _failure(model: str, error: Exception) -> NeuroalError:
-    first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
-    local = model == "demo" or Path(model).expanduser().is_dir()
-    where = "" if local else "no such folder, and on the hub: "
-    return NeuroalError(f"cannot load model '{model}': {where}{type(error).__name__}: {first}")
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Silence transformers, and turn its errors into one line that names the model."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
+        local = model == "demo" or Path(model).expanduser().is_dir()
+        where = "" if local else "no such folder, and on the hub: "
+        what = f"{where}{type(error).__name__}: {first}"
+        raise NeuroalError(f"cannot load model '{model}': {what}") from error
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> Any:
@@ -47,11 +54,8 @@ def load_config(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     where = locate(model)
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _failure(model, error) from error
+    with _loading(model):
+        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
 def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Any:
@@ -67,16 +71,13 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
     named = _named_class(config)
-    try:
-        with quiet(), torch.device("meta"):
-            if named is not None:
-                bare = named(config).to(dtype or config.dtype)
-            else:
-                bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                    config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
-                )
-    except Exception as error:
-        raise _failure(model, error) from error
+    with _loading(model), torch.device("meta"):
+        if named is not None:
+            bare = named(config).to(dtype or config.dtype)
+        else:
+            bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
+            )
     for module in bare.modules():  # some models ignore the device when they draw weights
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
@@ -120,16 +121,13 @@ def one_block(
 
     config = load_config(model, trust_remote_code)
     kind = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    try:
+    with _loading(model), torch.random.fork_rng(devices=[]):
         config.num_hidden_layers = 1
         if vocabulary is not None:
             config.vocab_size, config.pad_token_id = vocabulary, None
-        with quiet(), torch.random.fork_rng(devices=[]):
-            small: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code, dtype=kind
-            )
-    except Exception as error:
-        raise _failure(model, error) from error
+        small: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust_remote_code, dtype=kind
+        )
     result: nn.Module = small.to(device).eval()
     return result
 
@@ -155,17 +153,14 @@ def load(
     _refuse_quantised(model, config)
     if Path(where).is_dir():
         _check_memory(model, Path(where), device)
-    try:
-        with quiet():
-            answer: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
-                where,
-                output_loading_info=True,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
-    except Exception as error:
-        raise _failure(model, error) from error
+    with _loading(model):
+        answer: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
+            where,
+            output_loading_info=True,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     loaded, info = answer
     assert isinstance(loaded, nn.Module)
     missing = set(info["missing_keys"]).intersection(dict(loaded.named_parameters()))
@@ -183,11 +178,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     folder = Path(where)
     if folder.is_dir() and not any(f for pattern in _TOKENIZER for f in folder.glob(pattern)):
         return None
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _failure(model, error) from error
+    with _loading(model):
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
 def _check_memory(model: str, folder: Path, device: str) -> None:

@@ -100,7 +100,7 @@ def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
 
 
 def _remove(work: Path) -> None:
-    """Remove an unfinished run, its mark first: without one, leftovers of a kill are no run."""
+    """Remove an unfinished run, its mark first: without a mark, what a kill leaves is not a run."""
     if work.exists():
         (work / _MARK).unlink(missing_ok=True)
         shutil.rmtree(work)
@@ -179,10 +179,10 @@ class Journal:
         known = self.team.first(lambda: file.read_bytes() if file is not None and there else None)
         if known is not None:
             return known
-        made = make()
+        data = make()
         if file is not None:
-            self._keep(file.name, made)
-        return made
+            self._keep(file.name, data)
+        return data
 
     def block(self, index: int) -> dict[str, Tensor] | None:
         """Return the pruned weights of a finished block by linear name."""

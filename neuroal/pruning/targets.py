@@ -88,10 +88,10 @@ def _round(value: float) -> int:
 def _exact_target(
     allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
 ) -> Target:
-    rows = allocation.rows.get(linear.name)
+    n, d = linear.out_features, linear.in_features
+    rows = allocation.rows.get(linear.name)  # (n,)
     if rules.comparison == "matrix" or linear.name in allocation.importance:
         return _matrix_target(allocation, linear, ratio, count, rules)
-    n, d = linear.out_features, linear.in_features
     if rows is None:
         shares = torch.full((n,), count / n, dtype=torch.float64)
     else:
