@@ -42,6 +42,7 @@ def main() -> None:
         time.perf_counter = time.process_time
     from neuroal import Recipe, engine
     from neuroal.cost.plan import plan
+    from neuroal.cost.preparation import prepare
 
     windows = given.shared / "reference/llama.calibration.jsonl"
     print("| model | run | seconds, estimated | taken | ratio | GiB, estimated | taken | ratio |")
@@ -53,7 +54,7 @@ def main() -> None:
                 **{"sparsity": 0.6, "samples": 32, "length": 256, "device": "cpu"},
                 **CASES[case],
             )
-            made = plan(recipe, timed=True)
+            made = plan(prepare(recipe), timed=True)
             with tempfile.TemporaryDirectory() as folder:
                 report = engine.prune(recipe.model, recipe=recipe, out=Path(folder) / "out")
             assert made.seconds is not None and made.block_runs == report.counts["block_runs"]

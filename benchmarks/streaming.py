@@ -118,8 +118,9 @@ def bound(recipe: dict[str, Any], model: Path, spill: bool) -> float:
     """Return what a streamed run may take: two blocks, activations (of one batch) and 1 GB."""
     from neuroal import Recipe
     from neuroal.cost.plan import plan
+    from neuroal.cost.preparation import prepare
 
-    needs = plan(Recipe.from_json(recipe | {"model": str(model)})).needs
+    needs = plan(prepare(Recipe.from_json(recipe | {"model": str(model)}))).needs
     block = (model / "model-0.safetensors").stat().st_size
     return 2 * block + (needs.batch if spill else needs.activations) + 1e9
 

@@ -6,12 +6,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +17,34 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from neuroal import layout
 from neuroal.cost.estimate import needs
-from neuroal.cost.first_steps import first_steps, reads_data
-from neuroal.cost.offload import Needs, Offload, decide
-from neuroal.data import calibration
+from neuroal.cost.offload import Needs, Offload, activations_folder, decide
+from neuroal.cost.preparation import Prepared, check_calibrated, prepare, with_its_calibration
 from neuroal.data.calibration import Windows
-from neuroal.data.source import Source, parse_source
 from neuroal.distributed import Team
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.layout import Layout
 from neuroal.model import files, memory, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.memory import available_memory
+from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
-from neuroal.model.zeros import count_saved_zeros, count_zeros
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
-from neuroal.pruning.targets import Rules, targets
+from neuroal.pruning.targets import targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
-from neuroal.run.model_card import model_card
-from neuroal.run.report import InputNorms, Report, environment, fill_sparsity, peak_memory
-from neuroal.run.reuse import earlier_allocation, with_its_sparsity
-from neuroal.run.setup import Setup, search_dtype, setup
+from neuroal.run.phases import Phases
+from neuroal.run.report import Report, environment, first_report
+from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
+from neuroal.run.save import Pruned, save_run
+from neuroal.run.setup import search_dtype, setup
+from neuroal.run.windows import calibrate
 from neuroal.search.alignment import Aligner
 from neuroal.search.measurements import Measurements, SharedMeasurements
 from neuroal.search.topup import Candidate, TopUpSearch
-from neuroal.types import Target, Tick
+from neuroal.types import Tick
 from neuroal.walk import Inputs, Walker, activations
 from neuroal.walk.activations import MakeStore
 
@@ -69,6 +65,7 @@ def prune(
     trust_remote_code: bool = False,
     progress: bool = False,
     shared: SharedMeasurements | None = None,
+    prepared: Prepared | None = None,
 ) -> Report:
     """Prune a model in memory, or a folder or hub name, by a recipe.
 
@@ -87,6 +84,7 @@ def prune(
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
         shared: What this run has in common with others on the same dense model.
+        prepared: What `prepare` has made of the same recipe and path; None prepares here.
 
     Returns:
         What happened.
@@ -99,50 +97,59 @@ def prune(
     if isinstance(tokenizer, Recipe):
         raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
     recipe = with_its_sparsity(recipe or Recipe())
-    if isinstance(model, (str, Path)):
+    in_memory = isinstance(model, nn.Module)
+    if not in_memory:
         recipe = dataclasses.replace(recipe, model=str(model))
-        if recipe.calibration is None and str(model) == "demo" and windows is None:
-            recipe = dataclasses.replace(recipe, calibration="demo")
+        if windows is None:
+            recipe = with_its_calibration(recipe)
         if out is None:
             raise UsageError("a model given by path needs an output folder")
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
-    common, team = shared or SharedMeasurements(), Team.join()
-    place = None if out is None else Path(out)
-    choices = (stream, spill, progress, trust_remote_code)
-    run = _Run(recipe, setup(recipe), place, *choices, common, team)
-    if resume and team.size > 1 and isinstance(model, nn.Module):
+    plugins = prepared.setup if prepared is not None else setup(recipe)
+    team = Team.join()
+    if resume and team.size > 1 and in_memory:
         raise UsageError("several processes cannot resume a model in memory: give its path")
-    target = place if team.leads else None
+    folder = Path(out) if out is not None else None
+    target = folder if team.leads else None
 
-    def earlier() -> Report | None:
-        if target is not None:
-            run_folder.check(target, overwrite, resume)
-        there = resume and target is not None and target.exists()
-        return run.finished(model, windows, target) if there and target is not None else None
-
-    done = _by_first(team, earlier)
-    if done is not None:
-        return done
-    with _evaluation(model):
-        return run.run(model, tokenizer, windows, target, resume)
-
-
-def _by_first(team: Team, work: Callable[[], Report | None]) -> Report | None:
-    """Return the report that the first process makes, which alone has an output folder."""
-    made: list[Report] = []
-
-    def as_bytes() -> bytes | None:
-        report = work()
-        if report is None:
+    def done_already() -> Report | None:
+        if target is None:
             return None
-        made.append(report)
-        return json.dumps(report.to_json()).encode()
+        run_folder.check(target, overwrite, resume)
+        there = resume and target.exists()
+        return finished_run(recipe, plugins, model, windows, target) if there else None
 
-    said = team.first(as_bytes)
-    if said is None:
-        return None
-    return made[0] if made else Report(**json.loads(said))
+    report = first_report(team, done_already)
+    if report is not None:
+        return report
+    if recipe.calibration is not None and windows is not None:
+        raise UsageError("give a calibration source or windows, not both")
+    phases = Phases()
+    with phases.phase("load"):
+        if stream:
+            folder_of(str(model))
+        if prepared is None:
+            structure = model if isinstance(model, nn.Module) else None
+            prepared = prepare(
+                recipe, structure, plugins=plugins, trust_remote_code=trust_remote_code
+            )
+        if windows is None:
+            check_calibrated(prepared)
+    run = _Run(
+        prepared=prepared,
+        folder=folder,
+        stream=stream,
+        spill=spill,
+        resume=resume,
+        progress=progress and team.leads,
+        shared=shared or SharedMeasurements(),
+        team=team,
+        phases=phases,
+        notes=list(prepared.notes),
+    )
+    with _evaluation(model):
+        return run.run(model, tokenizer, windows, target)
 
 
 @contextmanager
@@ -159,191 +166,141 @@ def _evaluation(model: nn.Module | str | Path) -> Iterator[None]:
             m.training = True
 
 
+@dataclass(frozen=True, eq=False)
 class _Run:
-    """One run from recipe to report."""
+    """One run from what is prepared to its report.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        made: Setup,
-        place: Path | None,
-        stream: bool | None,
-        spill: bool | None,
-        progress: bool,
-        trust: bool,
-        shared: SharedMeasurements,
-        team: Team,
-    ) -> None:
-        self.recipe = recipe
-        self.setup = made
-        self.place = place  # of the output, which the first process writes
-        self.stream = stream
-        self.spill = spill
-        self.progress = progress and team.leads
-        self.trust = trust
-        self.team = team
-        self.shared = shared
-        self.timings: dict[str, float] = {}
-        self.memory: dict[str, int] = {}
-        self.notes = list(made.notes)
-        self.plugins = [p.provenance() for p in made.plugins]
+    Attributes:
+        prepared: What is run.
+        folder: Of the output, which the first process writes.
+        stream: Blocks are read from the disk one at a time; None where it takes that to fit.
+        spill: Activations are held on the disk; None where it takes that to fit.
+        resume: Go on with an unfinished run.
+        progress: Show progress bars.
+        shared: What the run has in common with others on the same dense model.
+        team: The processes that run together.
+        phases: Seconds and memory so far.
+        notes: What was left out or should be known.
+    """
 
-    def finished(
-        self, model: nn.Module | str | Path, given: Tensor | None, out: Path
-    ) -> Report | None:
-        """Return the report of the same run if `out` holds it; a model in memory gets its weights.
-
-        Raises:
-            UsageError: `out` holds another run.
-        """
-        if isinstance(model, nn.Module):
-            sha256: str | None = state_sha256(model)
-        else:
-            sha256 = files.fingerprint(str(model))
-        same: dict[str, Any] = {"plugins": self.plugins}
-        if sha256 is not None:  # that of a hub's model is known once it is loaded
-            same["model"] = {"name": self._name(model), "sha256": sha256}
-        if given is not None:
-            same["data"] = Windows(given.cpu(), "windows").to_json()
-        done = run_folder.finished(out, self.recipe.digest(), **same)
-        if done is None:
-            return None
-        if isinstance(model, nn.Module):
-            pretrained.restore(model, out, layout.find(model))
-        return Report(**done)
-
-    def _name(self, model: nn.Module | str | Path) -> str:
-        return self.recipe.model or type(model).__name__
+    prepared: Prepared
+    folder: Path | None
+    stream: bool | None
+    spill: bool | None
+    resume: bool
+    progress: bool
+    shared: SharedMeasurements
+    team: Team
+    phases: Phases
+    notes: list[str]
 
     def run(
         self,
         model: nn.Module | str | Path,
         tokenizer: Any,
-        given: Tensor | None,
+        windows: Tensor | None,
         out: Path | None,
-        resume: bool,
     ) -> Report:
-        recipe = self.recipe
-        self._check_data(given)
-        path = None if isinstance(model, nn.Module) else str(model)
-        with self._phase("load"):
-            if path is not None and self.stream:
-                folder_of(path)
-            shape: Any = model if path is None else pretrained.skeleton(path, self.trust)
-            found = layout.find(shape)
-            rules = self.setup.rules(recipe, found)
-            self._check_needs(found, given)
-            earlier, left_out = earlier_allocation(self.setup, recipe, found)
-            self.notes += left_out
-        with self._phase("calibrate"):
-            if path is not None:
-                tokenizer = pretrained.load_tokenizer(path, self.trust)
-            data = self._windows(shape, tokenizer, given)
-        length = 0 if data is None else data.ids.shape[1]
-        needed = needs(self.setup, found, recipe, shape, length)
-        with self._phase("load"):
-            if isinstance(model, nn.Module):
-                on_disk = self._on_disk(None, str(next(model.parameters()).device), needed)
-                blocks: Blocks = InMemory(model, found)
-                fingerprint = None if out is None else state_sha256(model)
-            else:
-                fingerprint = files.fingerprint(str(model))
-                device = self.team.device(memory.device_of(recipe.device))
-                on_disk = self._on_disk(str(model), device, needed)
-                blocks = self._open(str(model), found, device, on_disk.blocks)
-                fingerprint = fingerprint or state_sha256(blocks.model)
+        """Run it.
+
+        Args:
+            model: In memory, or its path.
+            tokenizer: Of a model in memory.
+            windows: Calibration token ids in place of a source.
+            out: The output folder; None in all processes but the first.
+        """
+        prepared, recipe = self.prepared, self.prepared.recipe
+        plugins = [p.provenance() for p in prepared.setup.plugins]
+        with self.phases.phase("calibrate"):
+            if not isinstance(model, nn.Module):
+                tokenizer = pretrained.load_tokenizer(str(model), prepared.trust_remote_code)
+            data = calibrate(
+                recipe, prepared.model, tokenizer, windows, self.shared, progress=self.progress
+            )
+        needed = needs(prepared, 0 if data is None else data.ids.shape[1])
+        with self.phases.phase("load"):
+            blocks, fingerprint, offload = self._load(model, needed, out)
             blocks.check_finite()
-        model = blocks.model
-        ratios = None if earlier is None else allocations.to_bytes(earlier, found).hex()
-        data_sha256 = data.sha256 if data else None
-        decides = [recipe.digest(), fingerprint, data_sha256, self.plugins, ratios]
+        decides = [
+            recipe.digest(),
+            fingerprint,
+            data.sha256 if data else None,
+            plugins,
+            prepared.allocation
+            and allocations.to_bytes(prepared.allocation, prepared.layout).hex(),
+        ]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        journal = run_folder.Journal.open(out, digest, resume, self.team)
+        journal = Journal.open(out, digest, self.resume, self.team)
         report = Report(
             recipe=recipe.to_json(),
             recipe_sha256=recipe.digest(),
-            environment=environment(model) | {"processes": self.team.size},
-            model={"name": self._name(model), "sha256": fingerprint},
-            plugins=self.plugins,
+            environment=environment(blocks.model) | {"processes": self.team.size},
+            model={"name": model_name(recipe, blocks.model), "sha256": fingerprint},
+            plugins=plugins,
             data=data.to_json() if data else None,
             notes=self.notes,
         )
         try:
-            with self._hold(on_disk) as hold:
-                walker = None
-                if data is not None:
-                    given_to = (blocks.open, recipe.batch, recipe.all_experts, hold)
-                    walker = Walker(model, found, *given_to)
-                candidates: list[Candidate] = []
-                allocation = earlier
-                if allocation is None:
-                    allocation, candidates = self._allocate(walker, found, rules, data, journal)
-                wanted = targets(allocation, found, rules)
-                with self._phase("prune"):
-                    base = BasePruner(self.setup.pruner, self.setup.refiner, recipe.seed)
-                    tick = self._tick("prune", len(found.blocks))
-                    ids = data.ids if data is not None else None
-                    norms = commit(blocks, base, wanted, walker, ids, journal, tick, self.team)
-            report.candidates = [dataclasses.asdict(c) for c in candidates]
-            runs = json.dumps(walker.block_runs if walker else 0).encode()
-            report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
-            decided = (rules, wanted, norms, allocation)
-            save = partial(self._save, report, blocks, tokenizer, *decided, out)
-            report = _by_first(self.team, save) or report
-        except NeuroalError as error:  # bad input, which would fail again: nothing stays behind
-            journal.abandon(everything=not resume and _fails_again(error))
+            pruned = self._prune(blocks, data, journal, offload, report)
+            rules, phases = prepared.rules, self.phases
+            save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out)
+            return first_report(self.team, save) or report
+        except NeuroalError as error:  # bad input, which would fail again: no folder is left
+            journal.abandon(everything=not self.resume and _fails_again(error))
             raise
         except BaseException:
             journal.abandon()
             raise
-        return report
 
-    def _on_disk(self, path: str | None, device: str, needed: Needs) -> Offload:
+    # -- what a run needs --------------------------------------------------------------------
+
+    def _load(
+        self, model: nn.Module | str | Path, needed: Needs, out: Path | None
+    ) -> tuple[Blocks, str | None, Offload]:
+        """Return the model's blocks, its SHA-256 (if it is asked for), and what is on the disk.
+
+        Raises:
+            NeuroalError: Memory or disk are too small, or the model cannot be loaded.
+        """
+        prepared, recipe = self.prepared, self.prepared.recipe
+        if isinstance(model, nn.Module):
+            offload = self._offload(None, str(next(model.parameters()).device), needed)
+            sha256 = None if out is None else state_sha256(model)
+            return InMemory(model, prepared.layout), sha256, offload
+        path, trust = str(model), prepared.trust_remote_code
+        fingerprint = files.fingerprint(path)
+        device = self.team.device(memory.device_of(recipe.device))
+        offload = self._offload(path, device, needed)
+        if offload.blocks:
+            blocks: Blocks = Streamed(path, prepared.layout, device, recipe.dtype, trust)
+        else:
+            loaded, _ = pretrained.load(path, device, recipe.dtype, trust)
+            blocks = InMemory(loaded, prepared.layout)
+        return blocks, fingerprint or state_sha256(blocks.model), offload
+
+    def _offload(self, path: str | None, device: str, needed: Needs) -> Offload:
         """Return what of the run is on the disk, where there has to be room for it.
 
         Raises:
             NeuroalError: Memory or disk are too small.
         """
-        chosen, note = decide(needed, path, self.stream, self.spill, available_memory(device))
+        free = available_memory(device)
+        offload, note = decide(needed, path, self.stream, self.spill, free)
         if note is not None:
             self.notes.append(note)
             log.warning("%s", note)
-        if self.place is not None and self.team.leads:
-            files.check_disk(self.place, needed.disk(chosen))
-        elif chosen.activations:
-            files.check_disk(self._disk, needed.activations)
-        return chosen
+        if self.folder is not None and self.team.leads:
+            files.check_disk(self.folder, needed.disk(offload))
+        elif offload.activations:
+            files.check_disk(activations_folder(self.folder), needed.activations)
+        return offload
 
-    @property
-    def _disk(self) -> Path:
-        """Return the folder on whose disk activations lie: that of the output, if any."""
-        parents = () if self.place is None else self.place.absolute().parents
-        temporary = Path(tempfile.gettempdir())
-        return next((p for p in parents if os.access(p, os.W_OK)), temporary)
-
-    def _hold(self, on_disk: Offload) -> AbstractContextManager[MakeStore]:
+    def _stores(self, offload: Offload) -> AbstractContextManager[MakeStore]:
         """Return what makes the sequences of activations, for as long as these are there."""
-        kept: MakeStore = list
-        return activations.on_disk(self._disk) if on_disk.activations else nullcontext(kept)
-
-    def _open(self, name: str, found: Layout, device: str, streams: bool) -> Blocks:
-        """Return a model by path, in memory or streamed."""
-        recipe = self.recipe
-        if streams:
-            return Streamed(name, found, device, recipe.dtype, self.trust)
-        model, _ = pretrained.load(name, device, recipe.dtype, self.trust)
-        return InMemory(model, found)
-
-    # -- phases ------------------------------------------------------------------------------
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        before = self.timings.pop(name, 0.0)  # phases are in the order in which they end
-        self.timings[name] = before + time.perf_counter() - start
-        self.memory.pop(name, None)
-        self.memory[name] = peak_memory()
+        if offload.activations:
+            return activations.on_disk(activations_folder(self.folder))
+        in_memory: MakeStore = list
+        return nullcontext(in_memory)
 
     def _tick(self, title: str, total: int) -> Tick:
         bar = tqdm(total=total, desc=title, disable=not self.progress, leave=False)
@@ -355,125 +312,99 @@ class _Run:
 
         return tick
 
-    def _check_data(self, given: Tensor | None) -> None:
-        """Refuse a missing or doubled calibration source before any weight is read."""
-        if self.recipe.calibration is not None:
-            if given is not None:
-                raise UsageError("give a calibration source or windows, not both")
-            parse_source(self.recipe.calibration)
+    # -- what it does ------------------------------------------------------------------------
 
-    def _check_needs(self, found: Layout, given: Tensor | None) -> None:
-        if self.recipe.calibration is None and given is None:
-            if reads_data(self.setup, first_steps(self.setup, found, self.recipe)):
-                raise UsageError(
-                    f"model '{self.recipe.model or 'in memory'}' needs --calibration: a .txt, "
-                    ".jsonl, .json or .parquet file, c4, wikitext2, ptb, or a hub data set "
-                    "owner/name"
-                )
-
-    def _windows(self, model: nn.Module, tokenizer: Any, given: Tensor | None) -> Windows | None:
-        recipe = self.recipe
-        config = getattr(model, "config", None)
-        context = pretrained.context_length(config)
-        vocabulary = getattr(config, "vocab_size", None)
-        if given is not None:
-            if given.dim() != 2 or given.dtype != torch.int64:
-                raise UsageError("windows must be int64 (samples, length)")
-            calibration.check_sizes(given.shape[0], given.shape[1], context)
-            return calibration.windows_of(given.cpu(), Source("windows", "tensor", ""), vocabulary)
-        if recipe.calibration is None:
-            return None
-        make = partial(
-            calibration.calibration_windows,
-            recipe.calibration,
-            tokenizer,
-            samples=recipe.samples,
-            length=recipe.length,
-            seed=recipe.seed,
-            context=context,
-            vocabulary=vocabulary,
-            progress=self.progress,
-        )
-        return self.shared.windows(recipe, make)
-
-    def _allocate(
+    def _prune(
         self,
-        walker: Walker | None,
-        found: Layout,
-        rules: Rules,
+        blocks: Blocks,
         data: Windows | None,
-        journal: run_folder.Journal,
+        journal: Journal,
+        offload: Offload,
+        report: Report,
+    ) -> Pruned:
+        """Find the allocation, prune by it, and report candidates and block runs."""
+        prepared, recipe = self.prepared, self.prepared.recipe
+        with self._stores(offload) as make_store:
+            walker = None
+            if data is not None:
+                walker = Walker(
+                    blocks.model,
+                    prepared.layout,
+                    blocks.open,
+                    batch=recipe.batch,
+                    all_experts=recipe.all_experts,
+                    make_store=make_store,
+                )
+            allocation = prepared.allocation
+            if allocation is None:
+                allocation, candidates = self._search(walker, data, journal)
+                report.candidates = [dataclasses.asdict(c) for c in candidates]
+            wanted = targets(allocation, prepared.layout, prepared.rules)
+            with self.phases.phase("prune"):
+                norms = commit(
+                    blocks,
+                    BasePruner(prepared.setup.pruner, prepared.setup.refiner, recipe.seed),
+                    wanted,
+                    walker,
+                    None if data is None else data.ids,
+                    journal,
+                    self._tick("prune", len(prepared.layout.blocks)),
+                    self.team,
+                )
+        runs = json.dumps(walker.block_runs if walker else 0).encode()
+        report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
+        return Pruned(allocation, wanted, norms)
+
+    def _search(
+        self, walker: Walker | None, data: Windows | None, journal: Journal
     ) -> tuple[Allocation, list[Candidate]]:
-        recipe = self.recipe
+        """Return the allocation that the block step and the row step choose, and all candidates."""
+        prepared, recipe, plugins = self.prepared, self.prepared.recipe, self.prepared.setup
         aligner = None
         if walker is not None:
-            pruner = BasePruner(self.setup.pruner, None, recipe.seed)
-            aligner = Aligner(walker, pruner, self.setup.alignment, self.setup.reads_deviation)
-        ids = data.ids[: self.setup.search_samples] if data is not None else torch.empty(0, 0)
-        cut: dict[int, Inputs] = {}
-        dtype = search_dtype(recipe)
+            pruner = BasePruner(plugins.pruner, None, recipe.seed)
+            aligner = Aligner(walker, pruner, plugins.alignment, plugins.reads_deviation)
+        ids = data.ids[: plugins.search_samples] if data is not None else torch.empty(0, 0)
 
+        @cache
         def inputs(windows: int) -> Inputs:
             assert walker is not None
-            if windows not in cut:
-                cut[windows] = walker.inputs(ids[:windows], dtype=dtype)
-            return cut[windows]
+            return walker.inputs(ids[:windows], dtype=search_dtype(recipe))
 
         search = TopUpSearch(
-            *(aligner, found, rules, inputs, len(ids), journal.recall, self._tick),
-            *(recipe.seed, not updates_weights(self.setup.pruner), self.team),
+            aligner=aligner,
+            layout=prepared.layout,
+            rules=prepared.rules,
+            inputs=inputs,
+            windows=len(ids),
+            journal=journal.recall,
+            progress=self._tick,
+            seed=recipe.seed,
+            weighs_inputs=not updates_weights(plugins.pruner),
+            team=self.team,
         )
-        measurements: Measurements = {}
-        if self.setup.measures:
-            assert walker is not None and data is not None
-            open_tick = partial(self._tick, "measure blocks", len(found.blocks))
-            with self._phase("measure"):
-                measurements, seconds = self.shared.measure(
-                    walker, data, self.setup.measures, open_tick, self.team
-                )
-            self.timings["measure"] = seconds
-        with self._phase("block_search"):
-            choice = search.choose_blocks(
-                self.setup.block_ratios, measurements, self.setup.reads_deviation
+        measurements = self._measure_blocks(walker, data)
+        with self.phases.phase("block_search"):
+            blocks = search.choose_blocks(
+                plugins.block_ratios, measurements, plugins.reads_deviation
             )
-        candidates = list(choice.candidates)
-        rows = self.setup.row_ratios
-        assert rows is not None
-        with self._phase("row_search"):
-            choice = search.choose_rows(rows, choice, measurements.get(rows, ()))
-        return choice.allocation, [*candidates, *choice.candidates]
+        assert plugins.row_ratios is not None
+        with self.phases.phase("row_search"):
+            seen = measurements.get(plugins.row_ratios, ())
+            rows = search.choose_rows(plugins.row_ratios, blocks, seen)
+        return rows.allocation, [*blocks.candidates, *rows.candidates]
 
-    def _save(
-        self,
-        report: Report,
-        blocks: Blocks,
-        tokenizer: Any,
-        rules: Rules,
-        wanted: Mapping[str, Target],
-        norms: Mapping[str, InputNorms],
-        allocation: Allocation,
-        out: Path | None,
-    ) -> Report:
-        start = time.perf_counter()
-        found = blocks.layout
-        work = None if out is None else run_folder.partial(out) / "checkpoint"
-        if work is None:
-            zeros = count_zeros(blocks.model, found)
-        else:
-            blocks.save(tokenizer, work)
-            zeros = count_saved_zeros(work, found, blocks.model)
-            (work / allocations.FILE).write_bytes(allocations.to_bytes(allocation, found))
-        fill_sparsity(report, found, rules, wanted, zeros, norms)
-        report.peak_memory_bytes = self.memory["save"] = peak_memory()
-        report.phase_memory_bytes = self.memory
-        self.timings["save"] = time.perf_counter() - start
-        report.timings = {k: round(v, 4) for k, v in self.timings.items()}
-        if out is not None and work is not None:
-            (work / "README.md").write_text(model_card(report.to_json()), encoding="utf-8")
-            text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-            files.write_atomically(work / files.MARKER, text.encode())
-            run_folder.publish(out)
-        return report
+    def _measure_blocks(self, walker: Walker | None, data: Windows | None) -> Measurements:
+        """Return the answers of the `measure_block` hooks, if there are any."""
+        plugins = self.prepared.setup.measures
+        if not plugins:
+            return {}
+        assert walker is not None and data is not None
+        open_tick = partial(self._tick, "measure blocks", len(self.prepared.layout.blocks))
+        with self.phases.phase("measure"):
+            answers, seconds = self.shared.measure(walker, data, plugins, open_tick, self.team)
+        self.phases.seconds["measure"] = seconds  # also where another run has measured them
+        return answers
 
 
 def _fails_again(error: BaseException | None) -> bool:

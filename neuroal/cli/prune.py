@@ -28,6 +28,7 @@ from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
 
 if TYPE_CHECKING:
+    from neuroal.cost.preparation import Prepared
     from neuroal.run.report import Report
 
 _DEFAULT = Recipe()
@@ -254,18 +255,20 @@ def prune(
             return
         from neuroal.cli.summary import plan_json, plan_text
         from neuroal.cost.plan import plan
+        from neuroal.cost.preparation import prepare
 
         with clean_stdout(as_json):
-            planned = plan(recipe, trust_remote_code, timed=True, stream=stream, spill=spill)
+            prepared = prepare(recipe, trust_remote_code=trust_remote_code)
+            price = plan(prepared, timed=True, stream=stream, spill=spill)
         if as_json:
-            print_json(plan_json(planned, recipe))
+            print_json(plan_json(price))
         else:
-            click.echo(plan_text(planned, recipe, target))
+            click.echo(plan_text(price, target))
         return
     if leads():
         run_folder.check(target, overwrite, resume)
-    if not quiet and leads():
-        _say_how_long(recipe, trust_remote_code, stream, spill)
+    says = not quiet and leads()
+    ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
     with clean_stdout(as_json):
         report = _run(
             recipe,
@@ -276,6 +279,7 @@ def prune(
             spill=spill,
             trust_remote_code=trust_remote_code,
             progress=shows_progress(progress, quiet),
+            prepared=ready,
         )
     if not leads():
         return
@@ -293,16 +297,18 @@ def prune(
         say(f"Warning: {change}")
 
 
-def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> None:
-    """Say before a long run how long it will take; what is short is not timed."""
+def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> Prepared:
+    """Prepare a run, and say of a long one how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
-    from neuroal.cost.plan import LONG, plan
+    from neuroal.cost.plan import LONG, plan, with_seconds
+    from neuroal.cost.preparation import prepare, with_its_calibration
 
-    planned = plan(recipe, trust, stream=stream, spill=spill)
-    if planned.operations > LONG:
-        planned = plan(recipe, trust, stream=stream, spill=spill, timed=True)
-        about = "" if planned.open_ended else "about "
-        say(f"this will take {about}{duration(planned.seconds, planned.open_ended)}")
+    prepared = prepare(with_its_calibration(recipe), trust_remote_code=trust)
+    price = plan(prepared, stream=stream, spill=spill)
+    if price.operations > LONG:
+        about = "" if price.open_ended else "about "
+        say(f"this will take {about}{duration(with_seconds(price).seconds, price.open_ended)}")
+    return prepared
 
 
 def _run(recipe: Recipe, out: Path, **options: Any) -> Report:

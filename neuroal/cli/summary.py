@@ -12,48 +12,48 @@ from neuroal.cli.tables import table
 from neuroal.cost.first_steps import SearchStep
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
-from neuroal.recipe import Recipe
 from neuroal.run.report import Report
 from neuroal.units import parameters, rough_duration, size
 
 _STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
 
 
-def plan_json(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """Return the plan with every linear as JSON values."""
-    return plan.to_json() | {"recipe": recipe.to_json(), "layout": layout_json(plan.layout)}
+    recipe, layout = plan.prepared.recipe, plan.prepared.layout
+    return plan.to_json() | {"recipe": recipe.to_json(), "layout": layout_json(layout)}
 
 
-def plan_text(plan: Plan, recipe: Recipe, out: Path) -> str:
+def plan_text(plan: Plan, out: Path) -> str:
     """Return the plan as tables."""
+    prepared, recipe, layout = plan.prepared, plan.prepared.recipe, plan.prepared.layout
     plugins = [
         (p.role, p.name, f"{p.distribution} {p.version}", _options(p.provenance()["options"]))
-        for p in plan.setup.plugins
+        for p in prepared.setup.plugins
     ]
-    steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s)) for s in plan.steps]
-    length = f"{plan.length} tokens" if plan.length else "the rows' or the model's length"
+    steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s)) for s in prepared.steps]
+    length = f"{recipe.length} tokens" if recipe.length else "the rows' or the model's length"
     source = recipe.calibration or ("demo" if recipe.model == "demo" else "a source to be given")
     exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
-    needs = plan.needs
-    blocks, linears = len(plan.layout.blocks), len(plan.layout.linears)
+    blocks, linears = len(layout.blocks), len(layout.linears)
     cost = [
         ("model", f"{recipe.model}: {blocks} blocks, {linears} linears"),
         ("prunable weights", f"{plan.weights:,}"),
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
-        ("calibration", f"{plan.windows} windows of {length} from {source}"),
+        ("calibration", f"{recipe.samples} windows of {length} from {source}"),
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
-        ("disk, estimated", size(needs.disk(plan.offload))),
+        ("disk, estimated", size(plan.needs.disk(plan.offload))),
         ("time, estimated", duration(plan.seconds, plan.open_ended)),
         ("output", f"{out}{exists}"),
     ]
     parts = [
-        *layout_tables(plan.layout),
+        *layout_tables(layout),
         table(plugins, ("role", "plugin", "from", "options")),
         table(steps, ("step", "strategy", "candidates")),
         table(cost),
-        *_notes(_plan_notes(plan, recipe)),
+        *_notes(_plan_notes(plan)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -77,9 +77,9 @@ def duration(seconds: Mapping[str, float] | None, open_ended: bool = False) -> s
     return f"{least}{rough_duration(sum(seconds.values()), 1)} ({phases}) and reading and writing"
 
 
-def _plan_notes(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    yield from plan.setup.notes
-    if any(s.candidates is None for s in plan.steps):
+def _plan_notes(plan: Plan) -> Iterator[str]:
+    yield from plan.notes
+    if any(s.candidates is None for s in plan.prepared.steps):
         yield "candidates that depend on measurements are in neither block runs, time nor memory"
     if plan.open_ended:
         yield "candidates that answer earlier ones are in neither block runs nor time"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup
-from neuroal.types import Measurement
+from neuroal.types import Measurement, Proposals
 
 _AHEAD = 8  # generations of a strategy that are looked at before it runs
 
@@ -29,8 +28,8 @@ class SearchStep:
         plugin: Its name.
         candidates: Proposals of its first generation; None where they depend on measurements.
         goes_on: Whether it answers that generation's costs with another.
-        widest: Windows of all candidates of its largest generation, whose states are held together;
-            of the first few generations, as they are where all candidates cost the same.
+        widest: Windows of all candidates of its largest generation, whose states are held together:
+            the largest of the first few, as they are where all candidates cost the same.
     """
 
     role: str
@@ -40,39 +39,36 @@ class SearchStep:
     widest: int = 0
 
 
-def first_steps(made: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]:
+def first_steps(setup: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]:
     """Return how many candidates every strategy starts with; runs no model."""
     steps = []
-    for plugin in made.block_ratios:
+    for plugin in setup.strategies:
         if plugin.has("measure_block"):
             steps.append(SearchStep(plugin.role, plugin.name, None))
-            continue
-        given = {"sparsity": recipe.wanted, "measurements": ()}
-        steps.append(_first_step(made, plugin, "propose_block_ratios", layout, recipe, **given))
-    if made.row_ratios is not None:
-        rows = made.row_ratios
-        zeros = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
-        base = dict.fromkeys(layout.linears, recipe.wanted)
-        weighs_inputs = not updates_weights(made.pruner)
-        given = {
-            "base": base,
-            "deviation": zeros,
-            "measurements": (),
-            "weighs_inputs": weighs_inputs,
-        }
-        if rows.has("measure_block"):
-            steps.append(SearchStep(rows.role, rows.name, None))
         else:
-            steps.append(_first_step(made, rows, rows.proposes, layout, recipe, **given))
+            steps.append(_first_step(setup, plugin, layout, recipe))
     return steps
 
 
-def _first_step(
-    made: Setup, plugin: Plugin, hook: str, layout: Layout, recipe: Recipe, **arguments: Any
-) -> SearchStep:
-    rng = rng_for(recipe.seed, plugin.role, plugin.name)
-    search = min(made.search_samples, recipe.samples)
-    proposals = plugin.proposals(hook, layout=layout, windows=search, rng=rng, **arguments)
+def _proposals(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) -> Proposals:
+    arguments: dict[str, Any] = {
+        "layout": layout,
+        "measurements": (),
+        "windows": min(setup.search_samples, recipe.samples),
+        "rng": rng_for(recipe.seed, plugin.role, plugin.name),
+    }
+    if plugin.role == "block_ratios":
+        arguments["sparsity"] = recipe.wanted
+    else:
+        arguments["base"] = dict.fromkeys(layout.linears, recipe.wanted)
+        arguments["deviation"] = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
+        arguments["weighs_inputs"] = not updates_weights(setup.pruner)
+    return plugin.proposals(plugin.proposes, **arguments)
+
+
+def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) -> SearchStep:
+    proposals = _proposals(setup, plugin, layout, recipe)
+    search = min(setup.search_samples, recipe.samples)
     counts: list[int] = []
     widest = 0
     answer: list[Measurement] | None = None
@@ -84,9 +80,9 @@ def _first_step(
             counts.append(len(generation.proposals))
             widest = max(widest, counts[-1] * windows)
             alone = generation_work(
-                made.alignment,
-                made.pruner,
-                made.reads_deviation,
+                setup.alignment,
+                setup.pruner,
+                setup.reads_deviation,
                 blocks=len(layout.blocks),
                 candidates=1,
                 windows=windows,
@@ -97,18 +93,7 @@ def _first_step(
     except PluginError:
         if len(counts) < 2:
             raise
-        # Equal costs again and again are no run's: what a strategy makes of them is its own affair.
+        # No run has equal costs again and again: what a strategy makes of them tells nothing.
     proposals.close()
     goes_on = len(counts) > 1 or not ended
     return SearchStep(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)
-
-
-def reads_data(made: Setup, steps: Sequence[SearchStep]) -> bool:
-    """Return whether anything reads activations, given the search's first steps."""
-    final = [p for p in (made.pruner, made.refiner) if p is not None]
-    return (
-        made.reads_deviation
-        or len(made.block_ratios) > 1
-        or any(step.candidates != 0 for step in steps)
-        or any(p.required_statistics() for p in final)
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +112,13 @@ def decide(
         said.append("activations are held on the disk")
     asked = Offload(bool(stream), bool(spill))
     return chosen, f"{needs.lack(asked, free)}: {', '.join(said)}" if said else None
+
+
+def activations_folder(out: Path | None) -> Path:
+    """Return the folder on whose disk activations are held: that of the output, if any."""
+    parents = () if out is None else out.absolute().parents
+    temporary = Path(tempfile.gettempdir())
+    return next((p for p in parents if os.access(p, os.W_OK)), temporary)
 
 
 def _either(asked: bool | None) -> tuple[bool, ...]:

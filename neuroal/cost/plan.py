@@ -1,4 +1,4 @@
-"""What a run would do and cost, from the model's structure alone."""
+"""What a run would do and cost: the price of what is prepared."""
 
 from __future__ import annotations
 
@@ -8,146 +8,123 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuroal import layout
 from neuroal.cost.estimate import needs, work
-from neuroal.cost.first_steps import SearchStep, first_steps
 from neuroal.cost.offload import Needs, Offload
+from neuroal.cost.preparation import Prepared
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
-from neuroal.data.source import parse_source
-from neuroal.errors import NeuroalError, UsageError
-from neuroal.layout import Layout
+from neuroal.data.calibration import default_length
+from neuroal.errors import NeuroalError
 from neuroal.model import memory, pretrained
 from neuroal.model.memory import available_memory
-from neuroal.recipe import Recipe
-from neuroal.run.reuse import earlier_allocation, with_its_sparsity
-from neuroal.run.setup import Setup, setup
 
 LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The plan of a run.
+    """A prepared run and what it costs.
 
     Attributes:
-        layout: Blocks and linears.
-        setup: The plugins.
-        steps: Candidates of every strategy's first generation.
-        windows: Calibration windows.
-        length: Tokens per window; None where the rows of the source decide.
-        block_runs: Of dense walk, search (first generations) and final pruning.
+        prepared: The run.
+        work: Of each phase: dense walk, search (first generations) and final pruning.
         needs: Estimated bytes of memory and disk.
-        weights: Prunable weights.
         offload: What of the run is on the disk: what was asked for, or does not fit into memory.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
     """
 
-    layout: Layout
-    setup: Setup
-    steps: tuple[SearchStep, ...]
-    windows: int
-    length: int | None
-    block_runs: int
+    prepared: Prepared
+    work: Mapping[str, Work]
     needs: Needs
-    weights: int
     offload: Offload
     seconds: Mapping[str, float] | None = None
 
     @property
+    def block_runs(self) -> int:
+        """Return the block runs of all phases."""
+        return sum(phase.block_runs for phase in self.work.values())
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        linears = self.prepared.layout.linears.values()
+        return sum(x.weights for x in linears if x.name not in self.prepared.rules.dense)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is left out or stays dense, one line each."""
+        dense = self.prepared.rules.left_dense(self.prepared.layout)
+        return (*self.prepared.notes, *(f"stays dense: {line}" for line in dense))
+
+    @property
     def open_ended(self) -> bool:
         """Return whether a strategy goes on after the candidates that are counted here."""
-        return any(step.goes_on for step in self.steps)
+        return any(step.goes_on for step in self.prepared.steps)
 
     @property
     def operations(self) -> float:
         """Return the floating-point operations of all block runs, about."""
-        tokens = self.length or 2048
-        return 2.0 * self.block_runs * tokens * self.layout.weights / len(self.layout.blocks)
+        tokens, layout = self.prepared.recipe.length or 2048, self.prepared.layout
+        return 2.0 * self.block_runs * tokens * layout.weights / len(layout.blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
+        recipe, layout = self.prepared.recipe, self.prepared.layout
         return {
-            "blocks": len(self.layout.blocks),
-            "linears": len(self.layout.linears),
+            "blocks": len(layout.blocks),
+            "linears": len(layout.linears),
             "weights": self.weights,
-            "plugins": [p.provenance() for p in self.setup.plugins],
-            "steps": [dataclasses.asdict(s) for s in self.steps],
-            "windows": self.windows,
-            "length": self.length,
+            "plugins": [p.provenance() for p in self.prepared.setup.plugins],
+            "steps": [dataclasses.asdict(s) for s in self.prepared.steps],
+            "windows": recipe.samples,
+            "length": recipe.length,
             "block_runs": self.block_runs,
             "memory_bytes": self.needs.memory(self.offload),
             "disk_bytes": self.needs.disk(self.offload),
             "streams": self.offload.blocks,
             "spills": self.offload.activations,
             "seconds": None if self.seconds is None else dict(self.seconds),
-            "notes": list(self.setup.notes),
+            "notes": list(self.notes),
         }
 
 
 def plan(
-    recipe: Recipe,
-    trust_remote_code: bool = False,
+    prepared: Prepared,
     *,
     timed: bool = False,
     stream: bool | None = None,
     spill: bool | None = None,
 ) -> Plan:
-    """Return what `prune` would do with a recipe; loads no weights and no text.
+    """Return what a prepared run would cost; loads no weights and no text.
 
     Args:
-        recipe: What is asked.
-        trust_remote_code: Let the model's own code run.
+        prepared: The run.
         timed: Time one block of random weights, to say how long the run will take.
         stream: As in `prune`.
         spill: As in `prune`.
-
-    Raises:
-        NeuroalError: The recipe makes no sense, or the model's structure is unknown.
     """
-    recipe = with_its_sparsity(recipe)
-    if recipe.model is None:
-        raise UsageError("a plan needs a model")
-    if recipe.calibration is not None:
-        parse_source(recipe.calibration)
-    made = setup(recipe)
-    model = pretrained.skeleton(recipe.model, trust_remote_code)
-    found = layout.find(model)
-    rules = made.rules(recipe, found)
-    _, left_out = earlier_allocation(made, recipe, found)
-    dense = [f"stays dense: {line}" for line in rules.left_dense(found)]
-    made = dataclasses.replace(made, notes=(*made.notes, *left_out, *dense))
-    config = model.config
-    context = pretrained.context_length(config)
-    length = recipe.length or min(2048, context or 2048)
-    steps = tuple(first_steps(made, found, recipe))
-    phases = work(made, len(found.blocks), recipe, steps)
-    prunable = sum(x.weights for x in found.linears.values() if x.name not in rules.dense)
-    needed = needs(made, found, recipe, model, length)
-    free = available_memory(memory.device_of(recipe.device))
-    return Plan(
-        layout=found,
-        setup=made,
-        steps=steps,
-        windows=recipe.samples,
-        length=recipe.length,
-        block_runs=sum(phase.block_runs for phase in phases.values()),
-        needs=needed,
-        weights=prunable,
-        offload=needed.choose(stream, spill, free),
-        seconds=_seconds(made, recipe, phases, length, trust_remote_code) if timed else None,
-    )
+    needed = needs(prepared, _length(prepared))
+    free = available_memory(memory.device_of(prepared.recipe.device))
+    untimed = Plan(prepared, work(prepared), needed, needed.choose(stream, spill, free))
+    return with_seconds(untimed) if timed else untimed
 
 
-def _seconds(
-    made: Setup, recipe: Recipe, phases: Mapping[str, Work], length: int, trust: bool
-) -> dict[str, float] | None:
+def with_seconds(untimed: Plan) -> Plan:
+    """Return a plan with the seconds of its phases, where its family can be timed."""
+    prepared = untimed.prepared
     try:
-        timings = time_block(made, recipe, length, trust)
+        timings = time_block(prepared, _length(prepared))
     except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
         log.info("not timed: %s", error)
-        return None
-    return {name: phase.seconds(timings) for name, phase in phases.items()}
+        return untimed
+    seconds = {name: phase.seconds(timings) for name, phase in untimed.work.items()}
+    return dataclasses.replace(untimed, seconds=seconds)
+
+
+def _length(prepared: Prepared) -> int:
+    """Return the tokens of a window; the default where the rows of the source decide."""
+    context = pretrained.context_length(prepared.model.config)
+    return prepared.recipe.length or default_length(context)

@@ -6,130 +6,136 @@ The block is one of random weights, made by the model's own code; nothing of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from neuroal import layout
+from neuroal.cost.preparation import Prepared
+from neuroal.cost.work import Timings
+from neuroal.layout import Block, find
 from neuroal.model import memory, pretrained
+from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import BasePruner, spare_copies
 from neuroal.pruning.targets import targets
-from neuroal.recipe import Recipe
 from neuroal.run.setup import Setup, search_dtype
-from neuroal.walk import CandidateState, Walker, batch_size
+from neuroal.walk import BlockRun, CandidateState, Walker, batch_size
+from neuroal.walk.states import LinearStatistics
 from neuroal.walk.statistics import resolve
+from neuroal.walk.stubs import BlockOutputs
 
 _VOCABULARY = 1024
 _PER_WINDOW = {"dense", "pruned", "final_dense", "final_pruned", "logits"}
 _QUICK, _TIMES = 1.0, 10  # what is over in less than a second is timed again: the least counts
 
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of the parts of a run, for one window in one block, or for one block.
-
-    Attributes:
-        dense: A window, dense, with the search's statistics.
-        pruned: A window, pruned, with the metric's statistics.
-        prune: A block's weights, pruned for a candidate.
-        final_dense: A window, dense, with the final pruning's statistics.
-        final_pruned: A window, pruned, with input norms alone.
-        final_prune: A block's weights, pruned for good.
-        measure: A block, in the `measure_block` hooks.
-        logits: A window behind the last block, and an output metric of it.
-    """
-
-    dense: float = 0.0
-    pruned: float = 0.0
-    prune: float = 0.0
-    final_dense: float = 0.0
-    final_pruned: float = 0.0
-    final_prune: float = 0.0
-    measure: float = 0.0
-    logits: float = 0.0
+RunBlock = Callable[..., BlockRun]  # of the block, from its start: the rest is as in `Walker.run`
+PruneBlock = Callable[[Plugin | None, LinearStatistics], dict[str, Tensor]]
 
 
-def time_block(
-    made: Setup, recipe: Recipe, length: int, trust_remote_code: bool = False
-) -> Timings:
+def time_block(prepared: Prepared, length: int) -> Timings:
     """Time one block.
+
+    Args:
+        prepared: The run.
+        length: Tokens per window.
 
     Raises:
         NeuroalError: The family cannot be made with one block.
     """
+    setup, recipe = prepared.setup, prepared.recipe
     assert recipe.model is not None
     device = memory.device_of(recipe.device)
-    words = None if made.alignment.has("measure_output") else _VOCABULARY
-    model = pretrained.one_block(recipe.model, device, recipe.dtype, words, trust_remote_code)
-    found = layout.find(model)
-    walker = Walker(model, found)
-    (block,) = found.blocks
-    rules = made.rules(recipe, found)
-    ratios = dict.fromkeys(found.linears, rules.sparsity)
-    wanted = targets(Allocation.of(ratios, found), found, rules)
-    norm = frozenset({"input_norm"} if made.reads_deviation else ())
-    read = made.alignment.statistic_names() | norm
-    searched = resolve(
-        made.alignment.required_statistics() | norm | made.pruner.required_statistics()
-    )
-    compared = tuple(a for a in searched if a.name in read)
-    keeps = any(a.compares for a in compared)
-    final = [p for p in (made.pruner, made.refiner) if p is not None]
-    needed = {s for p in final for s in p.required_statistics()}
-    rng = torch.Generator().manual_seed(0)
+    words = None if setup.alignment.has("measure_output") else _VOCABULARY
+    trust = prepared.trust_remote_code
+    model = pretrained.one_block(recipe.model, device, recipe.dtype, words, trust)
+    layout = find(model)
+    walker = Walker(model, layout)
+    (block,) = layout.blocks
+    rules = setup.rules(recipe, layout)
+    ratios = dict.fromkeys(layout.linears, rules.sparsity)
     windows = min(recipe.samples, recipe.batch or batch_size(torch.device(device), length))
+    rng = torch.Generator().manual_seed(0)
     vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.randint(vocabulary, (windows, length), generator=rng)
     inputs = walker.inputs(ids, batch=windows)
+    goals = targets(Allocation.of(ratios, layout), layout, rules)
+    clock = _Clock(device)
     dtype = search_dtype(recipe)
-    seconds = _Clock(device)
     with walker.block(block, dtype) as cast, torch.no_grad():
-        module = walker.module(block)
-        same = replace(inputs, dtype=dtype)
+        module, cast_inputs = walker.module(block), replace(inputs, dtype=dtype)
+        run: RunBlock = partial(walker.run, block, module, inputs, CandidateState.start(inputs))
+        search_run: RunBlock = partial(
+            walker.run, block, cast, cast_inputs, CandidateState.start(cast_inputs)
+        )
 
-        def run(*arguments: Any, **how: Any) -> Any:
-            return walker.run(
-                block, module, inputs, CandidateState.start(inputs), *arguments, **how
-            )
+        def prune(refiner: Plugin | None, statistics: LinearStatistics) -> dict[str, Tensor]:
+            pruner = BasePruner(setup.pruner, refiner, recipe.seed)
+            return pruner.prune_block(block, module, statistics, goals)
 
-        def search_run(*arguments: Any, **how: Any) -> Any:
-            return walker.run(block, cast, same, CandidateState.start(same), *arguments, **how)
-
-        dense = seconds("dense", lambda: search_run(searched, output=False, keep_inputs=keeps))
-        search, last = (BasePruner(made.pruner, r, recipe.seed) for r in (None, made.refiner))
-        statistics = dense.statistics if searched else {}
-        weights = seconds("prune", lambda: search.prune_block(block, module, statistics, wanted))
-        laid = {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}
-        seconds("pruned", lambda: search_run(compared, weights=laid, dense=dense))
-        known: Mapping[str, Any] = {}
-        if needed:
-            whole = resolve({*needed, "input_norm"})
-            final_dense = seconds("final_dense", lambda: run(whole, output=False))
-            names = {a.name for a in resolve(needed)}
-            known = {n: s.only(names) for n, s in final_dense.statistics.items()}
-            seconds("final_pruned", lambda: run(resolve({"input_norm"})))
-        seconds("final_prune", lambda: last.prune_block(block, module, known, wanted))
-        if made.alignment.has("measure_output"):
-            behind = run().state
-
-            def measure_output() -> None:
-                logits = walker.logits(inputs.batches[0], behind.outputs[0])
-                given = {"dense_logits": logits, "pruned_logits": logits}
-                made.alignment.call("measure_output", **given)
-
-            seconds("logits", measure_output)
-        if made.measures:
-            every = run(resolve(s for p in made.measures for s in p.required_statistics()))
-            copies = spare_copies(block, module)
-            for plugin in made.measures:
-                given = {"block": block, "weights": copies, "statistics": every.statistics}
-                seconds("measure", partial(plugin.call, "measure_block", **given))
-    values = {k: v / (windows if k in _PER_WINDOW else 1) for k, v in seconds.spent.items()}
+        _time_search(clock, setup, search_run, prune, dtype)
+        _time_final_pruning(clock, setup, run, prune)
+        if setup.alignment.has("measure_output"):
+            _time_output_metric(clock, setup, run, partial(walker.logits, inputs.batches[0]))
+        if setup.measures:
+            _time_measures(clock, setup, run, block, module)
+    values = {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
     return Timings(**values)
+
+
+def _time_search(
+    clock: _Clock, setup: Setup, run: RunBlock, prune: PruneBlock, dtype: torch.dtype | None
+) -> None:
+    """Time a candidate's block: dense, pruned, and the pruning itself."""
+    norm = frozenset({"input_norm"} if setup.reads_deviation else ())
+    read = setup.alignment.statistic_names() | norm
+    of_plugins = [p.required_statistics() for p in (setup.alignment, setup.pruner)]
+    accumulators = resolve(norm.union(*of_plugins))
+    compared = tuple(a for a in accumulators if a.name in read)
+    keeps = any(a.compares for a in compared)
+    dense = clock("dense", lambda: run(accumulators, output=False, keep_inputs=keeps))
+    statistics = dense.statistics if accumulators else {}
+    weights = clock("prune", lambda: prune(None, statistics))
+    cast = {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}
+    clock("pruned", lambda: run(compared, weights=cast, dense=dense))
+
+
+def _time_final_pruning(clock: _Clock, setup: Setup, run: RunBlock, prune: PruneBlock) -> None:
+    required = resolve({s for p in setup.final for s in p.required_statistics()})
+    statistics: LinearStatistics = {}
+    if required:
+        accumulators = resolve({*required, "input_norm"})
+        dense = clock("final_dense", lambda: run(accumulators, output=False))
+        names = {a.name for a in required}
+        statistics = {name: x.only(names) for name, x in dense.statistics.items()}
+        clock("final_pruned", lambda: run(resolve({"input_norm"})))
+    clock("final_prune", lambda: prune(setup.refiner, statistics))
+
+
+def _time_output_metric(
+    clock: _Clock, setup: Setup, run: RunBlock, logits_of: Callable[[BlockOutputs], Tensor]
+) -> None:
+    state = run().state
+    assert state is not None
+
+    def measure_output() -> None:
+        logits = logits_of(state.outputs[0])
+        setup.alignment.call("measure_output", dense_logits=logits, pruned_logits=logits)
+
+    clock("logits", measure_output)
+
+
+def _time_measures(
+    clock: _Clock, setup: Setup, run: RunBlock, block: Block, module: nn.Module
+) -> None:
+    """Time the `measure_block` hooks; their dense walk is timed as the search's."""
+    dense = run(resolve(s for p in setup.measures for s in p.required_statistics()))
+    seen = {"block": block, "weights": spare_copies(block, module), "statistics": dense.statistics}
+    for plugin in setup.measures:
+        clock("measure", partial(plugin.call, "measure_block", **seen))
 
 
 class _Clock:

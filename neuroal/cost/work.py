@@ -1,16 +1,40 @@
-"""How much work each phase of a run does: the one table of block runs and of seconds."""
+"""How much work each phase of a run does, by kind: block runs and seconds come from this table."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from neuroal.cost.timings import Timings
 from neuroal.plugins import Plugin
 
 
 @dataclass(frozen=True)
+class Timings:
+    """Seconds of the parts of a run, for one window in one block, or for one block.
+
+    Attributes:
+        dense: A window, dense, with the search's statistics.
+        pruned: A window, pruned, with the metric's statistics.
+        prune: The pruning of a block's weights for a candidate.
+        final_dense: A window, dense, with the final pruning's statistics.
+        final_pruned: A window, pruned, with input norms alone.
+        final_prune: The pruning of a block's weights for good.
+        measure: The `measure_block` hooks on a block.
+        logits: A window's logits from the output of the last block, and an output metric of them.
+    """
+
+    dense: float = 0.0
+    pruned: float = 0.0
+    prune: float = 0.0
+    final_dense: float = 0.0
+    final_pruned: float = 0.0
+    final_prune: float = 0.0
+    measure: float = 0.0
+    logits: float = 0.0
+
+
+@dataclass(frozen=True)
 class Work:
-    """The work of one phase, by kind; `Timings` has the seconds of one of each.
+    """The work of one phase, by kind; `Timings` has the seconds of each.
 
     Attributes:
         dense: Block runs (one window in one block) of the dense model, before the final pruning.

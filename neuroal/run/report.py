@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from neuroal.distributed import Team
 from neuroal.layout import Layout
 from neuroal.model.files import SCHEMA
 from neuroal.model.pretrained import transformers_version
@@ -157,13 +159,18 @@ def environment(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def peak_memory() -> int:
-    """Return the peak bytes of the accelerator in use, else of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    scale = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+def first_report(team: Team, work: Callable[[], Report | None]) -> Report | None:
+    """Return the report that the first process makes, which alone has an output folder."""
+    own: list[Report] = []
+
+    def as_bytes() -> bytes | None:
+        report = work()
+        if report is None:
+            return None
+        own.append(report)
+        return json.dumps(report.to_json()).encode()
+
+    sent = team.first(as_bytes)
+    if sent is None:
+        return None
+    return own[0] if own else Report(**json.loads(sent))

@@ -10,19 +10,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import neuroal
 from neuroal import layout
-from neuroal.cost.first_steps import first_steps, reads_data
+from neuroal.cost.preparation import Prepared, prepare
 from neuroal.data.source import parse_source
 from neuroal.errors import NeuroalError, PluginError, UsageError
-from neuroal.layout import Layout
 from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
 from neuroal.recipe import Recipe
-from neuroal.run.setup import Setup, setup
 from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry
 
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
@@ -107,18 +106,25 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
         try:
-            model_layout = layout.find(pretrained.skeleton(model.name, trust_remote_code))
+            skeleton = pretrained.skeleton(model.name, trust_remote_code)
+            prepare_recipe = partial(prepare, model=skeleton, layout=layout.find(skeleton))
             sha256 = files.fingerprint(model.name)
             plain = dataclasses.replace(plain, **_calibration(study, model))
             cases.append(_case({"model": model.label, **DENSE}, plain, sha256, None))
             for labels, recipe in _combinations(study, plain):
                 labels = {"model": model.label, **labels}
-                chosen = _fit(recipe, model_layout)
-                if isinstance(chosen, str):
-                    skipped.append(SkippedCase(labels, chosen))
+                try:
+                    prepared = prepare_recipe(recipe)
+                except PluginError:
+                    raise
+                except NeuroalError as error:  # a combination that makes no sense
+                    skipped.append(SkippedCase(labels, str(error)))
                     continue
-                _check_calibration(chosen, recipe, model_layout)
-                cases.append(_case(labels, recipe, sha256, chosen))
+                if recipe.calibration is None and prepared.reads_data:
+                    raise UsageError(
+                        "give it calibration: a source in [calibration], or one of its own"
+                    )
+                cases.append(_case(labels, recipe, sha256, prepared))
         except NeuroalError as error:
             raise type(error)(f"models[{number}] '{model.label}': {error}") from error
     _refuse_dead_entries(study, cases, skipped)
@@ -175,23 +181,6 @@ def _options(pruner: PrunerEntry, top_up: TopUpEntry) -> dict[str, dict[str, Any
     return options
 
 
-def _fit(recipe: Recipe, model_layout: Layout) -> Setup | str:
-    """Return the plugins of a combination, or why it cannot be run."""
-    try:
-        chosen = setup(recipe)
-        chosen.rules(recipe, model_layout)
-    except PluginError:
-        raise
-    except NeuroalError as error:
-        return str(error)
-    return chosen
-
-
-def _check_calibration(chosen: Setup, recipe: Recipe, model_layout: Layout) -> None:
-    if recipe.calibration is None and reads_data(chosen, first_steps(chosen, model_layout, recipe)):
-        raise UsageError("give it calibration: a source in [calibration], or one of its own")
-
-
 def _refuse_dead_entries(
     study: Study, cases: Sequence[StudyCase], skipped: Sequence[SkippedCase]
 ) -> None:
@@ -208,26 +197,27 @@ def _refuse_dead_entries(
 
 
 def _case(
-    labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, chosen: Setup | None
+    labels: Mapping[str, Any], recipe: Recipe, model_sha256: str | None, prepared: Prepared | None
 ) -> StudyCase:
-    """Return a case; the dense model's where no plugins are given."""
+    """Return a case; the dense model's where nothing is prepared."""
     decides: dict[str, Any] = {
         "neuroal": neuroal.__version__,
         "model": model_sha256 or recipe.model,
         "dtype": recipe.dtype,
     }
-    if chosen is not None:
+    if prepared is not None:
+        setup = prepared.setup
         fields = ("budget", "pattern", "skip_indivisible", "wanted", "seed")
         decides |= {key: getattr(recipe, key) for key in (*fields, "samples", "length")}
-        decides["search_samples"] = chosen.search_samples
-        decides["comparison"] = chosen.comparison
-        decides["plugins"] = [p.provenance() for p in chosen.plugins]
+        decides["search_samples"] = setup.search_samples
+        decides["comparison"] = setup.comparison
+        decides["plugins"] = [p.provenance() for p in setup.plugins]
         decides["calibration"] = source_identity(recipe.calibration)
     text = json.dumps(decides, sort_keys=True)
     return StudyCase(
         id=hashlib.sha256(text.encode()).hexdigest()[:16],
         labels=labels,
-        recipe=recipe if chosen is not None else None,
+        recipe=recipe if prepared is not None else None,
         model=str(recipe.model),
         model_sha256=model_sha256,
         dtype=recipe.dtype,

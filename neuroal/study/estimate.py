@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from neuroal import layout
-from neuroal.cost import plan
+from neuroal.cost.estimate import work
+from neuroal.cost.preparation import prepare
 from neuroal.data import calibration
+from neuroal.layout import Layout, find
 from neuroal.model import memory, pretrained
 from neuroal.study.cases import StudyCase
 from neuroal.study.executors import Job
@@ -140,9 +141,11 @@ class _ForwardSpeed:
             return self._tokens[evaluation] * self._per_token
         assert case.recipe is not None
         recipe = dataclasses.replace(case.recipe, seed=0)  # which the work does not depend on
-        if recipe.digest() not in self._block_runs:
-            self._block_runs[recipe.digest()] = plan.plan(recipe, self.trust_remote_code).block_runs
-        passes = self._block_runs[recipe.digest()] / len(layout.find(self._loaded[0]).blocks)
+        key, layout = recipe.digest(), self._layout
+        if key not in self._block_runs:
+            phases = work(prepare(recipe, self._loaded[0], layout=layout))
+            self._block_runs[key] = sum(phase.block_runs for phase in phases.values())
+        passes = self._block_runs[key] / len(layout.blocks)
         return passes * self._length(recipe.length) * self._per_token
 
     def _length(self, asked: int | None) -> int:
@@ -153,6 +156,10 @@ class _ForwardSpeed:
     def _loaded(self) -> tuple[Any, Any]:
         device = memory.device_of(self.device)
         return pretrained.load(self.model, device, self.dtype, self.trust_remote_code)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return find(self._loaded[0])
 
     @cached_property
     def _per_token(self) -> float:

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuroal import engine
 from neuroal.cli.recipe import default_out, parse_options
+from neuroal.cost import preparation
 from neuroal.errors import UsageError
+from neuroal.model import pretrained
 from neuroal.recipe import Recipe
 
 OUT = Path("tiny-wanda-neuroal-0.5")
@@ -187,10 +189,34 @@ def test_a_folder_that_exists_is_refused_before_anything_is_planned(
     def planned(*_: Any, **__: Any) -> None:
         raise AssertionError("planned")
 
-    monkeypatch.setattr("neuroal.cost.plan.plan", planned)
+    monkeypatch.setattr("neuroal.cost.preparation.prepare", planned)
     Path("out").mkdir()
     result = prune("--out", "out")
     assert result.exit_code == 2 and "output folder 'out' exists" in result.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("-q",), ("--dry-run",)])
+def test_a_command_prepares_its_run_once(
+    more: tuple[str, ...], folder: Path, prune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def watch(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return plain(*given, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    watch(pretrained, "skeleton")
+    for name in ("setup", "earlier_allocation", "first_steps"):
+        watch(preparation, name)
+    monkeypatch.setattr("neuroal.engine.setup", preparation.setup)
+    monkeypatch.setattr("neuroal.cost.plan.LONG", 1.0)
+    ok(prune("--out", "out", *more))
+    assert sorted(calls) == ["earlier_allocation", "first_steps", "setup", "skeleton"]
 
 
 def test_changed_plugin_model_and_data_are_said(folder: Path, run: Any) -> None:

@@ -14,15 +14,15 @@ import neuroal
 import neuroal.cost.plan as plan_module
 from neuroal import Recipe
 from neuroal.cost.estimate import needs, work
-from neuroal.cost.first_steps import first_steps
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.plan import plan
-from neuroal.cost.timings import Timings, time_block
+from neuroal.cost.preparation import prepare
+from neuroal.cost.timings import time_block
+from neuroal.cost.work import Timings
 from neuroal.errors import NeuroalError
 from neuroal.layout import find
 from neuroal.model import memory, pretrained
 from neuroal.model.lazy_matrix import PART
-from neuroal.run.setup import setup
 from neuroal.search.alignment import Aligner
 from neuroal.testing import STRUCTURES, tiny_model
 from neuroal.walk import Inputs, Walker
@@ -31,8 +31,7 @@ PACE = Timings(dense=1, pruned=10, prune=100, final_dense=1000, final_pruned=1e4
 
 
 def timed(recipe: Recipe, timings: Timings = PACE) -> dict[str, float]:
-    made, found = setup(recipe), find(tiny_model("llama"))
-    phases = work(made, 3, recipe, first_steps(made, found, recipe))
+    phases = work(prepare(recipe, tiny_model("llama")))
     return {name: phase.seconds(timings) for name, phase in phases.items()}
 
 
@@ -73,7 +72,7 @@ def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Reci
     }
     for changes, used in cases.values():
         changed = dataclasses.replace(asked, **changes)
-        made = time_block(setup(changed), changed, 16)
+        made = time_block(prepare(changed), 16)
         for name in each:
             assert (getattr(made, name) > 0) == (name in used), (changes, name)
 
@@ -91,11 +90,11 @@ def test_the_pace_runs_as_the_search_will(
 
     monkeypatch.setattr(Walker, "run", run)
     asked = dataclasses.replace(recipe, model=str(models["llama"]), batch=3)
-    time_block(setup(asked), asked, 16)
+    time_block(prepare(asked), 16)
     assert set(seen) == {(3, None, torch.float32)}
     seen.clear()
     half = dataclasses.replace(asked, search_dtype="bfloat16")
-    time_block(setup(half), half, 16)  # what prunes for good runs in the model's own dtype
+    time_block(prepare(half), 16)  # what prunes for good runs in the model's own dtype
     assert set(seen) == {(3, torch.bfloat16, torch.bfloat16), (3, None, torch.float32)}
 
 
@@ -115,11 +114,11 @@ def test_what_cannot_be_timed_is_said_to_be_unknown(
         raise NeuroalError("not with one block")
 
     recipe = dataclasses.replace(from_file, model=str(models["llama"]))
-    assert plan(recipe).seconds is None
-    known = plan(recipe, timed=True).to_json()["seconds"]
+    assert plan(prepare(recipe)).seconds is None
+    known = plan(prepare(recipe), timed=True).to_json()["seconds"]
     assert set(known) == {"search", "prune"} and min(known.values()) > 0
     monkeypatch.setattr(pretrained, "one_block", cannot)
-    assert plan(recipe, timed=True).seconds is None
+    assert plan(prepare(recipe), timed=True).seconds is None
 
 
 # -- bytes -----------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ def test_what_cannot_be_timed_is_said_to_be_unknown(
 def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuroal.cost.estimate.resident_memory", lambda: 0)
     model = tiny_model("llama").to("meta")
-    made = needs(setup(recipe), find(model), recipe, model, 16)
+    made = needs(prepare(recipe, model), 16)
     block = 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
     around = 4 * (2 * 97 * 32 + 32)
     weights = 3 * block + around
@@ -164,18 +163,17 @@ def test_a_large_vocabulary_counts_where_logits_are_asked_for(recipe: Recipe) ->
     assert matrix > PART
     for alignment, read in {"neuron": 2 * PART, "output_kl": PART + matrix}.items():
         asked = dataclasses.replace(recipe, alignment=alignment)
-        made = needs(setup(asked), find(model), asked, model, 16)
+        made = needs(prepare(asked, model), 16)
         assert made.streamed == block + 4 * 32 + read
         assert made.weights == 2 * block + 4 * 32 + 2 * matrix
 
 
 def test_bytes_follow_what_is_asked(recipe: Recipe) -> None:
     model = tiny_model("llama").to("meta")
-    found = find(model)
 
     def bytes_of(**changes: Any) -> Needs:
         changed = dataclasses.replace(recipe, **changes)
-        return needs(setup(changed), found, changed, model, 16)
+        return needs(prepare(changed, model), 16)
 
     made = bytes_of()
     few = bytes_of(batch=2)  # 2 of the 6 windows pass a block together
@@ -209,8 +207,7 @@ def test_candidates_that_are_side_by_side_are_counted(
     few = {"evolution": {"evolution": {"generations": 3, "offspring": 9}}}
     asked = dataclasses.replace(recipe, top_up=top_up, options=few.get(top_up, {}))
     model = tiny_model("llama")
-    made, found = setup(asked), find(model)
-    steps = first_steps(made, found, asked)
+    steps = prepare(asked, model).steps
     neuroal.prune(model, None, asked, windows=windows)
     # How many candidates a strategy thinks worth it may follow their costs, which are not known.
     assert max(seen) == pytest.approx(max(s.widest for s in steps), rel=0.1)
@@ -219,7 +216,7 @@ def test_candidates_that_are_side_by_side_are_counted(
 def test_a_model_in_memory_is_held_already(recipe: Recipe) -> None:
     model = tiny_model("llama")
     half = dataclasses.replace(recipe, dtype="bfloat16")
-    made = needs(setup(half), find(model), half, model, 16)
+    made = needs(prepare(half, model), 16)
     size = sum(4 * p.numel() for p in model.parameters())
     assert (made.weights, made.streamed, made.checkpoint) == (0, 0, size)  # it stays as it is
 
@@ -306,13 +303,15 @@ def test_the_dry_run_says_what_memory_would_do(
     models: Mapping[str, Path], from_file: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dataclasses.replace(from_file, model=str(models["llama"]))
-    assert plan(recipe).offload == Offload() and plan(recipe, stream=True).offload == Offload(True)
+    prepared = prepare(recipe)
+    assert plan(prepared).offload == Offload()
+    assert plan(prepared, stream=True).offload == Offload(True)
     monkeypatch.setattr(plan_module, "available_memory", lambda _: 0)
-    made = plan(recipe)
+    made = plan(prepared)
     assert made.offload == Offload(True, True)  # even so it would not fit
     data = json.loads(json.dumps(made.to_json()))
     assert (data["streams"], data["spills"]) == (True, True)
     assert data["memory_bytes"] == made.needs.memory(made.offload) < made.needs.memory(Offload())
     assert data["disk_bytes"] == made.needs.disk(made.offload)
-    assert plan(recipe, stream=False, spill=True).offload == Offload(False, True)
-    assert plan(recipe, stream=True, spill=False).offload == Offload(True, False)
+    assert plan(prepared, stream=False, spill=True).offload == Offload(False, True)
+    assert plan(prepared, stream=True, spill=False).offload == Offload(True, False)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import neuroal
 from neuroal import NeuroalError, Recipe, engine
 from neuroal.cost.offload import Needs, Offload, decide
 from neuroal.cost.plan import plan
+from neuroal.cost.preparation import prepare
 from neuroal.model import pretrained
 from neuroal.testing import tiny_model
 from neuroal.testing import windows as random_windows
@@ -36,7 +38,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files, empty."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(engine.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
@@ -281,7 +283,7 @@ def test_a_disk_that_cannot_hold_activations(
 ) -> None:  # fmt: skip
     """Refused before any weight is read, where the result alone would have had room."""
     asked = dataclasses.replace(from_file, model=str(models["llama"]), length=16)
-    needs = plan(asked).needs
+    needs = plan(prepare(asked)).needs
     room = needs.disk(Offload()) + needs.activations // 2
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room))

@@ -12,6 +12,7 @@ import neuroal
 from neuroal import Recipe, UsageError
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import plan
+from neuroal.cost.preparation import prepare
 from neuroal.model import pretrained
 from neuroal.testing import tiny_model
 
@@ -43,11 +44,11 @@ def test_block_runs_are_as_planned(
     case: str, models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
 ) -> None:
     recipe = of_the_steps(from_file, CASES[case] | {"model": str(models["llama"])})
-    planned = plan(recipe)
+    planned = plan(prepare(recipe))
     report = neuroal.prune(models["llama"], recipe=recipe, out=tmp_path / "out")
     assert report.counts["block_runs"] == planned.block_runs
     assert report.counts["weights"] == planned.weights
-    assert [p["name"] for p in report.plugins] == [p.name for p in planned.setup.plugins]
+    assert [p["name"] for p in report.plugins] == [p.name for p in planned.prepared.setup.plugins]
 
 
 def test_block_runs_by_hand(models: Mapping[str, Path], from_file: Recipe) -> None:
@@ -57,17 +58,17 @@ def test_block_runs_by_hand(models: Mapping[str, Path], from_file: Recipe) -> No
     2 (1 + 2 (3 + 2)) = 22. The final pruning: 6 (2 * 3 - 1) = 30, for nobody reads the last
     block's output.
     """
-    made = plan(dataclasses.replace(from_file, model=str(models["llama"])))
+    made = plan(prepare(dataclasses.replace(from_file, model=str(models["llama"]))))
     assert made.block_runs == 22 + 22 + 30
-    assert [(s.role, s.plugin, s.candidates) for s in made.steps] == [
+    assert [(s.role, s.plugin, s.candidates) for s in made.prepared.steps] == [
         ("block_ratios", "linear_schedule", 2),
         ("row_ratios", "neuroal", 2),
     ]
     assert made.weights == 3 * (4 * 32 * 32 + 3 * 32 * 48)
-    assert made.windows == 6
     assert made.needs.memory(Offload()) > 4 * made.weights
     data = json.loads(json.dumps(made.to_json()))
     assert (data["blocks"], data["linears"], data["block_runs"]) == (3, 21, 74)
+    assert (data["windows"], data["length"]) == (6, None)
 
 
 def test_plan_reads_no_weights_and_writes_nothing(
@@ -81,8 +82,8 @@ def test_plan_reads_no_weights_and_writes_nothing(
     (folder / "config.json").write_bytes((models["opt"] / "config.json").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "load", None)
-    made = plan(dataclasses.replace(from_file, model=str(folder)))
-    assert len(made.layout.linears) == 18
+    made = plan(prepare(dataclasses.replace(from_file, model=str(folder))))
+    assert len(made.prepared.layout.linears) == 18
     assert all(p.is_meta for p in pretrained.skeleton(str(folder)).parameters())
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "config.json"]
 
@@ -93,7 +94,8 @@ def test_plan_of_a_large_model_is_quick(from_file: Recipe, tmp_path: Path) -> No
     config |= {"num_key_value_heads": 32, "num_hidden_layers": 32, "vocab_size": 32000}
     config |= {"dtype": "float16", "head_dim": 128, "max_position_embeddings": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    made = plan(Recipe(model=str(tmp_path), calibration=from_file.calibration, length=2048))
+    recipe = Recipe(model=str(tmp_path), calibration=from_file.calibration, length=2048)
+    made = plan(prepare(recipe))
     assert made.weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     search = 8 * (14 + 15) * (2 * 32 - 1) + 2 * 8
     assert made.block_runs == search + 128 * (2 * 32 - 1)
@@ -115,4 +117,4 @@ def test_plan_refuses_what_a_run_would(
 ) -> None:
     recipe = dataclasses.replace(from_file, **({"model": str(models["llama"])} | dict(changes)))
     with pytest.raises(UsageError, match=message):
-        plan(recipe)
+        prepare(recipe)

@@ -11,11 +11,8 @@ from torch import Tensor
 import neuroal
 from neuroal import Recipe
 from neuroal.cost.estimate import work
-from neuroal.cost.first_steps import first_steps
-from neuroal.cost.timings import Timings
-from neuroal.cost.work import Work
-from neuroal.layout import find
-from neuroal.run.setup import setup
+from neuroal.cost.preparation import prepare
+from neuroal.cost.work import Timings, Work
 from neuroal.testing import tiny_model
 
 A_SECOND_EACH = Timings(dense=1, pruned=1, final_dense=1, final_pruned=1)
@@ -43,8 +40,7 @@ SEARCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 def phases_of(recipe: Recipe, blocks: int = 3) -> Mapping[str, Work]:
-    plugins, layout = setup(recipe), find(tiny_model("llama", blocks=blocks))
-    return work(plugins, blocks, recipe, first_steps(plugins, layout, recipe))
+    return work(prepare(recipe, tiny_model("llama", blocks=blocks)))
 
 
 @pytest.mark.parametrize("metric", ["neuron", "relative_l2", "output_kl"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import neuroal
 from neuroal import Recipe, Report, hookimpl
 from neuroal.cost.plan import plan
+from neuroal.cost.preparation import prepare
 from neuroal.layout import find
 from neuroal.testing import tiny_model, tiny_tokenizer
 from neuroal.walk import CandidateState, Walker
@@ -185,7 +186,7 @@ def test_what_a_pattern_leaves_dense_is_said(
         "stays dense: pattern 1:3 does not divide the inputs: model.layers.0.self_attn.q_proj and "
         "17 more, 82.4% of the weights of all linears"
     )
-    assert note in plan(recipe).to_json()["notes"]
+    assert note in plan(prepare(recipe)).to_json()["notes"]
     report = neuroal.prune(models["llama"], recipe=recipe, out=tmp_path / "out")
     assert note in report.notes
     from transformers import AutoModelForCausalLM

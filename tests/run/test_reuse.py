@@ -11,6 +11,7 @@ import torch
 import neuroal
 from neuroal import Importance, NeuroalError, Recipe, UsageError
 from neuroal.cost.plan import plan
+from neuroal.cost.preparation import prepare
 from neuroal.layout import Layout, find
 from neuroal.pruning.allocation import Allocation, read, to_bytes
 from neuroal.testing import tiny_model
@@ -98,8 +99,8 @@ def test_rows_that_cannot_be_are_left_out_and_named(
         report = neuroal.prune(models["mistral"], recipe=asked, out=outs[name])
         note = f"{name} of rows in allocation '{earlier[name]}' left out: {why}"
         assert said(report.notes) == ([note] if name == what else [])
-        told = plan(dataclasses.replace(asked, model=str(models["mistral"])))
-        assert said(told.setup.notes) == said(report.notes)
+        told = plan(prepare(dataclasses.replace(asked, model=str(models["mistral"]))))
+        assert said(told.notes) == said(report.notes)
     pruned = [digests(out)["model.safetensors"] for out in outs.values()]
     assert pruned[0] == pruned[1]
     kept = read(outs[what], found)
@@ -127,7 +128,7 @@ def test_rows_that_a_flag_alone_forbids_are_refused(
     with pytest.raises(UsageError, match=line):
         neuroal.prune(models["mistral"], recipe=recipe, out=out)
     with pytest.raises(UsageError, match=line):
-        plan(dataclasses.replace(recipe, model=str(models["mistral"])))
+        prepare(dataclasses.replace(recipe, model=str(models["mistral"])))
     assert not out.exists()
 
 
@@ -182,4 +183,4 @@ def test_importance_of_inputs_is_left_out_under_a_pruner_that_moves_weights(
 def test_a_dry_run_reads_the_allocation(models: Mapping[str, Path], tmp_path: Path) -> None:
     asked = Recipe(model=str(models["mistral"]), allocation=str(tmp_path / "none"))
     with pytest.raises(NeuroalError, match="none"):
-        plan(asked)
+        prepare(asked)

@@ -25,7 +25,8 @@ from neuroal import (
     UsageError,
     hookimpl,
 )
-from neuroal.cost.first_steps import SearchStep, first_steps, reads_data
+from neuroal.cost.first_steps import SearchStep, first_steps
+from neuroal.cost.preparation import Prepared
 from neuroal.plugins import Listing, loading
 from neuroal.run.setup import Setup, setup
 from neuroal.testing import layout
@@ -531,7 +532,8 @@ def test_first_steps_that_measure_nothing_or_cannot_be_known() -> None:
 def test_whether_a_run_reads_data(choice: dict[str, Any], reads: bool) -> None:
     recipe = Recipe(**choice)
     made = setup(recipe)
-    assert reads_data(made, first_steps(made, FOUND, recipe)) == reads
+    prepared = Prepared(recipe, made, None, FOUND, made.rules(recipe, FOUND), None, made.notes)
+    assert prepared.reads_data == reads
 
 
 def test_a_strategy_that_fails_at_once_is_blamed_before_any_weight_is_read() -> None:

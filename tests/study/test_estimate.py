@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from neuroal.cost import plan
+from neuroal.cost.plan import plan
+from neuroal.cost.preparation import prepare
 from neuroal.model import pretrained
 from neuroal.study import estimate as module
 from neuroal.study.estimate import estimate
@@ -28,7 +29,7 @@ def test_a_new_study_is_judged_by_its_models_pace(
     blocks, length, context = 2, 16, 64
     config = pretrained.load_config("llama")
     context = pretrained.context_length(config) or 0
-    runs = sum(plan.plan(recipe).block_runs for recipe in recipes)
+    runs = sum(plan(prepare(recipe)).block_runs for recipe in recipes)
     texts = 8 * length + 3 * length  # rows, and windows of text
     assert found.seconds == pytest.approx(runs / blocks * min(2048, context) + 18 * texts)
     assert (found.timed, found.unknown) == (18, ())

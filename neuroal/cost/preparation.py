@@ -1,0 +1,137 @@
+"""The opening of every run: what is known, and can be refused, before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from neuroal import layout as layouts
+from neuroal.cost.first_steps import SearchStep, first_steps
+from neuroal.data.source import parse_source
+from neuroal.errors import UsageError
+from neuroal.layout import Layout
+from neuroal.model import pretrained
+from neuroal.pruning.allocation import Allocation
+from neuroal.pruning.targets import Rules
+from neuroal.recipe import Recipe
+from neuroal.run.reuse import earlier_allocation, with_its_sparsity
+from neuroal.run.setup import Setup, setup
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A recipe and the model that it is for; `plan` says what it costs, `engine.prune` runs it.
+
+    Attributes:
+        recipe: What is asked.
+        setup: The plugins, checked against each other.
+        model: The model, or its shapes alone on the meta device.
+        layout: Its blocks and linears.
+        rules: How ratios become counts.
+        allocation: That of an earlier run, which takes the place of a search; None without.
+        notes: What is left out, one line each.
+        trust_remote_code: Whether the model's own code may run.
+    """
+
+    recipe: Recipe
+    setup: Setup
+    model: Any
+    layout: Layout
+    rules: Rules
+    allocation: Allocation | None
+    notes: tuple[str, ...]
+    trust_remote_code: bool = False
+
+    @cached_property
+    def steps(self) -> tuple[SearchStep, ...]:
+        """Return the steps of the search, as far as they are known before it runs.
+
+        Raises:
+            PluginError: A strategy fails at once.
+        """
+        return tuple(first_steps(self.setup, self.layout, self.recipe))
+
+    @property
+    def search_windows(self) -> int:
+        """Return how many calibration windows the search uses."""
+        return min(self.setup.search_samples, self.recipe.samples)
+
+    @property
+    def reads_data(self) -> bool:
+        """Return whether anything reads activations, so that there has to be calibration data."""
+        return (
+            any(p.required_statistics() for p in self.setup.final)
+            or self.setup.reads_deviation
+            or len(self.setup.block_ratios) > 1
+            or any(step.candidates != 0 for step in self.steps)
+        )
+
+
+def prepare(
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    *,
+    plugins: Setup | None = None,
+    layout: Layout | None = None,
+    trust_remote_code: bool = False,
+) -> Prepared:
+    """Load the plugins of a recipe and read its model's structure: no weight and no text.
+
+    Args:
+        recipe: What is asked.
+        model: A model in memory or its skeleton; None makes the skeleton of the recipe's.
+        plugins: `setup(recipe)`, if it has been made.
+        layout: The model's layout, if it has been found.
+        trust_remote_code: Let the model's own code run.
+
+    Raises:
+        UsageError: The recipe makes no sense.
+        NeuroalError: A plugin is broken, the model's structure is unknown, or an allocation cannot
+            be read.
+    """
+    recipe = with_its_sparsity(recipe)
+    if recipe.calibration is not None:
+        parse_source(recipe.calibration)
+    plugins = plugins or setup(recipe)
+    if model is None:
+        if recipe.model is None:
+            raise UsageError("a plan needs a model")
+        model = pretrained.skeleton(recipe.model, trust_remote_code)
+    layout = layout or layouts.find(model)
+    rules = plugins.rules(recipe, layout)
+    allocation, left_out = earlier_allocation(plugins, recipe, layout)
+    return Prepared(
+        recipe=recipe,
+        setup=plugins,
+        model=model,
+        layout=layout,
+        rules=rules,
+        allocation=allocation,
+        notes=(*plugins.notes, *left_out),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def with_its_calibration(recipe: Recipe) -> Recipe:
+    """Return a recipe that names a calibration source: the built-in model brings its own."""
+    if recipe.calibration is None and recipe.model == "demo":
+        return dataclasses.replace(recipe, calibration="demo")
+    return recipe
+
+
+def check_calibrated(prepared: Prepared) -> None:
+    """Refuse a run without a calibration source of which anything reads activations.
+
+    Raises:
+        UsageError: It needs one.
+    """
+    recipe = prepared.recipe
+    if recipe.calibration is None and prepared.reads_data:
+        raise UsageError(
+            f"model '{recipe.model or 'in memory'}' needs --calibration: a .txt, .jsonl, .json or "
+            ".parquet file, c4, wikitext2, ptb, or a hub data set owner/name"
+        )

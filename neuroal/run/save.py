@@ -1,0 +1,78 @@
+"""The end of a run: zeros counted, the report complete, everything in the output folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroal.model import files, run_folder
+from neuroal.model.blocks import Blocks
+from neuroal.model.zeros import count_saved_zeros, count_zeros
+from neuroal.pruning import allocation as allocations
+from neuroal.pruning.allocation import Allocation
+from neuroal.pruning.targets import Rules
+from neuroal.run.model_card import model_card
+from neuroal.run.phases import Phases, peak_memory
+from neuroal.run.report import InputNorms, Report, fill_sparsity
+from neuroal.types import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """How a model was pruned.
+
+    Attributes:
+        allocation: The ratios that were chosen.
+        targets: How much was to be pruned of every linear.
+        norms: Mean input norms of every linear on the way.
+    """
+
+    allocation: Allocation
+    targets: Mapping[str, Target]
+    norms: Mapping[str, InputNorms]
+
+
+def save_run(
+    report: Report,
+    blocks: Blocks,
+    tokenizer: Any,
+    rules: Rules,
+    pruned: Pruned,
+    phases: Phases,
+    out: Path | None,
+) -> Report:
+    """Complete the report of a pruned model, and write all that a run leaves where there is `out`.
+
+    Args:
+        report: What is known so far; completed in place.
+        blocks: The pruned blocks.
+        tokenizer: Saved with the model.
+        rules: How ratios became counts.
+        pruned: How the model was pruned.
+        phases: Seconds and memory so far.
+        out: The output folder, which is there when everything is in it; None counts only.
+    """
+    start = time.perf_counter()
+    layout = blocks.layout
+    work = None if out is None else run_folder.partial(out) / "checkpoint"
+    if work is None:
+        zeros = count_zeros(blocks.model, layout)
+    else:
+        blocks.save(tokenizer, work)
+        zeros = count_saved_zeros(work, layout, blocks.model)
+        (work / allocations.FILE).write_bytes(allocations.to_bytes(pruned.allocation, layout))
+    fill_sparsity(report, layout, rules, pruned.targets, zeros, pruned.norms)
+    report.peak_memory_bytes = phases.memory["save"] = peak_memory()
+    report.phase_memory_bytes = phases.memory
+    phases.seconds["save"] = time.perf_counter() - start
+    report.timings = {k: round(v, 4) for k, v in phases.seconds.items()}
+    if out is not None and work is not None:
+        (work / "README.md").write_text(model_card(report.to_json()), encoding="utf-8")
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+        files.write_atomically(work / files.MARKER, text.encode())
+        run_folder.publish(out)
+    return report
