@@ -27,7 +27,7 @@ SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-full models check lint format docs wheel test-wheel test-compat examples clean distclean
+.PHONY: help demo test test-full test-ray models check lint format docs wheel test-wheel test-compat examples clean distclean
 
 help: ## show this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +36,13 @@ demo: $(VENV)/.run ## prune the built-in model and compare the methods (under tw
 	$(VENV)/bin/neuroal demo
 
 test: $(VENV)/.dev ## run the test suite, without the long parts
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not matrix"
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not matrix and not ray" --durations=20
 
 test-full: $(VENV)/.dev ## prune a model of every architecture; SHARD=1/4 takes a part of them
 	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests/architectures
+
+test-ray: $(VENV)/.dev ## run studies on a Ray cluster of this machine, and kill its nodes
+	$(VENV)/bin/python -m pytest -m ray tests/study
 
 models: $(VENV)/.dev ## measure docs/models.md anew; goes on where it was stopped
 	$(VENV)/bin/python -m tests.architectures

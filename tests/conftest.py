@@ -1,17 +1,21 @@
 """What every test runs under: no network, one thread, and nothing of the user's own caches."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
 import tempfile
 import textwrap
+import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +171,74 @@ def from_source(tmp_path: Path) -> Callable[..., dict[str, str]]:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
     return make
+
+
+# Seconds after which something hangs. No machine is so slow: a test waits for what a process does,
+# and for no time to pass.
+HANGS = 1800
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a process and all that it started: politely first, for what has sessions of its own."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        if process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command, of which nothing is left when the test ends: `start_process(command)`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(command: Sequence[object], **options: Any) -> subprocess.Popen[str]:
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+            process = subprocess.Popen([str(x) for x in command], start_new_session=True, **options)
+            stack.enter_context(process)
+            stack.callback(_end, process)
+            return process
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command to its end, or ends it and all that it started: `run_process(command)`."""
+
+    def run(
+        command: Sequence[object], *, input: str | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        given = subprocess.DEVNULL if input is None else subprocess.PIPE
+        words = [str(x) for x in command]
+        with subprocess.Popen(words, stdin=given, start_new_session=True, **options) as process:
+            try:
+                stdout, stderr = process.communicate(input, timeout=HANGS)
+            finally:
+                _end(process)
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """Waits for something to be so, however slow the machine: `until(lambda: file.exists())`.
+
+    A process whose end makes that impossible may be given: its end then fails the test.
+    """
+
+    def wait(so: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+        end = time.monotonic() + HANGS
+        while not so():
+            if process is not None and process.poll() is not None and not so():
+                pytest.fail(f"{process.args} ended with {process.returncode}")
+            assert time.monotonic() < end, "it hangs"
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture(autouse=True)

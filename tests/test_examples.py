@@ -13,16 +13,8 @@ import pytest
 from neuroal.testing import tiny_model, tiny_tokenizer, windows
 
 FromSource = Callable[..., dict[str, str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("neuroal-nowag", "neuroal-halving")
-
-
-def start(
-    *arguments: object, environment: dict[str, str], folder: Path
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
 
 
 @pytest.fixture
@@ -35,30 +27,37 @@ def test_every_example_is_tested(examples: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_own_tests_pass(name: str, examples: Path, from_source: FromSource) -> None:
+def test_own_tests_pass(
+    name: str, examples: Path, from_source: FromSource, run_process: Run
+) -> None:
     folder = examples / name
     environment = from_source(folder) | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = start("pytest", "-q", "-p", "no:cacheprovider", environment=environment, folder=folder)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = run_process(command, env=environment, cwd=folder)
     assert done.returncode == 0, done.stdout
 
 
-def test_run_from_the_command_line(examples: Path, tmp_path: Path, from_source: FromSource) -> None:
+def test_run_from_the_command_line(
+    examples: Path, tmp_path: Path, from_source: FromSource, run_process: Run
+) -> None:
     environment = from_source(*(examples / name for name in NAMES))
     tiny_model("llama", blocks=2).save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
     rows = [json.dumps({"input_ids": row}) for row in windows(4, 16).tolist()]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    how = {"environment": environment, "folder": tmp_path}
+
+    def neuroal(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "neuroal", *arguments]
+        return run_process(command, env=environment, cwd=tmp_path)
 
     names = ("nowag", "successive_halving", "correlation_distance", "halving")
-    done = start("neuroal", "plugins", "check", *names, **how)  # type: ignore[arg-type]
+    done = neuroal("plugins", "check", *names)
     assert done.returncode == 0, done.stdout + done.stderr
 
     given = ("--calibration", "rows.jsonl", "--samples", 4, "--search-samples", 4, "--json", "-q")
-    done = start(
-        *("neuroal", "prune", "tiny", "--pruner", "nowag", "--top-up", "halving"),
+    done = neuroal(
+        *("prune", "tiny", "--pruner", "nowag", "--top-up", "halving"),
         *("-o", "successive_halving.candidates=4", "--out", "out", *given),
-        **how,  # type: ignore[arg-type]
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

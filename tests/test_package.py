@@ -4,14 +4,17 @@ import importlib.metadata
 import importlib.resources
 import json
 import re
-import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import neuroal
 
+Probe = Callable[..., tuple[str, list[str]]]
 HEAVY = ("torch", "transformers", "datasets", "neuroal_plugins")
 OURS = [
     point
@@ -33,20 +36,19 @@ print("\\n" + json.dumps({"status": status, "modules": sorted(sys.modules)}))
 RUN = "import runpy; runpy.run_module('neuroal', run_name='__main__')"
 
 
-def probe(folder: Path, *arguments: str) -> tuple[str, list[str]]:
-    """What a fresh interpreter in `folder` printed, and the modules it had loaded at the end."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    output, _, last = done.stdout.rstrip().rpartition("\n")
-    said = json.loads(last)
-    assert said["status"] == 0, output + done.stderr
-    return output, said["modules"]
+@pytest.fixture
+def probe(tmp_path: Path, run_process: Callable[..., Any]) -> Probe:
+    """What a fresh interpreter printed, and the modules it had loaded at the end."""
+
+    def run(*arguments: str) -> tuple[str, list[str]]:
+        done = run_process([sys.executable, "-c", PROBE, *arguments], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        output, _, last = done.stdout.rstrip().rpartition("\n")
+        said = json.loads(last)
+        assert said["status"] == 0, output + done.stderr
+        return output, said["modules"]
+
+    return run
 
 
 def heavy(modules: list[str]) -> list[str]:
@@ -54,27 +56,27 @@ def heavy(modules: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("code", ["import neuroal", "import neuroal; neuroal.__version__"])
-def test_import_is_light(code: str, tmp_path: Path) -> None:
-    _, modules = probe(tmp_path, code)
+def test_import_is_light(code: str, probe: Probe) -> None:
+    _, modules = probe(code)
     assert "neuroal" in modules
     assert heavy(modules) == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["plugins", "list"]])
-def test_command_is_light(arguments: list[str], tmp_path: Path) -> None:
-    output, modules = probe(tmp_path, RUN, *arguments)
+def test_command_is_light(arguments: list[str], probe: Probe) -> None:
+    output, modules = probe(RUN, *arguments)
     assert output.strip()
     assert "neuroal.cli" in modules
     assert heavy(modules) == []
 
 
-def test_probe_sees_heavy_modules(tmp_path: Path) -> None:
-    _, modules = probe(tmp_path, "import neuroal_plugins")
+def test_probe_sees_heavy_modules(probe: Probe) -> None:
+    _, modules = probe("import neuroal_plugins")
     assert heavy(modules)
 
 
-def test_plugins_list_names_every_declared_plugin(tmp_path: Path) -> None:
-    output, _ = probe(tmp_path, RUN, "plugins", "list")
+def test_plugins_list_names_every_declared_plugin(probe: Probe) -> None:
+    output, _ = probe(RUN, "plugins", "list")
     roles = {"neuroal.pruner", "neuroal.block_ratios", "neuroal.row_ratios", "neuroal.alignment"}
     for point in OURS:
         if point.group in roles:
@@ -96,6 +98,26 @@ def test_public_names_resolve() -> None:
 @pytest.mark.parametrize("point", OURS, ids=lambda point: f"{point.group}-{point.name}")
 def test_declared_plugin_loads(point: importlib.metadata.EntryPoint) -> None:
     assert point.load() is not None
+
+
+def test_contributing_lists_the_rooms_of_the_import_contract(project: Path) -> None:
+    contracts = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(c["layers"] for c in contracts["contracts"] if c["id"] == "layers")
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \|$",
+        (project / "CONTRIBUTING.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [room for room, _ in rows] == [room for layer in layers for room in layer.split(" : ")]
+    for room, files in rows:
+        for name in re.findall(r"`(\w+)`", files):
+            assert (project / "neuroal" / room / f"{name}.py").is_file(), f"{room}/{name}"
+
+
+def test_every_room_has_a_folder_of_tests(project: Path) -> None:
+    rooms = {path.parent.name for path in (project / "neuroal").glob("*/__init__.py")}
+    assert len(rooms) > 10
+    assert rooms <= {path.parent.name for path in (project / "tests").glob("*/test_*.py")}
 
 
 @pytest.mark.parametrize("package", ["neuroal", "neuroal_plugins"])

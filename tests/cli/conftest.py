@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -61,18 +60,13 @@ def prune(run: Run) -> Run:
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def process(
+    tmp_path: Path, run_process: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m neuroal` in a process of its own."""
 
     def start(*arguments: object, code: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["-m", "neuroal"] if code is None else ["-c", code]
-        return subprocess.run(
-            [sys.executable, *command, *map(str, arguments)],
-            cwd=tmp_path,
-            env=dict(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return run_process([sys.executable, *command, *arguments], cwd=tmp_path)
 
     return start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +224,7 @@ print(sorted(name for name in sys.modules if name.startswith("stranger") or name
 """
 
 
-def test_ten_more_plugins_cost_no_import(install: Install) -> None:
+def test_ten_more_plugins_cost_no_import(install: Install, run_process: Callable[..., Any]) -> None:
     folders = [
         install(
             f"dist-{i}",
@@ -236,7 +235,5 @@ def test_ten_more_plugins_cost_no_import(install: Install) -> None:
         for i in range(10)
     ]
     path = f"import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}"
-    done = subprocess.run(
-        [sys.executable, "-c", path + LIGHT], capture_output=True, text=True, timeout=120
-    )
+    done = run_process([sys.executable, "-c", path + LIGHT])
     assert done.stdout == "[]\n", done.stderr

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from neuroal.cli import main
 from neuroal.cli.command import GroupedOption
 from neuroal.cli.demo import DemoRow, verdict
 from neuroal.testing import tiny_model
+
+Start = Callable[..., subprocess.Popen[str]]
 
 COMMANDS = {
     "prune": main.commands["prune"],
@@ -187,46 +189,32 @@ def test_plugins_check_finds_a_broken_distribution(
     assert run("plugins", "show", "strange").exit_code == 1
 
 
-def test_broken_pipe_is_quiet(folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "neuroal", "plugins", "list"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def test_broken_pipe_is_quiet(folder: Path, start_process: Start) -> None:
+    process = start_process([sys.executable, "-m", "neuroal", "plugins", "list"])
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    process.wait(60)
+    assert process.stderr.read() == ""
+    process.wait()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c(folder: Path) -> None:
+def test_ctrl_c(folder: Path, start_process: Start, until: Callable[..., None]) -> None:
     Path("slow.py").write_text(
         "from dataclasses import dataclass\nimport time\nfrom neuroal import hookimpl\n"
         "@dataclass(frozen=True, eq=False)\nclass Slow:\n    '''Waits.'''\n    @hookimpl\n"
         "    def score_weights(self, weight):\n        open('started', 'w').close()\n"
-        "        time.sleep(60)\n        return weight\n"
+        "        time.sleep(3600)\n        return weight\n"
     )
     given = ["prune", "tiny", "--calibration", "rows.jsonl", "--samples", "2"]
     mine = ["--pruner", "./slow.py:Slow", "--top-up", "uniform"]
-    process = subprocess.Popen(
+    process = start_process(
         [sys.executable, "-m", "neuroal", *given, *mine],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
         # A run of the tests in the background ignores the signal, and hands that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for _ in range(6000):  # starting takes long on a busy machine
-        if Path("started").exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    until(Path("started").exists, process)
     process.send_signal(signal.SIGINT)
-    try:
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    stdout, stderr = process.communicate()
     assert stdout == ""
     assert stderr.startswith("Error: interrupted") and stderr.count("\n") == 1
     assert process.returncode == 130

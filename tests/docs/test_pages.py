@@ -29,7 +29,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,13 @@ class Reader:
         small: All runs get few windows, and what takes longer is left out; else what shows its
             output runs as it stands.
         desk: The folder in which the page begins.
+        run_process: Runs other commands than neuroal's.
         names: What the page's Python has defined.
     """
 
     small: bool
     desk: Path
+    run_process: Callable[..., subprocess.CompletedProcess[str]]
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
 
     def follow(self, block: Block) -> None:
@@ -203,13 +205,10 @@ class Reader:
     def shell(self, line: str) -> tuple[int, str]:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         own = [str(x) for x in map(Path, sys.path) if x.is_relative_to(self.desk)]
-        done = subprocess.run(
+        done = self.run_process(
             ["bash", "-c", line],
             env=dict(os.environ) | {"PATH": path, "PYTHONPATH": os.pathsep.join(own[:-1])},
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
         )
         return done.returncode, done.stdout
 
@@ -267,18 +266,18 @@ def desk(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in AS_WRITTEN])
-def test_page(name: str, desk: Path) -> None:
+def test_page(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
     if name == "howto/zero-shot.md":
         pytest.importorskip("lm_eval", reason="lm-eval is not installed: neuroal[eval]")
-    reader = Reader(small=True, desk=desk)
+    reader = Reader(small=True, desk=desk, run_process=run_process)
     for block in blocks((DOCS / name).read_text(encoding="utf-8")):
         reader.follow(block)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AS_WRITTEN)
-def test_page_as_written(name: str, desk: Path) -> None:
-    reader = Reader(small=False, desk=desk)
+def test_page_as_written(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
+    reader = Reader(small=False, desk=desk, run_process=run_process)
     for block in blocks((DOCS / name).read_text(encoding="utf-8")):
         reader.follow(block)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +67,7 @@ def killed(
     windows: Tensor,
     reference: Path,
     tmp_path_factory: pytest.TempPathFactory,
+    run_process: Callable[..., Any],
 ) -> dict[str, Results]:
     """What `killed.py` says of runs that were killed and resumed, by case."""
     root = tmp_path_factory.mktemp("killed")
@@ -89,18 +89,8 @@ def killed(
         },
         "again": by_path | {"again": 8},
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parents[1] / "programs/killed.py"),
-            str(root / "cases"),
-        ],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    program = Path(__file__).parents[1] / "programs/killed.py"
+    done = run_process([sys.executable, program, root / "cases"], input=json.dumps(cases))
     assert done.returncode == 0, done.stderr
     results: dict[str, Results] = json.loads(done.stdout)
     return results

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +49,10 @@ def recipes(models: Mapping[str, Path], from_file: Recipe) -> dict[str, Recipe]:
 
 @pytest.fixture(scope="module")
 def together(
-    recipes: dict[str, Recipe], recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+    recipes: dict[str, Recipe],
+    recipe: Recipe,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_process: Callable[..., Any],
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of the outputs of two processes, and what each of them returned."""
     folder = tmp_path_factory.mktemp("together")
@@ -66,16 +68,12 @@ def together(
     runs["taken"] = runs["neuroal"]
     given = {"folder": str(folder), "runs": runs, "in memory": recipe.to_json()}
     (folder / "given.json").write_text(json.dumps(given))
-    done = subprocess.run(
+    done = run_process(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(Path(__file__).parents[1] / "programs/together.py"), str(folder / "given.json")),
+            *(Path(__file__).parents[1] / "programs/together.py", folder / "given.json"),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return folder, [json.loads((folder / f"rank-{r}.json").read_text()) for r in (0, 1)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +225,20 @@ def test_a_group_has_the_mean_of_its_tasks(
 
 @pytest.mark.slow
 def test_it_equals_the_harnesss_own_command(
-    model: nn.Module, definitions: Path, tasks: Tasks, tmp_path: Path
+    model: nn.Module,
+    definitions: Path,
+    tasks: Tasks,
+    tmp_path: Path,
+    run_process: Callable[..., Any],
 ) -> None:
     model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     command = ["--model", "hf", "--model_args", f"pretrained={tmp_path / 'model'}"]
     command += ["--tasks", "endings", "--include_path", str(definitions), "--device", "cpu"]
-    subprocess.run(
-        [sys.executable, "-m", "lm_eval", *command, "--output_path", str(tmp_path / "out.json")],
-        check=True,
-        capture_output=True,
-        timeout=300,
+    done = run_process(
+        [sys.executable, "-m", "lm_eval", *command, "--output_path", tmp_path / "out.json"]
     )
+    assert done.returncode == 0, done.stderr
     [file] = tmp_path.glob("out*.json")
     theirs = json.loads(file.read_text())["results"]["endings"]
     ours = zero_shot(model, tiny_tokenizer(), tasks).tasks[0].metrics

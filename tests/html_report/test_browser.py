@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +27,7 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def chromium(tmp_path: Path) -> Callable[..., str]:
+def chromium(tmp_path: Path, run_process: Callable[..., Any]) -> Callable[..., str]:
     """Opens a page and returns what was on the console and on stdout."""
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, names)), None)
@@ -38,12 +38,11 @@ def chromium(tmp_path: Path) -> Callable[..., str]:
         profile = f"--user-data-dir={tmp_path / 'profile'}"
         command = [program, *FLAGS, profile, *flags, page.as_uri()]
         environment = os.environ | {"HOME": str(tmp_path)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=environment, check=True
-        )
+        done = run_process(command, env=environment)
+        assert done.returncode == 0, done.stderr
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         assert console == []
-        return done.stdout
+        return str(done.stdout)
 
     return browse
 

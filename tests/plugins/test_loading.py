@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import subprocess
 import sys
 import textwrap
 import time
@@ -123,14 +122,17 @@ def test_available_refuses_unknown_role() -> None:
         available("pruners")
 
 
-def test_listing_and_file_plugin_load_no_torch(tmp_path: Path) -> None:
+def test_listing_and_file_plugin_load_no_torch(
+    tmp_path: Path, run_process: Callable[..., Any]
+) -> None:
     (tmp_path / "mine.py").write_text(PRUNER)
     code = (
         "import sys; from neuroal.plugins import *; available();"
         "load([('pruner', './mine.py:Mine')], {'mine': {'power': '2'}});"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    done = run_process([sys.executable, "-c", code], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_clash_is_an_error_naming_both(install: Install) -> None:

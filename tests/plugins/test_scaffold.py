@@ -18,6 +18,7 @@ from neuroal.hookspecs import ROLES
 from neuroal.plugins import scaffold
 
 FromSource = Callable[..., dict[str, str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 FILES = {
     ".github/workflows/test.yml",
     ".gitignore",
@@ -62,36 +63,37 @@ def test_package_is_complete(role: str, here: Path) -> None:
     assert shown[-1].startswith(f"  neuroal prune demo --{role.replace('_', '-')} my-own ")
 
 
-def own_tests(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The package's own tests, in a process of their own."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture
+def own_tests(run_process: Run) -> Run:
+    """Runs the package's own tests, in a process of their own: `own_tests(folder, environment)`."""
+
+    def run(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+        return run_process(command, cwd=folder, env=environment)
+
+    return run
 
 
 @pytest.mark.parametrize(
     "role",
     [role if role == "pruner" else pytest.param(role, marks=pytest.mark.slow) for role in ROLES],
 )
-def test_package_passes_as_written(role: str, here: Path, from_source: FromSource) -> None:
+def test_package_passes_as_written(
+    role: str, here: Path, from_source: FromSource, own_tests: Run, run_process: Run
+) -> None:
     folder = scaffold.write("my_own", role)
     environment = from_source(folder)
     done = own_tests(folder, environment)
     assert done.returncode == 0, done.stdout
     assert " failed" not in done.stdout and " passed" in done.stdout
     command = [sys.executable, "-m", "neuroal", "plugins", "check", "my_own", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_process(command, env=environment)
     said = json.loads(done.stdout)
     assert said["broken"] == 0
     assert [(x["role"], x["name"]) for x in said["plugins"]] == [(role, "my_own")]
 
 
-def test_package_that_is_broken_fails(here: Path, from_source: FromSource) -> None:
+def test_package_that_is_broken_fails(here: Path, from_source: FromSource, own_tests: Run) -> None:
     folder = scaffold.write("my_own", "pruner")
     source = folder / "src/neuroal_my_own/__init__.py"
     text = source.read_text()

@@ -26,6 +26,7 @@ from neuroal.study.run import PreparedStudy
 
 Change = Callable[..., PreparedStudy]
 Finish = Callable[..., list[CaseResult]]
+HANGS = 1800  # seconds: for what can only hang
 SMALL = (('models = ["llama", "opt"]', 'models = ["opt"]'), ("[0.5, 0.7]", "[0.5]"))
 KILLS = """
 import os, signal
@@ -64,16 +65,17 @@ def test_processes_give_the_same_and_lose_nothing(
     assert values(together) == values(finish(prepared()))  # in this process, where nobody dies
 
 
-def test_a_process_that_dies_between_two_cases_loses_none(prepared: Change) -> None:
+def test_a_process_that_dies_between_two_cases_loses_none(
+    prepared: Change, request: pytest.FixtureRequest
+) -> None:
     made = local(partial(Bench, (), False), 1)
     worker = made.start()
-    pid = worker.ready().result(timeout=120)
-    os.kill(pid, signal.SIGKILL)
+    request.addfinalizer(worker.close)
+    os.kill(worker.ready().result(HANGS), signal.SIGKILL)
     pool = worker.pool  # type: ignore[attr-defined]
     with pytest.raises(made.lost):  # what is under way when its death is noticed
-        pool.submit(time.sleep, 60).result(timeout=60)
-    assert isinstance(worker.submit(prepared(*SMALL).jobs[0]).exception(timeout=60), made.lost)
-    worker.close()
+        pool.submit(time.sleep, 2 * HANGS).result(HANGS)
+    assert isinstance(worker.submit(prepared(*SMALL).jobs[0]).exception(HANGS), made.lost)
 
 
 @dataclass
@@ -196,26 +198,36 @@ def test_what_an_executor_raises_besides_ends_the_run(prepared: Change) -> None:
         list(run_on(Executor(1, Broken, (EOFError,)), prepared().jobs))
 
 
-def test_processes_end_with_their_parent(prepared: Change, desk: Path) -> None:
+def lives(pid: int) -> bool:
+    """A process that has ended and that nobody has asked about yet lives no more."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux who is there")
+def test_processes_end_with_their_parent(
+    prepared: Change,
+    desk: Path,
+    start_process: Callable[..., subprocess.Popen[str]],
+    until: Callable[..., None],
+) -> None:
     """Whatever it died of: nothing goes on in the background."""
-    sleeps = f"Path({str(desk)!r}, str(os.getpid())).touch(); import time; time.sleep(60)"
+    sleeps = f"Path({str(desk)!r}, str(os.getpid())).touch(); import time; time.sleep({2 * HANGS})"
     (desk / "mine.py").write_text(
         KILLS.format(folder=str(desk), times=0).replace("return", f"{sleeps}\n        return")
     )
     prepared(*SMALL, ('"magnitude", "wanda"', '"mine.py:Mine"'))
     command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--jobs", "2", "-q"]
-    process = subprocess.Popen([*command, "--out", "out"])
-    pids: list[int] = []
-    for _ in range(6000):
-        pids = [int(path.name) for path in desk.iterdir() if path.name.isdigit()]
-        if len(pids) == 2 or process.poll() is not None:
-            break
-        time.sleep(0.01)
-    assert len(pids) == 2
+    process = start_process([*command, "--out", "out"])
+
+    def workers() -> list[int]:
+        return [int(path.name) for path in desk.iterdir() if path.name.isdigit()]
+
+    until(lambda: len(workers()) == 2, process)
+    assert all(lives(pid) for pid in workers())
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for _ in range(1000):
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
-            break
-        time.sleep(0.01)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert process.wait() == -signal.SIGKILL
+    until(lambda: not any(lives(pid) for pid in workers()))

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -41,16 +40,23 @@ class Mine:
             raise ValueError("no scores for fc1")
         return weight.abs()
 """
-SLOW = """
+# Stays in the case after the seventh until it is killed, and nowhere a second time.
+STAYS = """
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from neuroal import hookimpl
+
+DESK = Path({desk!r})
 
 @dataclass(frozen=True, eq=False)
 class Mine:
     @hookimpl
     def score_weights(self, weight):
-        time.sleep(0.02)
+        finished = len(list((DESK / "out/cases").glob("*.json")))
+        if finished == 7 and not (DESK / "stays").exists():
+            (DESK / "stays").touch()
+            time.sleep(3600)
         return weight.abs()
 """
 
@@ -197,18 +203,23 @@ def test_a_model_whose_weights_do_not_load(prepared: Change, finish: Finish, des
     assert found[0]["error"].startswith("cannot load model ")
 
 
-def test_a_killed_study_goes_on_where_it_was(prepared: Change, finish: Finish, desk: Path) -> None:
-    (desk / "mine.py").write_text(SLOW)
+def test_a_killed_study_goes_on_where_it_was(
+    prepared: Change,
+    finish: Finish,
+    desk: Path,
+    start_process: Callable[..., subprocess.Popen[str]],
+    until: Callable[..., None],
+) -> None:
+    (desk / "mine.py").write_text(STAYS.format(desk=str(desk)))
     what = prepared(('"wanda"', '"mine.py:Mine"'))
-    process = subprocess.Popen([sys.executable, "-m", "neuroal", "study", "run", "study.toml",
-                                "--out", "out", "-q"])  # fmt: skip
+    command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--out", "out"]
+    process = start_process([*command, "-q"])
     cases = desk / "out/cases"
-    while len(list(cases.glob("*.json"))) < 7 and process.poll() is None:
-        time.sleep(0.01)
+    until((desk / "stays").exists, process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     left = prepare(Path("study.toml"), Path("out"))
-    assert 7 <= left.finished < 18
+    assert left.finished == 7
     kept = {path: path.read_bytes() for path in cases.glob("*.json")}
     assert len(kept) == left.finished  # each of them whole
     finish(left)
