@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
         markdown = markdown.replace(COMMANDS, "\n\n".join(commands(main, "neuroal")))
     if CHECKS in markdown:
-        markdown = markdown.replace(CHECKS, "\n\n".join(checks(ROOT / "neuroal/conformance")))
+        markdown = markdown.replace(CHECKS, "\n\n".join(checks(ROOT / "neuroal/testing")))
 
     def inlined(match: re.Match[str]) -> str:
         svg = (Path(config.docs_dir) / match[2]).read_text(encoding="utf-8")

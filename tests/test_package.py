@@ -104,7 +104,7 @@ def test_contributing_lists_the_rooms_of_the_import_contract(project: Path) -> N
     contracts = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = next(c["layers"] for c in contracts["contracts"] if c["id"] == "layers")
     rows = re.findall(
-        r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \|$",
+        r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$",
         (project / "CONTRIBUTING.md").read_text(),
         re.MULTILINE,
     )
