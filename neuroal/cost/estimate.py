@@ -82,7 +82,7 @@ def needs(prepared: Prepared, length: int) -> Needs:
     compared = _compared(layout) if any(a.compares for a in required) else 0
     width = max(x.in_features for x in layout.linears.values() if x.group == 0)
     activations = length * _activations(prepared, width, compared, size)
-    # Read, handed on, what came before, and what else the block is given.
+    # Of a batch: inputs and outputs of the block, of the block before, and its other arguments.
     at_hand = tokens * (4 * width + compared) * size
     around = _around(model, layout, size, whole=setup.alignment.has("measure_output"))
     return Needs(

@@ -1,4 +1,4 @@
-"""What of a run is on the disk: what was asked for, or what it takes to fit into memory."""
+"""What a run keeps on the disk: what was asked for, or as much as it takes to fit into memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from neuroal.units import size
 
 @dataclass(frozen=True)
 class Offload:
-    """What of a run is on the disk while it is not at work.
+    """What a run keeps on the disk, and reads into memory where it is used.
 
     Attributes:
-        blocks: The model's: one at a time is in memory.
-        activations: What blocks are given and hand on: one batch's at a time is in memory.
+        blocks: The model's blocks, read one at a time.
+        activations: The inputs and outputs of blocks, read one batch at a time.
     """
 
     blocks: bool = False
@@ -31,12 +31,12 @@ class Needs:
     """Bytes that a run needs.
 
     Attributes:
-        work: Memory at its peak, whatever is on the disk: the process itself with what it holds
-            already, a block's pruned weights, and what is at work on a batch.
-        weights: The model's, still to be loaded; none of one that is in memory.
-        streamed: Of these what is in memory with one block at a time.
-        activations: What blocks are given and hand on.
-        batch: Of these what is in memory with one batch at a time.
+        work: Peak memory that does not depend on what is on the disk: the process with what it
+            holds already, a block's pruned weights, and the computation of a batch.
+        weights: The model's weights that are still to be loaded; 0 for a model in memory.
+        streamed: The part of them that is in memory where blocks are read one at a time.
+        activations: The inputs and outputs of blocks.
+        batch: The part of them that is in memory where batches are read one at a time.
         checkpoint: The model's files.
     """
 
@@ -54,19 +54,19 @@ class Needs:
 
     def disk(self, offload: Offload) -> int:
         """Return the disk while it runs."""
-        # Pruned blocks are in the journal and in the result, but where they are its files at once.
+        # Pruned blocks are in the journal and in the result; streamed ones are written only once.
         files = self.checkpoint if offload.blocks else 2 * self.checkpoint
         return files + (self.activations if offload.activations else 0)
 
     def lack(self, offload: Offload, free: int | None) -> str | None:
-        """Return what to say where less memory is free than is needed; None where it is enough."""
+        """Return what to say where too little memory is free; None where it is enough."""
         more = self.memory(offload) - resident_memory()
         if free is None or more <= free:
             return None
         return f"the run needs about {size(more)} of memory, {size(free)} are available"
 
     def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
-        """Return what to put on the disk: no more than it takes to fit, blocks first.
+        """Return what to keep on the disk: no more than it takes to fit into memory, blocks first.
 
         Args:
             blocks: As asked; None where the choice is free.
@@ -83,13 +83,13 @@ class Needs:
 def decide(
     needs: Needs, path: str | None, stream: bool | None, spill: bool | None, free: int | None
 ) -> tuple[Offload, str | None]:
-    """Return what of a run is on the disk, and what to say of it where that was not asked for.
+    """Return what a run keeps on the disk, and what to say of it where that was not asked for.
 
     Args:
         needs: Memory and disk of the run.
         path: Of the model; None for one in memory.
-        stream: Blocks, as asked; None where they are read from the disk if it takes that to fit.
-        spill: Activations, the same.
+        stream: Keep blocks on the disk; None does so where they would not fit into memory.
+        spill: The same of activations.
         free: Bytes of memory; None fits everything.
 
     Raises:

@@ -1,1 +1,11 @@
-"""One run: its plugins, its final pruning, its report and model card."""
+"""The parts of one run, which `neuroal.engine` puts together.
+
+- `setup`: the plugins of a recipe, checked against each other
+- `reuse`: the allocation of an earlier run, or the report of the same run
+- `windows`: the calibration windows
+- `commit`: the final pruning, block by block
+- `phases`: seconds and peak memory of every phase
+- `report`: what happened, the content of `neuroal.json`
+- `model_card`: the README of a pruned checkpoint
+- `save`: everything into the output folder
+"""

@@ -76,11 +76,11 @@ def commit(
                 weights = _prune(base, block, module, statistics, targets, team)
                 blocks.keep(block, module, weights, journal)
                 del dense, statistics, weights
-            behind: Mapping[str, float] = {}
+            norms_after: Mapping[str, float] = {}
             if block.index < len(blocks.layout.blocks) - 1:
                 after = walker.run(block, module, inputs, state, norm)
-                state, behind = after.state or state, _mean_norms(after.statistics)
-        norms |= {n: {"dense": x, "pruned": behind.get(n)} for n, x in before.items()}
+                state, norms_after = after.state or state, _mean_norms(after.statistics)
+        norms |= {n: {"dense": x, "pruned": norms_after.get(n)} for n, x in before.items()}
         tick()
     return norms
 

@@ -13,7 +13,7 @@ makes the model faster only in a runtime that uses it."""
 
 
 def model_title(model: str) -> str:
-    """Return a hub name as it is, and of a folder that is no such name the last part."""
+    """Return a hub name as it is, and of any other path the last part."""
     return PurePath(model).name if model[:1] in "/.~\\" or ":" in model else model
 
 
@@ -25,7 +25,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         for p in report["plugins"]
     )
     chosen = [c for c in report["candidates"] if c["selected"] and c["parameters"]]
-    found = "".join(
+    parameters = "".join(
         f"- {c['role']}: {', '.join(f'{k} = {v}' for k, v in c['parameters'].items())}\n"
         for c in chosen
     )
@@ -54,7 +54,7 @@ Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,
 |---|---|---|
 {plugins}
 
-{found}{notes}\
+{parameters}{notes}\
 - calibration: {calibration}
 - seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
 - made with neuroal {environment["neuroal"]}, torch {environment["torch"]},

@@ -42,7 +42,7 @@ class Report:
         blocks: The same per block.
         linears: The same per linear, with the achieved ratio of its rows; `input_norm` is the mean
             over its inputs of their norms on the calibration windows, with its block `dense` and
-            with its block `pruned`, behind the same pruned blocks. It is absent where the final
+            with its block `pruned`, after the same pruned blocks. It is absent where the final
             pruning runs no block, and `pruned` is None in the last one.
         timings: Seconds per phase.
         counts: `block_runs`, `linears`, `weights`, `pruned`.
@@ -80,14 +80,14 @@ class Report:
 
 def fill_sparsity(
     report: Report,
-    found: Layout,
+    layout: Layout,
     rules: Rules,
     wanted: Mapping[str, Target],
     zeros: Mapping[str, Zeros],
     norms: Mapping[str, InputNorms],
 ) -> None:
     """Write wanted and achieved ratios, counted on the weights, and input norms into the report."""
-    for name, x in found.linears.items():
+    for name, x in layout.linears.items():
         rows = zeros[name].rows
         report.linears[name] = {
             "wanted": wanted[name].ratio if name in wanted else 0.0,
@@ -101,11 +101,11 @@ def fill_sparsity(
         }
         if name in norms:
             report.linears[name]["input_norm"] = norms[name]
-    dense = [*found.dense(), *rules.left_dense(found)]
+    dense = [*layout.dense(), *rules.left_dense(layout)]
     report.notes += [f"stays dense: {line}" for line in dense]
-    report.notes += _varied(found, rules, wanted)
-    report.notes += _unseen(found, norms)
-    for block in found.blocks:
+    report.notes += _varied(layout, rules, wanted)
+    report.notes += _unseen(layout, norms)
+    for block in layout.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}
         report.blocks.append(
             {"name": block.name}
@@ -114,27 +114,27 @@ def fill_sparsity(
                 for key in ("wanted", "achieved")
             }
         )
-    prunable = [x for x in found.linears.values() if x.name not in rules.dense]
+    prunable = [x for x in layout.linears.values() if x.name not in rules.dense]
     weights = sum(x.weights for x in prunable)
     pruned = sum(zeros[x.name].zeros for x in prunable)
     report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
     report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
 
 
-def _varied(found: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[str]:
+def _varied(layout: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[str]:
     """Return a note on the patterns that blocks have, where they are not all the one asked for."""
     if rules.pattern is None or not rules.varies:
         return []
     of = rules.pattern.of
-    by_block = {x.block: wanted[n].ratio for n, x in found.linears.items() if n in wanted}
+    by_block = {x.block: wanted[n].ratio for n, x in layout.linears.items() if n in wanted}
     kept = [round((1 - ratio) * of) for ratio in by_block.values()]
     each = ", ".join(f"{n}:{of} in {kept.count(n)}" for n in sorted(set(kept), reverse=True))
     return [f"N varies to meet the sparsity: of {len(kept)} blocks, {each}"]
 
 
-def _unseen(found: Layout, norms: Mapping[str, InputNorms]) -> list[str]:
+def _unseen(layout: Layout, norms: Mapping[str, InputNorms]) -> list[str]:
     """Return a note on the experts that no calibration token was routed to."""
-    experts = [n for n, x in found.linears.items() if x.expert is not None and n in norms]
+    experts = [n for n, x in layout.linears.items() if x.expert is not None and n in norms]
     unseen = [n for n in experts if not norms[n]["dense"]]
     if not unseen:
         return []

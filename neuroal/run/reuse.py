@@ -27,7 +27,7 @@ def with_its_sparsity(recipe: Recipe) -> Recipe:
     """Return a recipe that names a sparsity: where it names none, that of its allocation's run.
 
     Raises:
-        UsageError: No report of that run stands beside the allocation.
+        UsageError: The folder of the allocation has no report of its run.
     """
     if recipe.allocation is None or recipe.sparsity is not None or recipe.parsed_pattern():
         return recipe
