@@ -1,4 +1,4 @@
-"""Calibration that shows every token to every expert, and leaves the model's output as it is."""
+"""Calibration that shows every token to every expert, and does not change the model's output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
         module: Its module.
 
     Yields:
-        Whether what runs now is the first of the two: what should be observed of an expert.
+        Returns whether the first of the two runs now: the one whose inputs statistics are of.
 
     Raises:
         NeuroalError: The experts are not called with tokens and the experts chosen for each.
@@ -50,8 +50,8 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
             showing.append(owner)
             try:
                 if routed is not None:
-                    again, options = pytree.tree_unflatten(routed, spec)
-                    owner.forward(*again, **options)
+                    every_args, every_kwargs = pytree.tree_unflatten(routed, spec)
+                    owner.forward(*every_args, **every_kwargs)
                 else:
                     hidden = next(x for x in leaves if isinstance(x, Tensor))
                     for expert in (x for entries in listed for x in entries):
@@ -62,11 +62,10 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
 
         return before
 
-    found = {name: module.get_submodule(name) for name in names}
-    lists = {name: x for name, x in found.items() if isinstance(x, nn.ModuleList)}
+    modules = {name: module.get_submodule(name) for name in sorted(names)}
+    lists = {name: x for name, x in modules.items() if isinstance(x, nn.ModuleList)}
     handles = [
-        module.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
-        for name in sorted(names)
+        x.register_forward_pre_hook(hook(name), with_kwargs=True) for name, x in modules.items()
     ]
     try:
         yield lambda: bool(showing)
@@ -81,7 +80,7 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
 
 
 def _ends(name: str) -> list[int]:
-    """Return where a module's name and those of the modules that hold it end."""
+    """Return the lengths of a module's dotted name and of the names of its parents."""
     return [0, *(i for i, letter in enumerate(name) if letter == ".")]
 
 
@@ -90,7 +89,7 @@ def _holds(name: str, linear: Any, block: Block) -> bool:
 
 
 def _routed(leaves: list[Any], count: int) -> list[Any] | None:
-    """Return arguments that route every token to every expert, evenly; None for other arguments."""
+    """Return arguments that route every token to every expert evenly; None if these route none."""
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     chosen = [x for x in tensors if not x.is_floating_point() and x.dim() == 2]
     if len(chosen) != 1 or chosen[0].dtype == torch.bool:

@@ -48,15 +48,6 @@ def squared_norms(x: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("wti,wti->wi", values, values))
 
 
-def _merged_mean(a: State, b: State, key: str) -> State:
-    n_a, n_b = _windows(a), _windows(b)
-    total = max(n_a + n_b, 1)
-    return {
-        key: a[key] * (n_a / total) + b[key] * (n_b / total),
-        "windows": a["windows"] + b["windows"],
-    }
-
-
 def _empty(key: str, shape: tuple[int, ...], device: torch.device) -> State:
     # The count lives on the host: reading it never waits for a device.
     return {
@@ -66,8 +57,8 @@ def _empty(key: str, shape: tuple[int, ...], device: torch.device) -> State:
 
 
 @dataclass(frozen=True)
-class _VectorMean:
-    """Mean over windows of one number per input."""
+class _Mean:
+    """Mean over windows of one number per input, `(in,)`."""
 
     name: ClassVar[str]
     compares: ClassVar[bool] = False
@@ -76,14 +67,19 @@ class _VectorMean:
         return _empty(self.name, (in_features,), device)
 
     def merge(self, a: State, b: State) -> State:
-        return _merged_mean(a, b, self.name)
+        n_a, n_b = _windows(a), _windows(b)
+        total = max(n_a + n_b, 1)
+        return {
+            self.name: a[self.name] * (n_a / total) + b[self.name] * (n_b / total),
+            "windows": a["windows"] + b["windows"],
+        }
 
     def result(self, state: State) -> Tensor:
         return state[self.name]
 
 
 @dataclass(frozen=True)
-class InputNorm(_VectorMean):
+class InputNorm(_Mean):
     """n_j = sqrt((1/N) sum over windows and tokens of x_tj^2); divides by windows, not tokens."""
 
     name: ClassVar[str] = "input_norm"
@@ -96,7 +92,7 @@ class InputNorm(_VectorMean):
 
 
 @dataclass(frozen=True)
-class InputSum(_VectorMean):
+class InputSum(_Mean):
     """s_j = (1/N) sum over windows and tokens of x_tj."""
 
     name: ClassVar[str] = "input_sum"
@@ -106,7 +102,7 @@ class InputSum(_VectorMean):
 
 
 @dataclass(frozen=True)
-class InputError(_VectorMean):
+class InputError(_Mean):
     """e_j = (1/N) sum over windows and tokens of (x_tj dense - x_tj pruned)^2."""
 
     name: ClassVar[str] = "input_error"
@@ -118,7 +114,7 @@ class InputError(_VectorMean):
 
 
 @dataclass(frozen=True)
-class InputVar(_VectorMean):
+class InputVar(_Mean):
     """v_j = token-weighted mean over windows of the biased variance of x_tj within the window."""
 
     name: ClassVar[str] = "input_var"
@@ -152,11 +148,10 @@ class InputVar(_VectorMean):
 
 
 @dataclass(frozen=True)
-class Gram:
+class Gram(_Mean):
     """H = (2/N) sum over windows and tokens of x x^T, `(in, in)`."""
 
     name: ClassVar[str] = "gram"
-    compares: ClassVar[bool] = False
 
     def init(self, in_features: int, device: torch.device) -> State:
         return _empty(self.name, (in_features, in_features), device)
@@ -169,12 +164,6 @@ class Gram:
             scaled = math.sqrt(2 / k) * window.t()  # (in, tokens)
             gram.mul_((k - 1) / k).add_(scaled @ scaled.t())
         state["windows"].fill_(k)
-
-    def merge(self, a: State, b: State) -> State:
-        return _merged_mean(a, b, self.name)
-
-    def result(self, state: State) -> Tensor:
-        return state[self.name]
 
 
 BUILT_IN: dict[str, Accumulator] = {

@@ -1,9 +1,9 @@
-"""One pass over the blocks for one or many allocations; the only place that runs the model.
+"""Runs a model block by block; the only place that runs the model.
 
 Calibration windows go through the model's own embeddings and reach `Inputs` together with every
-argument that the model gives its blocks. A walk then sends hidden states through block after
-block: dense, collecting statistics, and with pruned weights laid over the dense ones. The model's
-own weights change in `commit` alone.
+argument that the model passes to its blocks. A walk then sends hidden states through block after
+block: dense, collecting statistics, and with pruned weights in place of the dense ones. The
+model's own weights change in `commit` alone.
 """
 
 from __future__ import annotations

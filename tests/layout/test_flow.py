@@ -38,7 +38,7 @@ FLOWS: dict[str, tuple[int, int, Any, tuple[tuple[int, int, int], ...] | None]] 
     "a part": (6, 4, lambda x: x[..., 2:], ((2, 0, 4),)),
     "halves meet": (6, 3, lambda x: x[..., :3] * x[..., 3:], ((0, 0, 3), (3, 0, 3))),
     "turned round": (6, 6, lambda x: x.flip(-1), tuple((5 - i, i, 1) for i in range(6))),
-    "beside others": (6, 8, lambda x: torch.cat([x, torch.ones(1, 8, 2)], -1), ((0, 0, 6),)),
+    "with others": (6, 8, lambda x: torch.cat([x, torch.ones(1, 8, 2)], -1), ((0, 0, 6),)),
     "heads repeated": (
         6,
         12,
@@ -80,6 +80,6 @@ def test_grouped_heads_of_a_model() -> None:
     }
     fed = found[f"{at}v_proj"].fed
     assert fed is not None and fed.linear == f"{at}o_proj"
-    behind = {c + i: r + i for r, c, n in fed.runs for i in range(n)}
-    assert behind == {c: c % 8 + 8 * (c // 16) for c in range(32)}
+    rows_of_columns = {c + i: r + i for r, c, n in fed.runs for i in range(n)}
+    assert rows_of_columns == {c: c % 8 + 8 * (c // 16) for c in range(32)}
     assert found[f"{at}q_proj"].fed is found[f"{at}k_proj"].fed is None

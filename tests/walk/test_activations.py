@@ -1,4 +1,4 @@
-"""What is held on the disk comes back as it was, once, and leaves nothing behind."""
+"""What is held on the disk comes back as it was, once, and leaves no file."""
 
 import gc
 import os
@@ -104,7 +104,7 @@ def test_trees_come_back_as_they_were(make_store: MakeStore) -> None:
     assert [len(item) for item in store] == [0, 3]
 
 
-def test_what_is_handed_on_as_it_is_is_written_once(make_store: MakeStore) -> None:
+def test_what_is_passed_on_unchanged_is_written_once(make_store: MakeStore) -> None:
     store, x = make_store(), torch.randn(100)
     store.append({"x": x})
     for _ in range(3):
@@ -115,7 +115,7 @@ def test_what_is_handed_on_as_it_is_is_written_once(make_store: MakeStore) -> No
 
 
 def test_the_place_of_what_is_gone_is_used_again(make_store: MakeStore) -> None:
-    """As many places as are held at once: two, for the one that is read and the one behind it."""
+    """As many places as are held at once: two, for the one that is read and the one after it."""
     store = make_store()
     store.append(torch.zeros(100))
     for i in range(10):
@@ -175,7 +175,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def walk(
     model: nn.Module, ids: Tensor, dtype: torch.dtype | None, make_store: MakeStore
 ) -> list[Tensor]:
-    """Statistics of every block, pruned and compared to its dense run, and logits behind all."""
+    """Statistics of every block, pruned and compared to its dense run, and logits after all."""
     found = find(model)
     walker = Walker(model, found, batch=2, make_store=make_store)
     inputs = walker.inputs(ids, dtype=dtype)

@@ -29,9 +29,9 @@ def through(walk: Walker, inputs: Inputs, weights: Weights | None = None) -> Can
     for block in walk.layout.blocks:
         own = {x.name: weights[x.name] for x in block.linears if weights and x.name in weights}
         with walk.block(block) as module:
-            behind = walk.run(block, module, inputs, state, weights=own).state
-        assert behind is not None
-        state = behind
+            after = walk.run(block, module, inputs, state, weights=own).state
+        assert after is not None
+        state = after
     return state
 
 
@@ -268,11 +268,11 @@ def test_without_an_output_the_block_ends_at_its_last_linears_input(structure: s
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     state = CandidateState.start(inputs)
     with walk.block(walk.layout.blocks[0]) as module:
-        behind = walk.run(walk.layout.blocks[0], module, inputs, state).state
-    assert behind is not None
+        after = walk.run(walk.layout.blocks[0], module, inputs, state).state
+    assert after is not None
     ran.clear()
     with walk.block(block) as module:
-        result = walk.run(block, module, inputs, behind, resolve(["input_norm"]), output=False)
+        result = walk.run(block, module, inputs, after, resolve(["input_norm"]), output=False)
     assert ran == [x.name for x in block.linears[:-1]] * 3
     assert result.state is None
     assert set(result.statistics) == {x.name for x in block.linears}
@@ -298,7 +298,7 @@ def test_blocks_are_opened_one_at_a_time() -> None:
 
     walk = Walker(model, find(model), open_block)
     one_by_one = ["+0", "-0", "+1", "-1", "+2", "-2"]
-    assert opened == one_by_one  # to see once what blocks hand on
+    assert opened == one_by_one  # to see once what blocks return
     through(walk, walk.inputs(windows(1)))
     assert opened == 2 * one_by_one
 
@@ -317,7 +317,7 @@ def test_a_walk_leaves_the_model_as_it_was(structure: str) -> None:
     assert_same_state(before, snapshot(model))
 
 
-def test_a_prefix_is_not_changed() -> None:
+def test_a_state_is_not_changed() -> None:
     model = tiny_model("llama")
     walk = walker(model)
     inputs, block = walk.inputs(windows(2)), walk.layout.blocks[0]
@@ -351,8 +351,8 @@ def test_an_error_inside_the_model_leaves_it_as_it_was(
         else:
             own = {x.name: weights[x.name] for x in block.linears}
             with walk.block(block) as module:
-                behind = through_first(walk, inputs)
-                walk.run(block, module, inputs, behind, weights=own)
+                after = through_first(walk, inputs)
+                walk.run(block, module, inputs, after, weights=own)
     assert_same_state(before, snapshot(model))
     handle.remove()
     assert logits(walk, inputs)[0].equal(forward(model, windows(2), 2)[0])
@@ -365,9 +365,9 @@ def fail(error: type[BaseException]) -> None:
 def through_first(walk: Walker, inputs: Inputs) -> CandidateState:
     block = walk.layout.blocks[0]
     with walk.block(block) as module:
-        behind = walk.run(block, module, inputs, CandidateState.start(inputs)).state
-    assert behind is not None
-    return behind
+        after = walk.run(block, module, inputs, CandidateState.start(inputs)).state
+    assert after is not None
+    return after
 
 
 def test_a_forward_of_the_blocks_own_is_put_back() -> None:
@@ -383,7 +383,7 @@ def test_a_forward_of_the_blocks_own_is_put_back() -> None:
     assert logits(walk, walk.inputs(windows(2)))[0].equal(forward(model, windows(2), 2)[0])
 
 
-# -- what blocks hand to one another beside the hidden state ---------------------------------
+# -- what blocks pass to one another with the hidden state -----------------------------------
 
 
 class Mlp(nn.Module):
@@ -398,7 +398,7 @@ class Mlp(nn.Module):
 
 
 class Sharing(Mlp):
-    """The first block makes keys that the later ones read; the second hands them on."""
+    """The first block makes keys that the later ones read; the second passes them on."""
 
     def forward(self, hidden: Tensor, shared: Any = None) -> Any:
         if shared is None:
@@ -482,9 +482,9 @@ def test_only_what_a_later_block_reads_is_carried() -> None:
     state = CandidateState.start(inputs)
     for block in walk.layout.blocks:
         with walk.block(block) as module:
-            behind = walk.run(block, module, inputs, state).state
-        assert behind is not None
-        state = behind
+            after = walk.run(block, module, inputs, state).state
+        assert after is not None
+        state = after
         kept.append(sorted(state.outputs[0]))
     shared = [(0, 1), (0, 2)]
     assert kept == [[(0, 0), *shared], [*shared, (1, 0)], [*shared, (2, 0)], [(3, 0)]]
@@ -506,7 +506,7 @@ def scaled_first(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
 
 
 def scaled_extra(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
-    """The hidden state is handed on as it is, the rest is not."""
+    """The hidden state is passed on unchanged, the rest is not."""
     hidden, shared = blocks[0](hidden)
     for block in blocks[1:]:
         a, b = shared["keys"]
@@ -514,7 +514,7 @@ def scaled_extra(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
     return hidden
 
 
-def scaled_hidden_beside_an_extra(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
+def scaled_hidden_with_an_extra(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
     hidden, shared = blocks[0](hidden)
     for block in blocks[1:]:
         hidden, shared = block(hidden * 2, shared)
@@ -532,7 +532,7 @@ def embeddings_only(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
         (Mlp, scaled),
         (Mlp, scaled_first),
         (Sharing, scaled_extra),
-        (Sharing, scaled_hidden_beside_an_extra),
+        (Sharing, scaled_hidden_with_an_extra),
         (Mlp, embeddings_only),
     ],
 )
@@ -544,7 +544,7 @@ def test_what_the_model_computes_between_blocks_it_computes_again(
 
 
 class IntoContainer(Mlp):
-    """Leaves its hidden state in a box, where later blocks find it."""
+    """Writes its hidden state into a mapping, where later blocks find it."""
 
     def forward(self, hidden: Tensor, shared: dict[str, Any]) -> Any:  # type: ignore[override]
         hidden = super().forward(hidden + shared.get("last", (0,))[0])
@@ -576,7 +576,7 @@ def skipping(blocks: nn.ModuleList, hidden: Tensor) -> Tensor:
     ("kind", "between"), [(IntoContainer, with_container), (Mlp, twice), (Mlp, skipping)]
 )
 @pytest.mark.parametrize("batch", [1, 4])
-def test_boxes_loops_and_skips_are_carried(
+def test_mappings_loops_and_skips_are_carried(
     kind: type[nn.Module], between: Callable[..., Tensor], batch: int
 ) -> None:
     assert_law(Toy([kind() for _ in range(3)], between), batch)
