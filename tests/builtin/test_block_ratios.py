@@ -26,6 +26,7 @@ from neuroal_plugins.block_ratios.linear_schedule import LAMBDAS, LinearSchedule
 from neuroal_plugins.block_ratios.owl import Owl
 from neuroal_plugins.block_ratios.uniform import Uniform
 
+WINDOWS = 8  # all search windows
 GRID = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2, 0.25]
 
 
@@ -79,7 +80,7 @@ class Run:
 def drive(
     steps: Generator[Generation, list[Measurement], Any],
     cost: Callable[[Proposal], float],
-    windows: int = 8,
+    windows: int = WINDOWS,
     drop: bool = False,
 ) -> Run:
     """Play the engine with a toy cost; with `drop`, report losers as dropped half way."""
@@ -487,7 +488,9 @@ def test_evolution_finds_a_planted_allocation(seed: int, drop: bool) -> None:
     model = layout(8, ((4, 4), (8, 4)))
     optimum = planted(model, 0.5, 0.05)
     plugin = Evolution(generations=100, offspring=32)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng(seed)), distance(optimum), drop=drop)
+    run = drive(
+        plugin.propose_block_ratios(model, 0.5, rng(seed), WINDOWS), distance(optimum), drop=drop
+    )
     assert dict(run.best.ratios) == pytest.approx(optimum)
 
 
@@ -496,7 +499,7 @@ def test_evolution_keeps_the_sparsity(sparsity: float) -> None:
     model = layout(4, ((4, 4), (8, 4), (4, 12)))
     plugin = Evolution(generations=10, offspring=8)
     cost = distance({name: 0.5 * (k % 3) for k, name in enumerate(model.linears)})
-    run = drive(plugin.propose_block_ratios(model, sparsity, rng()), cost)
+    run = drive(plugin.propose_block_ratios(model, sparsity, rng(), WINDOWS), cost)
     for generation in run.generations:
         for proposal in generation.proposals:
             assert mean_ratio(model, proposal.ratios) == pytest.approx(sparsity, abs=1e-12)
@@ -505,7 +508,9 @@ def test_evolution_keeps_the_sparsity(sparsity: float) -> None:
 
 def test_evolution_starts_from_the_uniform_allocation() -> None:
     model = layout()
-    run = drive(Evolution(generations=1).propose_block_ratios(model, 0.5, rng()), lambda p: 1.0)
+    run = drive(
+        Evolution(generations=1).propose_block_ratios(model, 0.5, rng(), WINDOWS), lambda p: 1.0
+    )
     (first,) = run.generations[0].proposals
     assert first.ratios == dict.fromkeys(model.linears, 0.5)
     assert run.generations[0].windows is None
@@ -513,14 +518,14 @@ def test_evolution_starts_from_the_uniform_allocation() -> None:
 
 def test_evolution_selects_in_stages() -> None:
     plugin = Evolution(generations=2)
-    run = drive(plugin.propose_block_ratios(layout(), 0.5, rng()), lambda p: 1.0)
+    run = drive(plugin.propose_block_ratios(layout(), 0.5, rng(), WINDOWS), lambda p: 1.0)
     shape = [(len(g.proposals), g.drop_early, g.windows) for g in run.generations]
     assert shape == [(1, True, None), *[(64, False, 1), (8, False, 4), (2, True, None)] * 2]
 
 
 def test_evolution_in_one_stage() -> None:
     plugin = Evolution(generations=3, offspring=4, windows=(), survivors=())
-    run = drive(plugin.propose_block_ratios(layout(), 0.5, rng()), lambda p: 1.0)
+    run = drive(plugin.propose_block_ratios(layout(), 0.5, rng(), WINDOWS), lambda p: 1.0)
     shape = [(len(g.proposals), g.drop_early, g.windows) for g in run.generations]
     assert shape == [(1, True, None), *[(4, True, None)] * 3]
 
@@ -529,7 +534,7 @@ def test_survivors_are_the_best() -> None:
     model = layout()
     cost = distance({name: 0.1 * (k % 5) for k, name in enumerate(model.linears)})
     plugin = Evolution(generations=1, offspring=20)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng()), cost)
+    run = drive(plugin.propose_block_ratios(model, 0.5, rng(), WINDOWS), cost)
     for before, after in zip(run.generations[1:], run.generations[2:], strict=False):
         costs = sorted(cost(p) for p in before.proposals)
         assert [cost(p) for p in after.proposals] == costs[: len(after.proposals)]
@@ -538,7 +543,7 @@ def test_survivors_are_the_best() -> None:
 def test_offspring_are_a_few_swaps_away_and_differ() -> None:
     model = layout(6, ((4, 4),))
     plugin = Evolution(generations=1, offspring=200)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng()), lambda p: 1.0)
+    run = drive(plugin.propose_block_ratios(model, 0.5, rng(), WINDOWS), lambda p: 1.0)
     children = [tuple(p.ratios.values()) for p in run.generations[1].proposals]
     assert len(set(children)) == len(children)
     sizes = [round(sum(abs(r - 0.5) for r in child) / 0.1) for child in children]
@@ -550,7 +555,7 @@ def test_swaps_are_the_lesser_of_two_draws() -> None:
     # min(r1, r2) of two dice of three: 1, 2, 3 with 5/9, 3/9, 1/9. Many linears, few collisions.
     model = layout(100, ((4, 4), (4, 4)))
     plugin = Evolution(generations=1, offspring=3000)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng()), lambda p: 1.0)
+    run = drive(plugin.propose_block_ratios(model, 0.5, rng(), WINDOWS), lambda p: 1.0)
     children = [p.ratios.values() for p in run.generations[1].proposals]
     sizes = [round(sum(abs(r - 0.5) for r in child) / 0.1) for child in children]
     for swaps, share in ((1, 5 / 9), (2, 3 / 9), (3, 1 / 9)):
@@ -562,7 +567,7 @@ def test_evolution_keeps_its_budget(budget: int) -> None:
     model = layout()
     cost = distance({name: 0.1 * (k % 5) for k, name in enumerate(model.linears)})
     plugin = Evolution(block_runs=budget)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng()), cost)
+    run = drive(plugin.propose_block_ratios(model, 0.5, rng(), WINDOWS), cost)
     assert run.block_runs <= max(budget, 80)  # the uniform start is always measured
     if budget >= 3000:
         assert run.block_runs > budget * 0.7
@@ -584,7 +589,9 @@ def test_evolution_repeats_itself() -> None:
     model = layout()
     cost = distance({name: 0.1 * (k % 5) for k, name in enumerate(model.linears)})
     runs = [
-        drive(Evolution(generations=5).propose_block_ratios(model, 0.5, rng(7)), cost).best.ratios
+        drive(
+            Evolution(generations=5).propose_block_ratios(model, 0.5, rng(7), WINDOWS), cost
+        ).best.ratios
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
@@ -593,7 +600,7 @@ def test_evolution_repeats_itself() -> None:
 @pytest.mark.parametrize("model", [layout(1, ((4, 4),)), layout(1, ((4, 4), (4, 4)))])
 def test_evolution_of_one_or_two_linears(model: Layout) -> None:
     plugin = Evolution(generations=3, offspring=4)
-    run = drive(plugin.propose_block_ratios(model, 0.5, rng()), lambda p: 1.0)
+    run = drive(plugin.propose_block_ratios(model, 0.5, rng(), WINDOWS), lambda p: 1.0)
     assert run.generations
     if len(model.linears) == 1:
         assert len(run.generations) == 1
@@ -603,7 +610,7 @@ def test_evolution_ignores_a_dropped_start() -> None:
     # A start that another plugin's search dropped has only a partial sum as its cost.
     model = layout()
     steps = Evolution(generations=1, offspring=2, windows=(), survivors=()).propose_block_ratios(
-        model, 0.5, rng()
+        model, 0.5, rng(), WINDOWS
     )
     next(steps)
     generation = steps.send([Measurement(0.1, True, 80)])

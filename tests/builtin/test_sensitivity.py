@@ -12,8 +12,8 @@ import neuroal
 from neuroal import Generation, Layout, Measurement, Proposal
 from neuroal.plugins import load_top_up
 from neuroal.testing import layout, tiny_model, windows
-from neuroal_plugins.block_ratios.sensitivity import Sensitivity
-from neuroal_plugins.budgeted import RunBudget, Space
+from neuroal_plugins.block_ratios.sensitivity import Sensitivity, units_within
+from neuroal_plugins.run_budget import RunBudget
 
 SHAPES = {"q": (4, 4), "o": (4, 4), "up": (12, 4), "down": (4, 12)}
 STEEPNESS = 9.0
@@ -202,9 +202,8 @@ def test_budget_in_block_runs() -> None:
 
 def test_units_are_as_fine_as_the_budget_allows() -> None:
     model = layout(6, SHAPES)
-    space = Space(model, 0.5)
     names = {
-        budget: [u.name for u in space.units(RunBudget(budget, 6, 8, 96))]
+        budget: [u.name for u in units_within(model, RunBudget(budget, 6, 8, 96))]
         for budget in (10**4, 250, 1)
     }
     assert names[10**4] == list(model.linears)

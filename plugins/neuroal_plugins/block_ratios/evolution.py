@@ -10,13 +10,14 @@ import torch
 
 from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
 from neuroal_plugins.density import HIGHEST
+from neuroal_plugins.run_budget import RunBudget
 
-Levels = tuple[int, ...]
+Levels = tuple[int, ...]  # the level of every linear
 
 
 @dataclass(frozen=True, eq=False)
 class Evolution:
-    """(1 + n) evolution of the linears' ratios by swaps of equally many weights (EvoPress).
+    """(1 + n) evolution of the linears' ratios by swaps of an equal number of weights (EvoPress).
 
     Sieberling et al. 2024, arXiv:2410.14649, algorithm 1. Every linear stands at a level around
     the uniform ratio; one level is the same number of weights in every linear, so that one linear
@@ -54,26 +55,31 @@ class Evolution:
 
     @hookimpl
     def propose_block_ratios(
-        self, layout: Layout, sparsity: float, rng: torch.Generator
+        self, layout: Layout, sparsity: float, rng: torch.Generator, windows: int
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
         """Yield a generation per stage; the best-aligned on all windows wins."""
-        space = Space.around(layout, sparsity, self.step)
-        parent = space.start
-        (heard,) = yield Generation([space.proposal(parent, 0, 0)])
-        least = math.inf if heard.dropped else heard.misalignment
-        budget = Budget(self.block_runs, heard.block_runs, len(layout.blocks))
+        grid = LevelGrid.around(layout, sparsity, self.step)
+        parent = grid.uniform
+        (measured,) = yield Generation([grid.proposal(parent, 0, 0)])
+        least = math.inf if measured.dropped else measured.misalignment
+        price = measured.block_runs  # of the parent, and at most of its reference
+        left = math.inf if self.block_runs is None else self.block_runs - 2 * price
+        budget = RunBudget(left, len(layout.blocks), windows, price)
+        stages = (*zip(self.windows, self.survivors, strict=True), (None, 1))
         for generation in range(1, self.generations + 1):
-            pool = list(enumerate(space.offspring(parent, self.offspring, rng)))
-            for windows, keep in (*zip(self.windows, self.survivors, strict=True), (None, 1)):
-                pool = pool[: budget.affordable(windows)]
+            pool = list(enumerate(grid.offspring(parent, self.offspring, rng)))
+            for stage_windows, survivors in stages:
+                pool = pool[: budget.affordable(stage_windows)]
                 if not pool:
                     return None
-                proposals = [space.proposal(levels, generation, i) for i, levels in pool]
-                one = min(keep, len(pool)) == 1
-                costs = yield Generation(proposals, drop_early=one, windows=windows)
-                budget.spend(windows, costs)
+                costs = yield Generation(
+                    [grid.proposal(child, generation, i) for i, child in pool],
+                    drop_early=min(survivors, len(pool)) == 1,
+                    windows=stage_windows,
+                )
+                budget.pay(costs, stage_windows)
                 order = sorted(range(len(pool)), key=lambda i: _rank(costs[i]))
-                pool = [pool[i] for i in order[:keep]]
+                pool = [pool[i] for i in order[:survivors]]
             winner = costs[order[0]]
             if not winner.dropped and winner.misalignment <= least:
                 parent, least = pool[0][1], winner.misalignment
@@ -85,8 +91,8 @@ def _rank(cost: Measurement) -> tuple[bool, float]:
 
 
 @dataclass(frozen=True)
-class Space:
-    """The levels that the linears can take, and the ratios that they mean.
+class LevelGrid:
+    """The levels that linears can take, and the ratios that they mean.
 
     Attributes:
         names: Every linear, in order.
@@ -103,8 +109,8 @@ class Space:
     highest: Levels
 
     @classmethod
-    def around(cls, layout: Layout, sparsity: float, step: float) -> Space:
-        """Return the space whose levels are `step` of the smallest linear's weights apart."""
+    def around(cls, layout: Layout, sparsity: float, step: float) -> LevelGrid:
+        """Return levels that are `step` of the smallest linear's weights apart."""
         sizes = [linear.weights for linear in layout.linears.values()]
         steps = tuple(step * min(sizes) / size for size in sizes)
         room = max(HIGHEST - sparsity, 0.0)
@@ -117,7 +123,7 @@ class Space:
         )
 
     @property
-    def start(self) -> Levels:
+    def uniform(self) -> Levels:
         """Return the uniform allocation."""
         return (0,) * len(self.names)
 
@@ -131,14 +137,14 @@ class Space:
 
     def offspring(self, parent: Levels, count: int, rng: torch.Generator) -> list[Levels]:
         """Return up to `count` different offspring, none of them the parent; fewer if rare."""
-        found: dict[Levels, None] = {}
+        different: dict[Levels, None] = {}
         for _ in range(4 * count):
             child = self.mutate(parent, rng)
             if child != parent:
-                found[child] = None
-            if len(found) == count:
+                different[child] = None
+            if len(different) == count:
                 break
-        return list(found)
+        return list(different)
 
     def mutate(self, parent: Levels, rng: torch.Generator) -> Levels:
         """Return `parent` after min(r1, r2) swaps, fewer where no swap is left."""
@@ -163,34 +169,3 @@ class Space:
 
 def _draw(choices: Sequence[int], rng: torch.Generator) -> int:
     return choices[int(torch.randint(len(choices), (), generator=rng))]
-
-
-class Budget:
-    """Block runs that are left, and what one candidate costs on so many windows."""
-
-    def __init__(self, block_runs: int | None, price: int, blocks: int) -> None:
-        """Start after one candidate was measured on all windows for `price`.
-
-        The dense reference of a metric is counted once for every number of windows, needed or not;
-        on all windows it costs one run of every block, and `price` at most.
-        """
-        self._left = math.inf if block_runs is None else block_runs - 2 * price
-        self._blocks = blocks
-        self._highest = price
-        self._prices: dict[int | None, int] = {}
-
-    def affordable(self, windows: int | None) -> int | None:
-        """Return how many candidates still fit on so many windows; None for any number."""
-        if math.isinf(self._left):
-            return None
-        left = max(self._left - self._reference(windows), 0)
-        return int(left // max(self._prices.get(windows, self._highest), 1))
-
-    def spend(self, windows: int | None, costs: Sequence[Measurement]) -> None:
-        """Subtract what was measured; the price of a candidate is the highest heard so far."""
-        self._left -= sum(cost.block_runs for cost in costs) + self._reference(windows)
-        highest = max(cost.block_runs for cost in costs)
-        self._prices[windows] = max(self._prices.get(windows, 0), highest)
-
-    def _reference(self, windows: int | None) -> int:
-        return 0 if windows is None or windows in self._prices else self._blocks * windows

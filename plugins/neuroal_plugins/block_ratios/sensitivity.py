@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
-from neuroal_plugins.budgeted import RunBudget, Space, Unit, Vector
+from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
+from neuroal_plugins.density import HIGHEST
+from neuroal_plugins.run_budget import RunBudget
 
-Rated = tuple[float, Vector]  # misalignment on all search windows, ratios
+Ratios = Tensor  # float64 `(linears,)`
+Measured = tuple[float, Ratios]  # misalignment on all search windows, and what it is of
 SMALLEST_STEP, SMALLEST_PROBE = 0.002, 0.02
 
 
@@ -67,56 +69,89 @@ class Sensitivity:
         self, layout: Layout, sparsity: float, windows: int
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
         """Yield uniform, the start, and rounds until the budget ends; the best-aligned wins."""
-        space = Space(layout, sparsity)
+        uniform = Proposal(dict.fromkeys(layout.linears, sparsity), {"at": "uniform"})
         if sparsity == 0 or len(layout.linears) < 2:
-            return space.proposal(space.uniform, {"at": "uniform"})
-        (uniform,) = yield Generation([space.proposal(space.uniform, {"at": "uniform"})])
-        purse = RunBudget(
-            self.block_runs or int(self.candidates * 2 * len(layout.blocks) * windows),
-            len(layout.blocks),
-            windows,
-            uniform.block_runs,
-        )
-        purse.pay([uniform], windows)
-        best: Rated = (_cost(uniform), space.uniform)
-        units = space.units(purse)
-        search = _Search(self, space, purse, units)
-        if purse.fits(search.start_price, 1):
-            best = yield from search.begin(best)
+            return uniform
+        (measured,) = yield Generation([uniform])
+        blocks = len(layout.blocks)
+        total = self.block_runs or int(self.candidates * 2 * blocks * windows)
+        budget = RunBudget.with_reserve(total, blocks, windows, measured.block_runs)
+        search = _RatioSearch(self, layout, sparsity, budget)
+        if budget.fits(search.start_price, 1):
+            best = yield from search.begin(_cost(measured))
             yield from search.rounds(best)
         return None
 
 
-class _Search:
+@dataclass(frozen=True)
+class Unit:
+    """Linears whose ratios change together.
+
+    Attributes:
+        name: In the parameters of proposals.
+        members: Indices of its linears.
+        block: Index of their block.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    block: int
+
+
+def units_within(layout: Layout, budget: RunBudget) -> tuple[Unit, ...]:
+    """Return the finest units of which probes on one window cost half the budget at most.
+
+    They are linears, parts of blocks (attention, MLP) or, whatever these cost, blocks.
+    """
+    levels: tuple[Callable[[Linear], str], ...] = (
+        lambda x: x.name,
+        lambda x: f"{layout.blocks[x.block].name}.{x.part}",
+        lambda x: layout.blocks[x.block].name,
+    )
+    block_of = [x.block for x in layout.linears.values()]
+    units: tuple[Unit, ...] = ()
+    for level in levels:
+        members: dict[str, list[int]] = {}
+        for i, x in enumerate(layout.linears.values()):
+            members.setdefault(level(x), []).append(i)
+        units = tuple(Unit(name, tuple(m), block_of[m[0]]) for name, m in members.items())
+        if 2 * budget.probes([unit.block for unit in units], 1) <= budget.left:
+            break
+    return units
+
+
+class _RatioSearch:
     """The state that start and rounds share."""
 
     def __init__(
-        self, options: Sensitivity, space: Space, purse: RunBudget, units: tuple[Unit, ...]
+        self, options: Sensitivity, layout: Layout, sparsity: float, budget: RunBudget
     ) -> None:
         self.options = options
-        self.space = space
-        self.purse = purse
-        self.units = units
-        # (units, linears), and the share of all weights that each unit holds
-        self.members = torch.zeros(len(units), len(space.names), dtype=torch.float64)
-        for i, unit in enumerate(units):
+        self.names = tuple(layout.linears)
+        self.sparsity = sparsity
+        self.budget = budget
+        self.units = units_within(layout, budget)
+        self.changed = [unit.block for unit in self.units]
+        sizes = torch.tensor([x.weights for x in layout.linears.values()], dtype=torch.float64)
+        self.sizes = sizes / sizes.sum()  # (linears,)
+        self.members = torch.zeros(len(self.units), len(sizes), dtype=torch.float64)
+        for i, unit in enumerate(self.units):
             self.members[i, list(unit.members)] = 1
-        self.share = self.members @ space.share
-        self.windows = min(options.probe_windows, purse.windows)
-        while self.windows > 1 and 2 * purse.probes(units, self.windows) > purse.left:
+        self.share = self.members @ self.sizes  # (units,), of all weights
+        self.windows = min(options.probe_windows, budget.windows)
+        while self.windows > 1 and 2 * self.start_price > budget.left:
             self.windows -= 1
-        self.marginals: Vector | None = None
+        self.marginals: Tensor | None = None  # (units,)
 
     @property
     def start_price(self) -> int:
         """Return the price of the start's probes, at most."""
-        return self.purse.probes(self.units, self.windows)
+        return self.budget.probes(self.changed, self.windows)
 
-    def begin(self, best: Rated) -> Generator[Generation, list[Measurement], Rated]:
+    def begin(self, uniform: float) -> Generator[Generation, list[Measurement], Measured]:
         """Prune every unit alone, and go towards the prediction from that."""
-        space, sparsity = self.space, self.space.sparsity
         probes = [
-            space.proposal(self.members[i] * sparsity, {"only": unit.name})
+            self._proposal(self.members[i] * self.sparsity, {"only": unit.name})
             for i, unit in enumerate(self.units)
         ]
         damage = yield from self._probe(probes)
@@ -124,13 +159,14 @@ class _Search:
         damage = damage.clamp(min=max(float(damage.max()) / 1000, 1e-12))
         change = -(damage / self.share).log() / self.options.steepness
         change = change - (change * self.share).sum()
+        best = uniform, torch.full_like(self.sizes, self.sparsity)
         best, _ = yield from self._line(best, change, self.options.start, {"at": "start"})
         return best
 
-    def rounds(self, best: Rated) -> Generator[Generation, list[Measurement], None]:
+    def rounds(self, best: Measured) -> Generator[Generation, list[Measurement], None]:
         """Measure marginals around the best allocation and move against them, again and again."""
         step, number = self.options.step, 0
-        while step > SMALLEST_STEP or self.windows < self.purse.windows:
+        while step > SMALLEST_STEP or self.windows < self.budget.windows:
             number += 1
             while self.windows > 1 and not self._affordable(2):
                 self.windows -= 1
@@ -146,28 +182,28 @@ class _Search:
                 self.marginals = marginals * (self.options.steepness * moved).exp()
                 best, step = better, used
             else:
-                self.marginals = None if self.windows < self.purse.windows else marginals
-                self.windows = min(2 * self.windows, self.purse.windows)
+                self.marginals = None if self.windows < self.budget.windows else marginals
+                self.windows = min(2 * self.windows, self.budget.windows)
                 step = max(step / 3, SMALLEST_STEP)
 
     def _affordable(self, candidates: int) -> bool:
-        probes = self.purse.probes(self.units, self.windows, around=True)
-        return self.purse.fits(probes, candidates)
+        probes = self.budget.probes(self.changed, self.windows, reuse=True)
+        return self.budget.fits(probes, candidates)
 
     def _measure(
-        self, at: Vector, step: float, number: int
-    ) -> Generator[Generation, list[Measurement], Vector]:
+        self, at: Tensor, step: float, number: int
+    ) -> Generator[Generation, list[Measurement], Tensor]:
         """Return the damage per weight of pruning a little more of every unit."""
-        exact = self.windows == self.purse.windows  # no noise that a small change would drown in
+        exact = self.windows == self.budget.windows  # no noise that a small change would drown in
         little = min(max(step, SMALLEST_PROBE), self.options.probe) if exact else self.options.probe
         room = ((1 - self.members @ at / self.members.sum(dim=1)) / 2).clamp(max=little)
         moves = self.members * room.unsqueeze(1)  # (units, linears)
-        probes = [self.space.proposal(at, {"round": number, "at": "best"})]
+        probes = [self._proposal(at, {"round": number, "at": "best"})]
         probes += [
-            self.space.proposal((at + move).clamp(max=1), {"round": number, "more": u.name})
+            self._proposal((at + move).clamp(max=1), {"round": number, "more": u.name})
             for u, move in zip(self.units, moves, strict=True)
         ]
-        damage = yield from self._probe(probes, self.units)
+        damage = yield from self._probe(probes, reuse=True)
         marginals = (damage[1:] - damage[0]) / (room * self.share)
         if self.marginals is None:
             return marginals
@@ -175,8 +211,8 @@ class _Search:
         return memory * self.marginals + (1 - memory) * marginals
 
     def _line(
-        self, best: Rated, change: Vector, step: float, parameters: dict[str, Any]
-    ) -> Generator[Generation, list[Measurement], tuple[Rated, float]]:
+        self, best: Measured, change: Tensor, step: float, parameters: dict[str, Any]
+    ) -> Generator[Generation, list[Measurement], tuple[Measured, float]]:
         """Try 1 and 1/2 of `step` along a change, then 1/5 where both fail, or (in rounds) twice.
 
         Returns the best so far and the step that led to it, 0 if none did.
@@ -192,45 +228,62 @@ class _Search:
 
     def _steps(
         self,
-        best: Rated,
-        at: Vector,
-        direction: Vector,
+        best: Measured,
+        at: Tensor,
+        direction: Tensor,
         steps: Sequence[float],
         parameters: dict[str, Any],
-    ) -> Generator[Generation, list[Measurement], tuple[Rated, float]]:
+    ) -> Generator[Generation, list[Measurement], tuple[Measured, float]]:
         """Measure as many of the steps as can be paid; 0 is returned where none is better."""
         used = 0.0
-        steps = [step for k, step in enumerate(steps, 1) if self.purse.fits(0, k)]
+        steps = [step for k, step in enumerate(steps, 1) if self.budget.fits(0, k)]
         if not steps:
             return best, used
-        tried = [self.space.project(at + step * direction) for step in steps]
+        tried = [self._projected(at + step * direction) for step in steps]
         proposals = [
-            self.space.proposal(ratios, parameters | {"step": round(step, 6)})
+            self._proposal(ratios, parameters | {"step": round(step, 6)})
             for ratios, step in zip(tried, steps, strict=True)
         ]
-        heard = yield Generation(proposals, drop_early=len(proposals) == 1)
-        self.purse.pay(heard, self.purse.windows)
-        for ratios, cost, step in zip(tried, map(_cost, heard), steps, strict=True):
+        measured = yield Generation(proposals, drop_early=len(proposals) == 1)
+        self.budget.pay(measured)
+        for ratios, cost, step in zip(tried, map(_cost, measured), steps, strict=True):
             if cost < best[0]:
                 best, used = (cost, ratios), step
         return best, used
 
     def _probe(
-        self, probes: list[Proposal], around: Sequence[Unit] = ()
-    ) -> Generator[Generation, list[Measurement], Vector]:
-        """Return the damages; those of changed units are measured around the first probe."""
-        heard = yield Generation(
-            probes, windows=self.windows, probe=True, reuse_first_weights=bool(around)
+        self, probes: list[Proposal], reuse: bool = False
+    ) -> Generator[Generation, list[Measurement], Tensor]:
+        """Return the damages; the weights of the first probe may be reused by the others."""
+        measured = yield Generation(
+            probes, windows=self.windows, probe=True, reuse_first_weights=reuse
         )
-        self.purse.pay(heard, self.windows, around)
-        return torch.tensor([_cost(m) for m in heard], dtype=torch.float64)
+        self.budget.pay(measured, self.windows, self.changed if reuse else ())
+        return torch.tensor([_cost(m) for m in measured], dtype=torch.float64)
+
+    def _projected(self, ratios: Ratios) -> Ratios:
+        """Return ratios shifted by one constant and clipped to [0, 0.99], of the wanted mean.
+
+        `neuroal.project` is this to the last bit but one. Here 60 halvings are kept, so that runs
+        repeat: 1e-16 in a ratio may become another candidate some rounds later.
+        """
+        highest = max(HIGHEST, self.sparsity)
+        low, high = -float(ratios.max()), highest - float(ratios.min())
+        for _ in range(60):
+            middle = (low + high) / 2
+            reached = ((ratios + middle).clamp(0, highest) * self.sizes).sum()
+            low, high = (middle, high) if reached < self.sparsity else (low, middle)
+        return (ratios + high).clamp(0, highest)
+
+    def _proposal(self, ratios: Ratios, parameters: dict[str, Any]) -> Proposal:
+        return Proposal(dict(zip(self.names, ratios.tolist(), strict=True)), parameters)
 
 
 def _cost(measurement: Measurement) -> float:
     return math.inf if measurement.dropped else measurement.misalignment
 
 
-def _weighted_median(values: Vector, weights: Vector) -> Tensor:
+def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     order = values.argsort()
     middle = torch.searchsorted(weights[order].cumsum(0), weights.sum() / 2)
     return values[order[min(int(middle), len(order) - 1)]]

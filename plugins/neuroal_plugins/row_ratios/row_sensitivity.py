@@ -23,9 +23,9 @@ from neuroal import (
     hookimpl,
     option,
 )
-from neuroal_plugins.budgeted import RunBudget, Unit
 from neuroal_plugins.heads import Heads
 from neuroal_plugins.row_ratios.neuroal import Neuroal
+from neuroal_plugins.run_budget import RunBudget
 
 Score = Literal["reads", "own", "lost", "norm"]
 Side = tuple[str, Literal["rows", "inputs"]]  # of a linear
@@ -131,10 +131,9 @@ class RowSensitivity:
     ) -> Generator[Generation, list[Measurement], None]:
         """Yield the grid, and rounds of probes and moves; the best-aligned wins."""
         (alike,) = yield Generation([Proposal(dict(base), {"rows": "alike"})])
-        purse = RunBudget(
-            int(self.candidates * alike.block_runs), len(layout.blocks), windows, alike.block_runs
-        )
-        purse.pay([alike], windows)
+        price = alike.block_runs
+        total = int(self.candidates * price)
+        budget = RunBudget.with_reserve(total, len(layout.blocks), windows, price)
         known: dict[Side, Scores] = {}
         for name, scores in row_scores(layout, deviation, measurements).items():
             known[name, "rows"] = scores
@@ -142,7 +141,7 @@ class RowSensitivity:
             if norm is not None:
                 known[name, "inputs"] = {"norm": norm}
         if known:
-            yield from _Search(self, layout, base, known, purse).run()
+            yield from _Search(self, layout, base, known, budget).run()
 
 
 class _Search:
@@ -154,16 +153,16 @@ class _Search:
         layout: Layout,
         base: Mapping[str, float],
         known: Mapping[Side, Scores],
-        purse: RunBudget,
+        budget: RunBudget,
     ) -> None:
         self.options = options
         self.base = dict(base)
         self.known = known
-        self.purse = purse
+        self.budget = budget
         self.along = {side: _orthogonal(scores) for side, scores in known.items()}
         self.moves = [(side, s) for side, scores in self.along.items() for s in scores]
         self.blocks = {name: layout.linears[name].block for name, _ in known}
-        self.few = min(options.probe_windows, purse.windows)
+        self.few = min(options.probe_windows, budget.windows)
         self.damping = 0.0
 
     def run(self) -> Generator[Generation, list[Measurement], None]:
@@ -197,13 +196,13 @@ class _Search:
 
     def _pays(self, tried: int) -> bool:
         """Return whether so many candidates on few windows, and one on all, can be paid."""
-        return self.purse.fits(0, 1 + math.ceil(tried * self.few / self.purse.windows))
+        return self.budget.fits(0, 1 + math.ceil(tried * self.few / self.budget.windows))
 
     def _first(
         self, grid: Sequence[Exponents], norms: Sequence[float]
     ) -> Generator[Generation, list[Measurement], Rated]:
         """Return the best of exponents that all linears share, measured on all windows."""
-        seen = self.few if self.few < self.purse.windows else None
+        seen = self.few if self.few < self.budget.windows else None
         cost, best = yield from self._best_of(grid, seen)
         if norms:
             weighed: list[Exponents] = [{**best, "norm": x} for x in norms]
@@ -231,35 +230,35 @@ class _Search:
 
     def _affordable(self) -> bool:
         """Return whether probes both ways along every move, and two steps, can be paid."""
-        units = [self._unit(move) for move in self.moves for _ in (1, -1)]
-        begins = math.ceil(len(units) / (TOGETHER - 1)) * self.purse.probes((), self.few)
-        return self.purse.fits(self.purse.probes(units, self.few, around=True) + begins, 2)
+        changed = [self._block(move) for move in self.moves for _ in (1, -1)]
+        begins = math.ceil(len(changed) / (TOGETHER - 1)) * self.budget.probes((), self.few)
+        return self.budget.fits(self.budget.probes(changed, self.few, reuse=True) + begins, 2)
 
     def _probe(
         self, at: Logs, number: int
     ) -> Generator[Generation, list[Measurement], list[float]]:
         """Return the damages of no move, then of every move up and down in turn."""
         best = self._proposal(at, {"round": number, "at": "best"})
-        probes: list[tuple[Proposal, Unit]] = []
+        probes: list[tuple[Proposal, int]] = []
         for move, sign in ((move, sign) for move in self.moves for sign in (1, -1)):
             by = sign * self.options.probe
             told = {"round": number, "only": move[0][0], "score": move[1], "by": by}
             made = self._proposal(self._moved(at, {move: by}), told)
-            probes.append((made, self._unit(move)))
+            probes.append((made, self._block(move)))
         here, damages = 0.0, list[float]()
         for k in range(0, len(probes), TOGETHER - 1):
-            some, units = zip(*probes[k : k + TOGETHER - 1], strict=True)
+            some, changed = zip(*probes[k : k + TOGETHER - 1], strict=True)
             heard = yield Generation(
                 [best, *some], windows=self.few, probe=True, reuse_first_weights=True
             )
-            self.purse.pay(heard, self.few, units)
+            self.budget.pay(heard, self.few, changed)
             here, *more = (m.misalignment for m in heard)
             damages += more
         return [here, *damages]
 
-    def _unit(self, move: Move) -> Unit:
-        (name, _), score = move
-        return Unit(f"{name} {score}", (), self.blocks[name])
+    def _block(self, move: Move) -> int:
+        (name, _), _ = move
+        return self.blocks[name]
 
     def _differences(self, damages: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return slope and bend of every move `(moves,)`, from what `_probe` returns."""
@@ -281,7 +280,7 @@ class _Search:
         """Return the best share of a step: of two, and further ones while an end is the best."""
         at, costs = best[1], dict[float, float]()
         wanted = [self.options.share, self.options.share / RATIO]
-        while wanted and self.purse.fits(0, len(wanted)):
+        while wanted and self.budget.fits(0, len(wanted)):
             tried = [self._moved(at, {m: x * by for m, by in step.items()}) for x in wanted]
             told = [{"round": number, "share": round(x, 6)} for x in wanted]
             found = yield from self._ask(tried, told)
@@ -301,7 +300,7 @@ class _Search:
         heard = yield Generation(
             made, drop_early=len(made) == 1, windows=seen, probe=seen is not None
         )
-        self.purse.pay(heard, seen or self.purse.windows)
+        self.budget.pay(heard, seen or self.budget.windows)
         return [m.misalignment for m in heard]
 
     def _proposal(self, logs: Logs, told: dict[str, Any]) -> Proposal:
