@@ -17,6 +17,7 @@ from neuroal.options import values as option_values
 from neuroal.types import Budget, Comparison, Pattern
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+TOP_UP_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # that a top-up decides
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ import click
 from click.core import ParameterSource
 
 from neuroal.errors import UsageError
-from neuroal.recipe import Recipe
+from neuroal.recipe import TOP_UP_ROLES, Recipe
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
-_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
 # What decides which plugins a run uses.
-_CHOOSE = frozenset({"pruner", "top_up", "allocation", "pattern", "comparison", *_ROLES})
+_CHOOSE = frozenset({"pruner", "top_up", "allocation", "pattern", "comparison", *TOP_UP_ROLES})
 
 
 def read_recipe(file: str | None) -> Mapping[str, Any] | None:
@@ -81,7 +80,7 @@ def default_out(recipe: Recipe) -> str:
     model = str(recipe.model)
     parts = [Path(model).resolve().name if Path(model).is_dir() else model, recipe.pruner]
     parts.append(recipe.top_up if recipe.allocation is None else "allocation")
-    for role in _ROLES:
+    for role in TOP_UP_ROLES:
         choice = getattr(recipe, role)
         parts += choice if isinstance(choice, tuple) else [choice]
     pattern = recipe.parsed_pattern()

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -49,6 +49,12 @@ class TaskScore:
     version: str
     sha256: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, but for the name: first the metrics, each by its name."""
+        values = asdict(self)
+        del values["name"]
+        return {**values.pop("metrics"), **values}
+
 
 @dataclass(frozen=True)
 class ZeroShot:
@@ -78,17 +84,7 @@ class ZeroShot:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        tasks = {
-            x.name: {
-                **x.metrics,
-                "metric": x.metric,
-                "examples": x.examples,
-                "few_shot": x.few_shot,
-                "version": x.version,
-                "sha256": x.sha256,
-            }
-            for x in self.tasks
-        }
+        tasks = {x.name: x.to_json() for x in self.tasks}
         groups = {"groups": {k: dict(v) for k, v in self.groups.items()}} if self.groups else {}
         return {
             "tasks": tasks,

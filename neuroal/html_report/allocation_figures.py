@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,10 +140,31 @@ def row_ratios(run: FinishedRun) -> Figure:
         if name in run.ratios:
             by_kind.setdefault(kind, []).append(run.ratios[name].double().flatten())
     rows = {kind: torch.cat(ratios) for kind, ratios in by_kind.items()}
-    kinds = list(rows)
     lowest = min(float(x.min()) for x in rows.values())
     highest = max(float(x.max()) for x in rows.values())
-    low, high = lowest, highest
+    ends = f"from {percent(lowest)} to {percent(highest)}"
+    caption = (
+        f"How the wanted ratios of {sum(map(len, rows.values())):,} rows are spread, over all "
+        f"blocks: {ends}. The tallest bar of every linear has the same height."
+    )
+    if all(x.numel() == 1 for x in run.ratios.values()):
+        own = "Every row of a linear has the linear's own ratio"
+        if run.weighed:
+            own = "The rows of a linear compete for its ratio, weighed by their importance"
+        caption = (
+            f"{own}: what is spread here are the ratios of {len(run.ratios)} linears over the "
+            f"blocks, {ends}."
+        )
+    headers = ("linear", "rows", "lowest", "5%", "median", "95%", "highest")
+    table = [
+        (kind, len(x), *np.quantile(x.numpy(), _QUANTILES).tolist()) for kind, x in rows.items()
+    ]
+    return Figure(title, caption, _ridges(rows, lowest, highest), Table(headers, table))
+
+
+def _ridges(rows: Mapping[str, Tensor], low: float, high: float) -> Spec:
+    """Return a histogram per kind of linear, one above the other, the first on top."""
+    kinds = list(rows)
     if high - low < 0.02:  # one ratio is a bar, not a page of it
         low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)
     step = (high - low) / _BINS
@@ -155,7 +176,6 @@ def row_ratios(run: FinishedRun) -> Figure:
             {"kind": kind, "x": low + i * step, "y": base, "top": base + height}
             for i, height in enumerate(heights)
         ]
-    names = json.dumps(kinds[::-1])
     x = {
         "field": "x",
         "type": "quantitative",
@@ -165,7 +185,7 @@ def row_ratios(run: FinishedRun) -> Figure:
     }
     axis = {
         "values": list(range(len(kinds))),
-        "labelExpr": f"{names}[datum.value]",
+        "labelExpr": f"{json.dumps(kinds[::-1])}[datum.value]",
         **{"ticks": False, "domain": False, "labelColor": INK, "title": None},
     }
     y = {"type": "quantitative", "scale": {"domain": [0, len(kinds)], "nice": False}, "axis": axis}
@@ -174,7 +194,7 @@ def row_ratios(run: FinishedRun) -> Figure:
         "interpolate": "step-after",
         "line": {"strokeWidth": 1, "color": SERIES[0]},
     }
-    spec = {
+    return {
         **fitted(HALF, 60 + min(36, max(12, 720 // len(kinds))) * len(kinds)),
         "data": {"values": ridges},
         "mark": area | {"fillOpacity": 0.45, "color": SERIES[0]},
@@ -185,21 +205,3 @@ def row_ratios(run: FinishedRun) -> Figure:
             "detail": {"field": "kind"},
         },
     }
-    caption = (
-        f"How the wanted ratios of {sum(map(len, rows.values())):,} rows are spread, over all "
-        f"blocks: from {percent(lowest)} to {percent(highest)}. The tallest bar of every linear "
-        "has the same height."
-    )
-    if all(x.numel() == 1 for x in run.ratios.values()):
-        own = "Every row of a linear has the linear's own ratio"
-        if run.weighed:
-            own = "The rows of a linear compete for its ratio, weighed by their importance"
-        caption = (
-            f"{own}: what is spread here are the ratios of {len(run.ratios)} linears over the "
-            f"blocks, from {percent(lowest)} to {percent(highest)}."
-        )
-    headers = ("linear", "rows", "lowest", "5%", "median", "95%", "highest")
-    table = [
-        (kind, len(x), *np.quantile(x.numpy(), _QUANTILES).tolist()) for kind, x in rows.items()
-    ]
-    return Figure(title, caption, spec, Table(headers, table))

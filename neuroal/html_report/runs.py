@@ -12,10 +12,9 @@ from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
 from neuroal.html_report.section import Details, Fact, Section
 from neuroal.html_report.walk_figures import input_norms, phases
+from neuroal.recipe import TOP_UP_ROLES
 from neuroal.run.model_card import model_title
 from neuroal.units import duration, number, percent, size
-
-_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # what a top-up decides
 
 
 def run_section(run: FinishedRun) -> Section:
@@ -47,7 +46,7 @@ def method(recipe: Mapping[str, Any]) -> str:
     """Return what a recipe prunes by, in a few words: `wanda + neuroal`."""
     decided = recipe["top_up"] if recipe.get("allocation") is None else "a given allocation"
     others = []
-    for role in _ROLES:
+    for role in TOP_UP_ROLES:
         choice = recipe.get(role)
         if choice is not None:
             names = ", ".join(choice) if isinstance(choice, list) else choice

@@ -91,17 +91,11 @@ def _score(contest: Contest, cell: MeanScore | None) -> ShownScore | None:
 def _lead(results: StudyResults) -> str:
     asked = [case["case"] for case in results.cases if case["case"]["pruner"] is not None]
     parts = []
-    for key, word in (
-        ("model", "model"),
-        ("pruner", "pruner"),
-        ("top_up", "top-up"),
-        ("sparsity", "sparsity"),
-        ("pattern", "pattern"),
-        ("seed", "seed"),
-    ):
+    for key in ("model", "pruner", "top_up", "sparsity", "pattern", "seed"):
         count = len({case[key] for case in asked})
         if count > 1 or key in ("model", "pruner", "top_up"):
-            plural = {"sparsity": "sparsities"}.get(word, f"{word}s")
+            word = key.replace("_", "-")
+            plural = "sparsities" if key == "sparsity" else f"{word}s"
             parts.append(f"{count} {word if count == 1 else plural}")
     return " × ".join(parts) + "."
 

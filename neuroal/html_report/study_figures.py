@@ -108,67 +108,71 @@ def _panels(contest: Contest, field: str, order: Sequence[Any]) -> Spec:
 
 def against_sparsity(contest: Contest) -> Figure:
     """Return the scores of every top-up against the sparsity, a panel per pruner."""
+    finite = [c for c in contest.cells if math.isfinite(c.mean)]
     values: list[dict[str, Any]] = []
     spread: list[dict[str, Any]] = []
-    for c in contest.cells:
-        if math.isfinite(c.mean):
-            text = f"{c.pruner} + {c.top_up}, {percent(c.sparsity, 0)}: "
-            text += contest.shown(c.mean, c.deviation)
-            place = {"pruner": c.pruner, "method": c.top_up, "x": c.sparsity}
-            values.append(place | {"y": c.mean, "text": text})
-            if c.deviation and math.isfinite(c.deviation):
-                low, high = c.mean - c.deviation, c.mean + c.deviation
-                spread.append(place | {"low": max(low, 1e-9), "high": high})
-    xs = contest.sparsities
+    for c in finite:
+        text = f"{c.pruner} + {c.top_up}, {percent(c.sparsity, 0)}: "
+        text += contest.shown(c.mean, c.deviation)
+        place = {"pruner": c.pruner, "method": c.top_up, "x": c.sparsity}
+        values.append(place | {"y": c.mean, "text": text})
+        if c.deviation and math.isfinite(c.deviation):
+            low, high = c.mean - c.deviation, c.mean + c.deviation
+            spread.append(place | {"low": max(low, 1e-9), "high": high})
     if contest.dense is not None and math.isfinite(contest.dense.mean):
         text = f"dense: {contest.shown(contest.dense.mean)}"
         values += [
             {"pruner": p, "method": _DENSE, "x": x, "y": contest.dense.mean, "text": text}
             for p in contest.pruners
-            for x in xs
+            for x in contest.sparsities
         ]
-    methods = [*contest.top_ups, _DENSE]
-    looks = _looks(methods)
+    facet = _panels(contest, "pruner", contest.pruners)
+    inner = {"width": facet.pop("width"), "height": 260, "layer": _sparsity_layers(contest)}
+    spec = {"data": {"values": values + spread}, **facet, "spec": inner}
+    most = contest.sparsities[-1]
+    caption = f"Best at {percent(most, 0)}: " + "; ".join(
+        f"{c.pruner} + {c.top_up}, {contest.shown(c.mean, c.deviation)}"
+        for c in contest.cells
+        if c.best and c.sparsity == most
+    )
+    if contest.dense is not None:
+        caption += f". Dense: {contest.shown(contest.dense.mean)}"
+    lost = len(contest.cells) - len(finite)
+    if lost:
+        caption += f". Not drawn, since not finite: {lost} of {len(contest.cells)} scores"
+    title = f"{contest.measure.capitalize()} against sparsity: {contest.name}"
+    return Figure(title, f"{caption}.", spec, _numbers(contest, ()), wide=True)
+
+
+def _sparsity_layers(contest: Contest) -> list[Spec]:
+    """Return a line per method, bars of its deviations, and its points."""
+    looks = _looks([*contest.top_ups, _DENSE])
     x = {
         "field": "x",
         "type": "quantitative",
         "title": "sparsity",
         "scale": {"zero": False, "nice": False, "padding": 16},
-        "axis": {"values": xs, "format": ".0%", "grid": False},
+        "axis": {"values": contest.sparsities, "format": ".0%", "grid": False},
     }
-    y = contest.scale()
-    facet = _panels(contest, "pruner", contest.pruners)
-    line: Spec = {
-        "mark": {"type": "line"},
-        "encoding": {"x": x, "y": {"field": "y", **y}, **looks("color"), **looks("strokeDash")},
-    }
-    bars: Spec = {
-        "mark": {"type": "rule", "strokeWidth": 1.5},
-        "encoding": {"x": {**x, "field": "x"}, **looks("color")}
-        | {"y": {"field": "low", **y}, "y2": {"field": "high"}},
-    }
-    points: Spec = {
-        "transform": [{"filter": "datum.method != 'dense' && isValid(datum.y)"}],
-        "mark": {"type": "point", "filled": True, "opacity": 1, "size": 48},
-        "encoding": {"x": x, "y": {"field": "y", **y}, **looks("color"), **looks("shape")}
-        | {"description": {"field": "text"}},
-    }
-    inner = {"width": facet.pop("width"), "height": 260, "layer": [line, bars, points]}
-    spec = {"data": {"values": values + spread}, **facet, "spec": inner}
-    best = [c for c in contest.cells if c.best]
-    most = max(xs)
-    at_most = [c for c in best if c.sparsity == most]
-    caption = "Best at " + percent(most, 0) + ": "
-    caption += "; ".join(
-        f"{c.pruner} + {c.top_up}, {contest.shown(c.mean, c.deviation)}" for c in at_most
-    )
-    if contest.dense is not None:
-        caption += f". Dense: {contest.shown(contest.dense.mean)}"
-    lost = len(contest.cells) - sum(v["method"] != _DENSE for v in values)
-    if lost:
-        caption += f". Not drawn, since not finite: {lost} of {len(contest.cells)} scores"
-    title = f"{contest.measure.capitalize()} against sparsity: {contest.name}"
-    return Figure(title, f"{caption}.", spec, _numbers(contest, ()), wide=True)
+    scale = contest.scale()
+    y = {"field": "y", **scale}
+    return [
+        {
+            "mark": {"type": "line"},
+            "encoding": {"x": x, "y": y, **looks("color"), **looks("strokeDash")},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {"x": x, **looks("color")}
+            | {"y": {"field": "low", **scale}, "y2": {"field": "high"}},
+        },
+        {
+            "transform": [{"filter": "datum.method != 'dense' && isValid(datum.y)"}],
+            "mark": {"type": "point", "filled": True, "opacity": 1, "size": 48},
+            "encoding": {"x": x, "y": y, **looks("color"), **looks("shape")}
+            | {"description": {"field": "text"}},
+        },
+    ]
 
 
 def _looks(methods: Sequence[str]) -> Any:
@@ -217,6 +221,25 @@ def against_time(contest: Contest) -> Figure | None:
         }
         for c in known
     ]
+    facet = _panels(contest, "panel", [percent(s, 0) for s in contest.sparsities])
+    inner = {"width": facet.pop("width"), "height": 240, "layer": _time_layers(contest)}
+    own_scale = {"resolve": {"scale": {"y": "independent"}}}
+    spec = {"data": {"values": values}, **facet, "spec": inner, **own_scale}
+    most = contest.sparsities[-1]
+    steps = "; ".join(
+        f"{c.pruner} + {c.top_up} ({contest.shown(c.mean)} in {duration(c.seconds or 0)})"
+        for c in fronts[most]
+    )
+    caption = (
+        "The dotted line is the Pareto front: no method is both faster and better. At "
+        f"{percent(most, 0)}: {steps}."
+    )
+    title = f"{contest.measure.capitalize()} against time: {contest.name}"
+    return Figure(title, caption, spec, _numbers(contest, on_front), wide=True)
+
+
+def _time_layers(contest: Contest) -> list[Spec]:
+    """Return the Pareto front as steps, and a point per method."""
     x = {
         "field": "x",
         "type": "quantitative",
@@ -246,21 +269,7 @@ def against_time(contest: Contest) -> Figure | None:
         "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "size": size}
         | {"description": {"field": "text"}},
     }
-    facet = _panels(contest, "panel", [percent(s, 0) for s in contest.sparsities])
-    inner = {"width": facet.pop("width"), "height": 240, "layer": [step, points]}
-    own_scale = {"resolve": {"scale": {"y": "independent"}}}
-    spec = {"data": {"values": values}, **facet, "spec": inner, **own_scale}
-    most = contest.sparsities[-1]
-    steps = "; ".join(
-        f"{c.pruner} + {c.top_up} ({contest.shown(c.mean)} in {duration(c.seconds or 0)})"
-        for c in fronts[most]
-    )
-    caption = (
-        "The dotted line is the Pareto front: no method is both faster and better. At "
-        f"{percent(most, 0)}: {steps}."
-    )
-    title = f"{contest.measure.capitalize()} against time: {contest.name}"
-    return Figure(title, caption, spec, _numbers(contest, on_front), wide=True)
+    return [step, points]
 
 
 def _numbers(contest: Contest, on_front: Any) -> Table:

@@ -21,9 +21,10 @@ from neuroal.data.source import parse_source
 from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
-from neuroal.recipe import Recipe
+from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry
 
+_SHARED = ("budget", "comparison", "skip_indivisible", "requires")  # by all cases
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
 
 
@@ -151,17 +152,11 @@ def _combinations(study: Study, plain: Recipe) -> Iterator[tuple[dict[str, Any],
             plain,
             pruner=pruner.name,
             top_up=top_up.name,
-            block_ratios=top_up.block_ratios,
-            row_ratios=top_up.row_ratios,
-            alignment=top_up.alignment,
-            refiner=top_up.refiner,
             pattern=pattern,
             sparsity=sparsity,
             seed=seed,
-            budget=study.budget,
-            comparison=study.comparison,
-            skip_indivisible=study.skip_indivisible,
-            requires=study.requires,
+            **{role: getattr(top_up, role) for role in TOP_UP_ROLES},
+            **{key: getattr(study, key) for key in _SHARED},
         )
         labels = {
             "pruner": pruner.label,
