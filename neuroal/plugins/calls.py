@@ -108,7 +108,7 @@ class Plugin:
         """Return the statistics that the plugin's hooks read; empty where it names none.
 
         Raises:
-            PluginError: The answer is no set of names and accumulators.
+            PluginError: The answer is not a set of names and accumulators.
         """
         if not self.has("required_statistics"):
             return frozenset()
@@ -186,9 +186,10 @@ class Plugin:
         try:
             yield
         except (Exception, SystemExit) as error:
-            said = f"{one_line(error)}{self._line(error)}"
-            told = isinstance(error, NeuroalError)  # which ends in a cure
-            raise self.error(hook, said if told else f"{said}: {self.cure}") from error
+            problem = f"{one_line(error)}{self._line(error)}"
+            if not isinstance(error, NeuroalError):  # which ends in a cure
+                problem = f"{problem}: {self.cure}"
+            raise self.error(hook, problem) from error
         for label, tensor, version in before:
             if _version(tensor) != version:
                 raise self.error(hook, f"wrote to its input '{label}': work on a copy (clone())")

@@ -1,4 +1,4 @@
-"""What is checked of a pruner's and a refiner's answers, and how what is wrong is told."""
+"""What is checked of a pruner's and a refiner's answers, and the errors that say what is wrong."""
 
 from __future__ import annotations
 

@@ -50,12 +50,12 @@ def values_problem(plugin: Any) -> str | None:
 
 def hooks(kind: type) -> dict[str, str]:
     """Return the hooks of a class: the name of the hook to the name of the method marked as it."""
-    found = {}
+    names = {}
     for method in dir(kind):
         mark = getattr(_function(kind, method), _MARK, None)
         if isinstance(mark, Mapping):
-            found[mark.get("specname") or method] = method
-    return found
+            names[mark.get("specname") or method] = method
+    return names
 
 
 @cache
@@ -81,9 +81,9 @@ def _class_problem(kind: type) -> str | None:
 def _hooks_problem(role: Role, kind: type) -> str | None:
     marked = hooks(kind)
     for hook, method in marked.items():
-        found = _hook_problem(role, kind, hook, method)
-        if found:
-            return found
+        problem = _hook_problem(role, kind, hook, method)
+        if problem:
+            return problem
     for hook in role.hooks:
         if hook not in marked and _function(kind, hook) is not None:
             return f"method {hook} is not marked: put @hookimpl (from neuroal) above it"

@@ -34,7 +34,7 @@ class _BlockAnswers:
 
 @dataclass(frozen=True, eq=False)
 class SharedMeasurements:
-    """Calibration windows, and the answers of `measure_block` about the dense model.
+    """Calibration windows and answers of `measure_block`, which runs on one dense model share.
 
     Give one object to all runs of one model, each of which begins with its dense weights: a result
     is the same as without. A run that finds an answer here reports the seconds and block runs that
@@ -42,7 +42,7 @@ class SharedMeasurements:
     """
 
     _windows: dict[str, Windows] = field(default_factory=dict)
-    _measured: dict[str, _BlockAnswers] = field(default_factory=dict)
+    _answers: dict[str, _BlockAnswers] = field(default_factory=dict)
 
     def windows(self, recipe: Recipe, make: Callable[[], Windows]) -> Windows:
         """Return the windows of a recipe's calibration, made now or by an earlier run."""
@@ -75,19 +75,19 @@ class SharedMeasurements:
             team: The processes that share the windows.
         """
         keys = {p: json.dumps([p.provenance(), data.sha256], sort_keys=True) for p in plugins}
-        new = [p for p in plugins if keys[p] not in self._measured]
+        unknown = [p for p in plugins if keys[p] not in self._answers]
         before = walker.block_runs
-        if new:
+        if unknown:
             start = time.perf_counter()
-            answers = measure_blocks(walker, walker.inputs(data.ids, team=team), new, open_tick())
-            seconds = time.perf_counter() - start
-            for plugin, answer in zip(new, answers, strict=True):
-                made = _BlockAnswers(answer, seconds, walker.block_runs - before)
-                self._measured[keys[plugin]] = made
-        found = {p: self._measured[key] for p, key in keys.items()}
+            inputs = walker.inputs(data.ids, team=team)
+            answers = measure_blocks(walker, inputs, unknown, open_tick())
+            seconds, block_runs = time.perf_counter() - start, walker.block_runs - before
+            for plugin, answer in zip(unknown, answers, strict=True):
+                self._answers[keys[plugin]] = _BlockAnswers(answer, seconds, block_runs)
+        known = {p: self._answers[key] for p, key in keys.items()}
         # One walk serves all plugins: together they cost what the dearest costs.
-        walker.block_runs = before + max(m.block_runs for m in found.values())
-        return {p: m.answers for p, m in found.items()}, max(m.seconds for m in found.values())
+        walker.block_runs = before + max(x.block_runs for x in known.values())
+        return {p: x.answers for p, x in known.items()}, max(x.seconds for x in known.values())
 
 
 def measure_blocks(

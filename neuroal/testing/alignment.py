@@ -36,9 +36,9 @@ class AlignmentConformance(Conformance):
     def test_is_a_number(self, plugin: Any) -> None:
         """Its answer is one finite number: a floating tensor without dimensions."""
         p = self.load(plugin)
-        for name, given in _situations(p):
+        for name, arguments in _situations(p):
             with situation(name):
-                value = _ask(p, given)
+                value = _ask(p, arguments)
                 expect(isinstance(value, Tensor), f"returned {type(value).__name__}, not a tensor")
                 expect(value.dim() == 0, f"returned shape {tuple(value.shape)}, not a 0-d tensor")
                 expect(value.is_floating_point(), f"returned {value.dtype}, not floating")
@@ -47,23 +47,23 @@ class AlignmentConformance(Conformance):
     def test_is_never_negative(self, plugin: Any) -> None:
         """Its answer is 0 or more, rounding included."""
         p = self.load(plugin)
-        for name, given in (*_situations(p), *_same(p)):
+        for name, arguments in (*_situations(p), *_same(p)):
             with situation(name):
-                value = float(_ask(p, given))
+                value = float(_ask(p, arguments))
                 expect(not value < 0, f"returned {value:g}, which is below 0")
 
     def test_same_is_zero(self, plugin: Any) -> None:
         """The misalignment of a thing with itself is 0."""
         p = self.load(plugin)
-        for name, given in _same(p):
+        for name, arguments in _same(p):
             with situation(name):
-                value = float(_ask(p, given))
+                value = float(_ask(p, arguments))
                 expect(not abs(value) > self.tolerance, f"returned {value:g} for what is the same")
 
     def test_tells_apart(self, plugin: Any) -> None:
         """Something that differs is further away than the same."""
         p = self.load(plugin)
-        values = [float(_ask(p, given)) for _, given in _situations(p)]
+        values = [float(_ask(p, arguments)) for _, arguments in _situations(p)]
         expect(any(v > self.tolerance for v in values), "finds no difference between any two runs")
 
     def test_averages_windows(self, plugin: Any) -> None:
@@ -71,13 +71,13 @@ class AlignmentConformance(Conformance):
         p = self.load(plugin)
         if not p.has("measure_output"):
             raise skip("the plugin has no measure_output")
-        for name, given in _situations(p):
-            every = zip(given["dense_logits"], given["pruned_logits"], strict=True)
+        for name, arguments in _situations(p):
+            every = zip(arguments["dense_logits"], arguments["pruned_logits"], strict=True)
             parts = [
                 float(_ask(p, {"dense_logits": a[None], "pruned_logits": b[None]}))
                 for a, b in every
             ]
-            mean, whole = sum(parts) / len(parts), float(_ask(p, given))
+            mean, whole = sum(parts) / len(parts), float(_ask(p, arguments))
             close = not abs(whole - mean) > 1e-3 * abs(mean) + self.tolerance
             expect(close, f"returned {whole:g}, and {mean:g} on average over windows ({name})")
 
@@ -86,17 +86,17 @@ class AlignmentConformance(Conformance):
         p = self.load(plugin)
         expect_repeatable(lambda: _ask(p, next(_situations(p))[1]), _hook(p))
         first = list(content(_ask(p, next(_situations(p))[1])))
-        for _, given in _situations(p):
-            _ask(p, given)
+        for _, arguments in _situations(p):
+            _ask(p, arguments)
         again = list(content(_ask(p, next(_situations(p))[1])))
         expect(again == first, f"{_hook(p)} depends on what was measured before")
 
     def test_leaves_inputs_alone(self, plugin: Any) -> None:
         """Statistics and logits are not written to."""
         p = self.load(plugin)
-        for name, given in _situations(p):
+        for name, arguments in _situations(p):
             with situation(name):
-                expect_unchanged(given, partial(_ask, p, given), _hook(p))
+                expect_unchanged(arguments, partial(_ask, p, arguments), _hook(p))
 
     def test_other_devices(self, plugin: Any) -> None:
         """On a GPU its answer stays there, and is that of the CPU to a part in a thousand."""
@@ -105,9 +105,9 @@ class AlignmentConformance(Conformance):
             raise skip("there is no device but the CPU")
         for device in devices():
             here = dict(_situations(p))
-            for name, given in _situations(p, device):
+            for name, arguments in _situations(p, device):
                 with situation(f"{name}, {device}"):
-                    value, known = _ask(p, given), float(_ask(p, here[name]))
+                    value, known = _ask(p, arguments), float(_ask(p, here[name]))
                     expect(value.device.type == device, "takes its answer to another device")
                     close = abs(float(value) - known) <= 1e-3 * abs(known) + self.tolerance
                     expect(close, "the answer is not that on the CPU")
@@ -117,9 +117,9 @@ def _hook(p: Plugin) -> str:
     return "measure_output" if p.has("measure_output") else "measure_linear"
 
 
-def _ask(p: Plugin, given: dict[str, Any]) -> Any:
+def _ask(p: Plugin, arguments: dict[str, Any]) -> Any:
     with torch.no_grad():
-        return p.call(_hook(p), **given)
+        return p.call(_hook(p), **arguments)
 
 
 def _situations(p: Plugin, device: str = "cpu") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -80,8 +80,8 @@ class PrunerConformance(Conformance):
     def test_scores_leave_inputs_alone(self, plugin: Any) -> None:
         """Weight and statistics are not written to."""
         p = self._scoring(plugin)
-        given = _arguments(p, cases.typical())
-        expect_unchanged(given, partial(p.call, "score_weights", **given), "score_weights")
+        arguments = _arguments(p, cases.typical())
+        expect_unchanged(arguments, partial(p.call, "score_weights", **arguments), "score_weights")
 
     def test_scores_are_the_product_they_are_said_to_be(self, plugin: Any) -> None:
         """Scores are |W| times the statistic that `describe` names, to the bit."""
@@ -103,8 +103,8 @@ class PrunerConformance(Conformance):
         case = cases.typical()
         order = torch.arange(case.weight.shape[0]).flip(0).roll(1)
         moved = LinearCase(case.name, case.weight[order].clone(), case.x)
-        wanted, found = _scores(p, case)[order].double(), _scores(p, moved).double()
-        expect(torch.allclose(found, wanted, rtol=1e-4), "permuted rows have other scores")
+        expected, actual = _scores(p, case)[order].double(), _scores(p, moved).double()
+        expect(torch.allclose(actual, expected, rtol=1e-4), "permuted rows have other scores")
 
     def test_meets_ratios(self, plugin: Any) -> None:
         """As many weights of every row are pruned as was asked for, 0 and all too."""
@@ -134,8 +134,8 @@ class PrunerConformance(Conformance):
         for device in devices():
             for case, name, target in _work(p.traits(PrunerTraits)):
                 with situation(f"{case.name}, {name}, {device}"):
-                    found, wanted = _prune(p, case.to(device), target), torch.device(device).type
-                    same = found.weight.device.type == found.mask.device.type == wanted
+                    pruned, wanted = _prune(p, case.to(device), target), torch.device(device).type
+                    same = pruned.weight.device.type == pruned.mask.device.type == wanted
                     expect(same, f"{_mover(p)} takes its answer to another device")
 
     def test_pruned_weights(self, plugin: Any) -> None:
@@ -143,10 +143,10 @@ class PrunerConformance(Conformance):
         p = self._pruning(plugin)
         for case, name, target in _work(p.traits(PrunerTraits)):
             with situation(f"{case.name}, {name}"):
-                found = _prune(p, case, target)
-                expect(found.weight.dtype == torch.float32, "weight is not float32")
-                expect(not found.weight[found.mask].any(), "a pruned weight is not zero")
-                expect(bool(found.weight.isfinite().all()), "a weight is NaN or infinite")
+                pruned = _prune(p, case, target)
+                expect(pruned.weight.dtype == torch.float32, "weight is not float32")
+                expect(not pruned.weight[pruned.mask].any(), "a pruned weight is not zero")
+                expect(bool(pruned.weight.isfinite().all()), "a weight is NaN or infinite")
 
     def test_pruning_nothing(self, plugin: Any) -> None:
         """A ratio of 0 leaves the weights as they are."""
@@ -156,8 +156,8 @@ class PrunerConformance(Conformance):
                 if target.counts.any():
                     continue
                 with situation(f"{case.name}, {name}"):
-                    found = _prune(p, case, target).weight.float()
-                    same = torch.allclose(found, case.weight, rtol=1e-4)
+                    pruned = _prune(p, case, target).weight.float()
+                    same = torch.allclose(pruned, case.weight, rtol=1e-4)
                     expect(same, "pruning nothing moves weights")
 
     def test_pruning_repeats(self, plugin: Any) -> None:
@@ -172,9 +172,9 @@ class PrunerConformance(Conformance):
         """Weight, target and statistics are not written to."""
         p = self._pruning(plugin)
         for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
-            given = _moving(p, [cases.typical()], [target])
+            arguments = _moving(p, [cases.typical()], [target])
             with situation(name):
-                expect_unchanged(given, partial(p.call, _mover(p), **given), _mover(p))
+                expect_unchanged(arguments, partial(p.call, _mover(p), **arguments), _mover(p))
 
     def test_pruning_together(self, plugin: Any) -> None:
         """`prune_linears` prunes every linear as if it came alone."""
@@ -187,8 +187,8 @@ class PrunerConformance(Conformance):
             LinearCase("another input", cases.random(6, 8, seed=13), cases.inputs(8, seed=14)),
         ]
         for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
-            found = _prune_all(p, together, [target] * len(together))
-            for case, answer in zip(together, found, strict=True):
+            pruned = _prune_all(p, together, [target] * len(together))
+            for case, answer in zip(together, pruned, strict=True):
                 with situation(f"{case.name}, {name}"):
                     alone = _prune(p, case, target)
                     expect(torch.equal(answer.mask, alone.mask), "prunes other weights than alone")
@@ -238,14 +238,14 @@ def _arguments(p: Plugin, case: LinearCase) -> dict[str, Any]:
 def _moving(p: Plugin, together: Sequence[LinearCase], targets: Sequence[Target]) -> dict[str, Any]:
     """Return the arguments of the hook that moves weights; `prune_linear` has one case alone."""
     each = [_arguments(p, case) for case in together]
-    rngs = [rng_for(0, "pruner", p.name, given["linear"].name) for given in each]
+    rngs = [rng_for(0, "pruner", p.name, arguments["linear"].name) for arguments in each]
     if _mover(p) == "prune_linear":
         return {**each[0], "target": targets[0], "rng": rngs[0]}
     return {
-        "weights": torch.stack([given["weight"] for given in each]),
+        "weights": torch.stack([arguments["weight"] for arguments in each]),
         "targets": list(targets),
-        "statistics": [given["statistics"] for given in each],
-        "linears": [given["linear"] for given in each],
+        "statistics": [arguments["statistics"] for arguments in each],
+        "linears": [arguments["linear"] for arguments in each],
         "rngs": rngs,
     }
 
@@ -264,8 +264,8 @@ def _prune_all(
     p: Plugin, together: Sequence[LinearCase], targets: Sequence[Target]
 ) -> Sequence[PrunedLinear]:
     with torch.no_grad():
-        found = p.call(_mover(p), **_moving(p, together, targets))
-    answers = [found] if _mover(p) == "prune_linear" else found
+        pruned = p.call(_mover(p), **_moving(p, together, targets))
+    answers = [pruned] if _mover(p) == "prune_linear" else pruned
     for answer in answers:
         if not isinstance(answer, PrunedLinear):
             kind = type(answer).__name__

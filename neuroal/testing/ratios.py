@@ -37,7 +37,7 @@ class RatiosConformance(Conformance):
 
     Attributes:
         tolerance: How far the mean ratio of a proposal may be from the budget. The engine shifts
-            every proposal that is no probe onto the budget; one that is further off is not what
+            every proposal that is not a probe onto the budget; one that is further off is not what
             its parameters say.
         generations: Generations after which a search counts as one that never ends.
     """
@@ -61,7 +61,7 @@ class RatiosConformance(Conformance):
                         _expect_ratio(proposal.ratios[name], s.layout.linears[name].out_features)
 
     def test_proposals_keep_the_budget(self, plugin: Any) -> None:
-        """What is no probe prunes as much as was asked for, weighted by weights."""
+        """What is not a probe prunes as much as was asked for, weighted by weights."""
         for s, trace in self._searches(plugin):
             for proposal in trace.candidates if s.ordinary else ():
                 if proposal.ratios.keys() != s.layout.linears.keys():
@@ -83,13 +83,13 @@ class RatiosConformance(Conformance):
                     expect(same, f"two proposals differ, their parameters do not ({s.name})")
 
     def test_something_can_win(self, plugin: Any) -> None:
-        """A search returns a proposal or has had one measured, which is no probe."""
+        """A search returns a proposal or has had one measured that is not a probe."""
         for s, trace in self._searches(plugin):
             with situation(s.name):
                 _expect_winner(trace)
 
     def test_search_ends(self, plugin: Any) -> None:
-        """A search ends whatever it hears, and closes when the engine closes it."""
+        """A search ends whatever costs it is sent, and closes when the engine closes it."""
         p = self.load(plugin)
         s = next(self.situations(p))
         for name, cost in COSTS.items():
@@ -108,7 +108,7 @@ class RatiosConformance(Conformance):
                 expect_repeatable(partial(self._said, p, s), p.proposes)
 
     def test_search_leaves_inputs_alone(self, plugin: Any) -> None:
-        """What the search is given is not written to."""
+        """What the search is arguments is not written to."""
         p = self.load(plugin)
         for s in self.situations(p):
             with situation(s.name):
@@ -132,9 +132,11 @@ class RatiosConformance(Conformance):
         for kind in cases.BLOCKS:
             block = next(cases.layouts())[1].blocks[0]
             weights, statistics = cases.block_data(block, kind, p.required_statistics())
-            given = {"block": block, "weights": weights, "statistics": statistics}
+            arguments = {"block": block, "weights": weights, "statistics": statistics}
             with situation(kind):
-                expect_unchanged(given, partial(p.call, "measure_block", **given), "measure_block")
+                expect_unchanged(
+                    arguments, partial(p.call, "measure_block", **arguments), "measure_block"
+                )
 
     def test_block_measurements_on_other_devices(self, plugin: Any) -> None:
         """`measure_block` works on a GPU, and a search on what it returned there."""
@@ -162,11 +164,11 @@ class RatiosConformance(Conformance):
             "_known", {}
         )
         if plugin not in known:
-            p, found = self.load(plugin), []
+            p, searches = self.load(plugin), []
             for s in self.situations(p):
                 with situation(s.name):
-                    found.append((s, self._search(p, s)))
-            known[plugin] = found
+                    searches.append((s, self._search(p, s)))
+            known[plugin] = searches
         return known[plugin]
 
     def _search(
@@ -224,8 +226,8 @@ def _measure(p: Plugin, layout: Layout, kind: str, device: str = "cpu") -> list[
     for block in layout.blocks:
         weights, statistics = cases.block_data(block, kind, p.required_statistics(), device)
         with torch.no_grad():
-            given = {"block": block, "weights": weights, "statistics": statistics}
-            answers.append(p.call("measure_block", **given))
+            arguments = {"block": block, "weights": weights, "statistics": statistics}
+            answers.append(p.call("measure_block", **arguments))
     return answers
 
 

@@ -67,8 +67,10 @@ class RefinerConformance(Conformance):
         p = self.load(plugin)
         for name, case, target in _work():
             with situation(name):
-                given = _arguments(p, case, target)
-                expect_unchanged(given, partial(p.call, "refine_mask", **given), "refine_mask")
+                arguments = _arguments(p, case, target)
+                expect_unchanged(
+                    arguments, partial(p.call, "refine_mask", **arguments), "refine_mask"
+                )
 
     def test_other_devices(self, plugin: Any) -> None:
         """It works on a GPU, and leaves its answer there."""
@@ -102,8 +104,8 @@ def _expect_counts(mask: Tensor, target: Target) -> None:
     elif target.comparison == "row":
         expect(torch.equal(pruned, target.counts), "a row has other counts than it was asked for")
     else:
-        found, wanted = int(pruned.sum()), int(target.counts)
-        expect(found == wanted, f"the refined mask prunes {found}, not {wanted}, weights")
+        total, wanted = int(pruned.sum()), int(target.counts)
+        expect(total == wanted, f"the refined mask prunes {total}, not {wanted}, weights")
 
 
 def _expect_mask(mask: object, case: LinearCase) -> None:

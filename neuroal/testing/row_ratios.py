@@ -120,11 +120,11 @@ def _expect_weighed(proposal: Proposal, s: SearchQuestion, weighs: bool) -> None
                 _expect_importance(importance.inputs, linear.in_features)
 
 
-def _expect_importance(given: object, size: int) -> None:
-    expect(isinstance(given, Tensor), f"importance is {type(given).__name__}, not a tensor")
-    assert isinstance(given, Tensor)
-    shape = tuple(given.shape)
+def _expect_importance(values: object, size: int) -> None:
+    expect(isinstance(values, Tensor), f"importance is {type(values).__name__}, not a tensor")
+    assert isinstance(values, Tensor)
+    shape = tuple(values.shape)
     expect(shape == (size,), f"importance has shape {shape}, not ({size},)")
-    expect(given.is_floating_point(), f"importance is {given.dtype}, not floating")
-    problem = importance_problem(given.double())
+    expect(values.is_floating_point(), f"importance is {values.dtype}, not floating")
+    problem = importance_problem(values.double())
     expect(problem is None, f"importance {problem}")

@@ -41,13 +41,13 @@ class SearchQuestion:
 
 @dataclass(frozen=True, eq=False)
 class SearchTrace:
-    """What a search said.
+    """What a search proposed.
 
     Attributes:
         generations: What it yielded.
         returned: What it returned.
         ended: It returned, and was not stopped.
-        can_win: A proposal was measured to its end that is no probe.
+        can_win: A proposal that is not a probe was measured to its end.
     """
 
     generations: tuple[Generation, ...]
@@ -79,7 +79,7 @@ class SearchTrace:
 
 
 def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> SearchTrace:
-    """Run a search on made-up costs, at most so many generations.
+    """Run a search on made-up costs, at most `most` generations.
 
     As in the engine, what is worse than the best so far may be dropped where only the best of a
     generation counts.

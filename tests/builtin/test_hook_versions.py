@@ -11,7 +11,7 @@ import torch
 
 import neuroal
 from neuroal import PluginError, hookimpl
-from neuroal.hookspecs import PrunerSpec, hookspec
+from neuroal.hookspecs import ROLES, PrunerSpec, hookspec
 from neuroal.plugins import contract, load
 from neuroal.testing import linear, statistics, tiny_model, windows
 from neuroal.types import REMOVED
@@ -121,6 +121,10 @@ def test_a_field_is_added_to_what_the_engine_gives() -> None:
     assert neuroal.RowRatiosTraits() == neuroal.RowRatiosTraits(weighs_rows=False)
     assert neuroal.RefinerTraits() == neuroal.RefinerTraits(needs_paper_budget="")
     assert neuroal.TopUp().refiner is None
+
+
+def test_eleven_hooks_express_every_plugin() -> None:
+    assert len({hook for role in ROLES.values() for hook in role.hooks}) == 11
 
 
 @pytest.mark.parametrize(
