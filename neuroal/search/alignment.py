@@ -5,43 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import BasePruner, ScoreCache
+from neuroal.pruning.pruner import BasePruner
 from neuroal.search.outcomes import Outcome, Trial
-from neuroal.types import Measurement, Target, Tick
+from neuroal.search.trial_walks import (
+    BlockPass,
+    PassedBlock,
+    TrialWalk,
+    lenders_first,
+    targets_key,
+)
+from neuroal.types import Measurement, Tick
 from neuroal.walk import BlockRun, CandidateState, Inputs, Walker
 from neuroal.walk.activations import Store
 from neuroal.walk.statistics import resolve
 from neuroal.walk.stubs import BlockOutputs
-
-
-@dataclass
-class _State:
-    trial: Trial
-    state: CandidateState
-    first: _State | None = None
-    leads: bool = False
-    ticks: bool = True
-    total: Tensor | float = 0.0
-    dropped: bool = False
-    runs: int = 0
-    deviation: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What one block adds to a candidate, and the weights that others may reuse."""
-
-    state: CandidateState
-    misalignment: Tensor | float
-    deviation: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor] | None = None
 
 
 @dataclass
@@ -92,164 +75,144 @@ class Aligner:
             An outcome per candidate, in order.
 
         Raises:
-            PluginError: The metric answered with something that is no number >= 0.
+            PluginError: The metric answered with something that is not a number >= 0.
         """
         start = CandidateState.start(inputs)
-        states = [_State(trial, start) for trial in trials]
-        walks = _first_ones_first(states, start)
+        walks = [TrialWalk(trial, start) for trial in trials]
+        in_order = lenders_first(walks, start)
         with torch.no_grad():
             for block in self.layout.blocks:
                 with self.walker.block(block, inputs.dtype) as module:
-                    self._pass_block(block, module, inputs, walks, tick)
+                    waiting = Counter(id(w.state) for w in in_order if not w.dropped)
+                    self._pass(BlockPass(block, module, inputs, waiting), in_order, tick)
             if self._at_output:
-                self._measure_output(inputs, states)
-        return [self._outcome(s) for s in states]
+                self._measure_output(inputs, walks)
+        return [self._outcome(w) for w in walks]
 
-    def _pass_block(
-        self,
-        block: Block,
-        module: nn.Module,
-        inputs: Inputs,
-        states: list[_State],
-        tick: Tick,
-    ) -> None:
-        """Take every candidate through one block; what two have in common runs once.
-
-        `module` is the block in the dtype of the search; its own weights are what is pruned.
+    def _pass(self, at: BlockPass, walks: list[TrialWalk], tick: Tick) -> None:
+        """Take every candidate through one block.
 
         Candidates that come from the same state share the dense run (all of them in the first
-        block), and those that also prune the block alike share everything. Those with a first
-        one have its weights where they prune the block as it does.
+        block), and those that also prune the block alike share everything.
         """
-        scores = ScoreCache()
-        waiting = Counter(id(s.state) for s in states if not s.dropped)
-        dense: dict[int, BlockRun] = {}
-        known: dict[tuple[Any, ...], _Step] = {}
-        kept: dict[int, tuple[int, tuple[Any, ...], Mapping[str, Tensor] | None]] = {}
-        for s in states:
-            if s.ticks:
+        known: dict[object, PassedBlock] = {}
+        for walk in walks:
+            if walk.counts:
                 tick()
-            if s.dropped:
+            if walk.dropped:
                 continue
             before = self.walker.block_runs
-            # A state before the block is told by its address, which is its own as long as any
-            # candidate waits at it; none behind the block is ever looked up.
-            state = id(s.state)
-            own = _key(block, s.trial.targets)
-            same, alike, weights = kept.get(id(s.first), (state, own, None))
-            if same == state or alike != own:
-                weights = None
-            key = (state, weights is not None and id(s.first), *own)
+            state, targets = id(walk.state), targets_key(at.block, walk.trial.targets)
+            reused = at.reused(walk, targets)
+            key = (state, None if reused is None else id(walk.first), targets)
             if key not in known:
                 # Scores that no other candidate can use, or that memory is short for, are let go.
                 reads = bool(self.pruner.pruner.required_statistics())
-                scores.keep = not self.walker.streams and (waiting[state] > 1 or not reads)
-                known[key] = self._step(block, module, inputs, s, dense, scores, weights)
-            step = known[key]
-            if s.leads:
-                kept[id(s)] = state, own, step.weights
-            waiting[state] -= 1
-            if not waiting[state]:
-                dense.pop(state, None)  # Gram matrices and kept inputs are large
-            s.state = step.state
-            s.total = s.total + step.misalignment
-            s.deviation |= step.deviation
-            s.runs += self.walker.block_runs - before
-            limit = s.trial.limit
-            s.dropped = limit is not None and float(s.total) > limit
-        self.pruner.check_scores(scores)
+                at.scores.keep = not self.walker.streams and (at.waiting[state] > 1 or not reads)
+                known[key] = self._passed(at, walk, reused)
+            if walk.lends:
+                at.lent[id(walk)] = state, targets, known[key].weights
+            at.leave(state)
+            walk.add(known[key], self.walker.block_runs - before)
+        self.pruner.check_scores(at.scores)
 
-    def _step(
-        self,
-        block: Block,
-        module: nn.Module,
-        inputs: Inputs,
-        s: _State,
-        known: dict[int, BlockRun],
-        scores: ScoreCache,
-        kept: Mapping[str, Tensor] | None,
-    ) -> _Step:
-        """Run one candidate's block, dense for the statistics and pruned for what follows.
+    def _passed(
+        self, at: BlockPass, walk: TrialWalk, reused: Mapping[str, Tensor] | None
+    ) -> PassedBlock:
+        """Run one candidate's block: dense for the statistics, and pruned for what follows.
 
-        Where its pruned weights are kept from another candidate, the pruner reads no statistics.
+        With weights that are reused the pruner reads no statistics, and no deviation is measured.
         """
-        last = block.index == len(self.layout.blocks) - 1
+        last = at.block.index == len(self.layout.blocks) - 1
         output = not last or self._at_output
-        if not any(
-            t.counts.any() for t in (s.trial.targets.get(x.name) for x in block.linears) if t
-        ):
-            after = self.walker.run(block, module, inputs, s.state) if output else None
-            zeros = {x.name: torch.zeros(x.in_features) for x in block.linears}
-            state = after.state if after is not None else None
-            return _Step(state or s.state, 0.0, zeros if self.deviation else {})
-        dense = known.get(id(s.state))
-        wanted = self._dense_statistics if kept is None else self._compared_statistics
-        if dense is None and wanted:
-            dense = self.walker.run(
-                block, module, inputs, s.state, wanted,
-                output=False, keep_inputs=self._compares,
-            )  # fmt: skip
-            if kept is None:
-                known[id(s.state)] = dense
+        targets = walk.trial.targets
+        if not any(targets[x.name].counts.any() for x in at.block.linears if x.name in targets):
+            return self._unpruned(at, walk, output)
+        dense = self._dense_run(at, walk, reused is not None)
         if not output and not self._pruned_statistics:
-            return _Step(s.state, 0.0, {})
-        if kept is None:
-            statistics = dense.statistics if dense is not None else {}
-            own = self.walker.module(block)
-            overlay = self.pruner.prune_block(block, own, statistics, s.trial.targets, scores)
-            if inputs.dtype is not None:
-                overlay = {name: weight.to(inputs.dtype) for name, weight in overlay.items()}
-        else:
-            overlay = dict(kept)
-        after = self.walker.run(
-            block, module, inputs, s.state,
-            self._pruned_statistics if kept is None else self._compared_statistics,
-            weights=overlay, output=output, dense=dense,
+            return PassedBlock(walk.state)
+        weights = self._pruned_weights(at, walk, dense) if reused is None else dict(reused)
+        read = self._pruned_statistics if reused is None else self._compared_statistics
+        pruned = self.walker.run(
+            at.block, at.module, at.inputs, walk.state, read,
+            weights=weights, output=output, dense=dense,
         )  # fmt: skip
-        deviates = self.deviation and kept is None
-        misalignment, deviation = (
-            self._compare(block, dense, after, deviates) if dense else (0.0, {})
-        )
-        weights = overlay if s.leads else None
-        return _Step(after.state or s.state, misalignment, deviation, weights)
+        misalignment, deviation = self._compare(at.block, dense, pruned, reused is None)
+        state = pruned.state or walk.state
+        return PassedBlock(state, misalignment, deviation, weights if walk.lends else None)
+
+    def _unpruned(self, at: BlockPass, walk: TrialWalk, output: bool) -> PassedBlock:
+        """Run a block that is pruned nowhere: nothing differs at its linears."""
+        state = None
+        if output:
+            state = self.walker.run(at.block, at.module, at.inputs, walk.state).state
+        zeros = {x.name: torch.zeros(x.in_features) for x in at.block.linears}
+        return PassedBlock(state or walk.state, deviation=zeros if self.deviation else {})
+
+    def _dense_run(self, at: BlockPass, walk: TrialWalk, reuses: bool) -> BlockRun | None:
+        """Return the dense run from a candidate's state; None where nobody reads its statistics."""
+        known = at.dense.get(id(walk.state))
+        read = self._compared_statistics if reuses else self._dense_statistics
+        if known is not None or not read:
+            return known
+        dense = self.walker.run(
+            at.block, at.module, at.inputs, walk.state, read,
+            output=False, keep_inputs=self._compares,
+        )  # fmt: skip
+        if not reuses:
+            at.dense[id(walk.state)] = dense
+        return dense
+
+    def _pruned_weights(
+        self, at: BlockPass, walk: TrialWalk, dense: BlockRun | None
+    ) -> dict[str, Tensor]:
+        """Return the block's pruned weights `(out, in)`, in the dtype of the search."""
+        statistics = dense.statistics if dense is not None else {}
+        own = self.walker.module(at.block)
+        weights = self.pruner.prune_block(at.block, own, statistics, walk.trial.targets, at.scores)
+        dtype = at.inputs.dtype
+        return weights if dtype is None else {name: w.to(dtype) for name, w in weights.items()}
 
     def _compare(
-        self, block: Block, dense: BlockRun, after: BlockRun, deviates: bool
+        self, block: Block, dense: BlockRun | None, pruned: BlockRun, deviates: bool
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return the block's misalignment, and its deviation `(in,)` by linear if asked for."""
         total: Tensor | float = 0.0
-        deviation = {}
+        deviation: dict[str, Tensor] = {}
+        if dense is None:
+            return total, deviation
         for x in block.linears:
-            if not self._at_output and self._is_comparable(x, dense, after):
+            if not self._at_output and self._is_comparable(x, dense, pruned):
                 value = self.metric.call(
                     "measure_linear",
-                    dense=dense.statistics[x.name], pruned=after.statistics[x.name], linear=x,
+                    dense=dense.statistics[x.name], pruned=pruned.statistics[x.name], linear=x,
                 )  # fmt: skip
                 total = total + self._number(value, "measure_linear")
-            if deviates:
-                a, b = dense.statistics[x.name], after.statistics[x.name]
-                deviation[x.name] = a.input_norm - b.input_norm
+            if self.deviation and deviates:
+                a, b = dense.statistics[x.name], pruned.statistics[x.name]
+                deviation[x.name] = a.input_norm - b.input_norm  # (in,)
         return total, deviation
 
-    def _is_comparable(self, linear: Linear, dense: BlockRun, after: BlockRun) -> bool:
+    def _is_comparable(self, linear: Linear, dense: BlockRun, pruned: BlockRun) -> bool:
         """Return whether a metric can compare a linear's inputs.
 
         A token that is routed to an expert may have no counterpart, and an expert may see none.
         """
         if linear.expert is None:
             return True
-        seen = dense.statistics[linear.name].tokens and after.statistics[linear.name].tokens
+        seen = dense.statistics[linear.name].tokens and pruned.statistics[linear.name].tokens
         return bool(seen) and not self._compares
 
-    def _measure_output(self, inputs: Inputs, states: list[_State]) -> None:
+    def _measure_output(self, inputs: Inputs, walks: list[TrialWalk]) -> None:
         """Average the output metric over windows; the reference is the dense walk's output."""
         reference = self._dense_output_of(inputs)
         for i, ids in enumerate(inputs.batches):
-            dense = self.walker.logits(ids, reference[i])
+            dense = self.walker.logits(ids, reference[i])  # (windows, tokens, vocabulary)
             share = ids.shape[0] / inputs.windows
-            for s in states:
-                pruned = self.walker.logits(ids, s.state.outputs[i], s.state.weights)
+            for walk in walks:
+                pruned = self.walker.logits(ids, walk.state.outputs[i], walk.state.weights)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
-                s.total = s.total + self._number(value, "measure_output") * share
+                walk.total = walk.total + self._number(value, "measure_output") * share
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:
@@ -267,50 +230,10 @@ class Aligner:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise self.metric.error(hook, f"returned {what}, not a 0-d tensor")
 
-    def _outcome(self, s: _State) -> Outcome:
-        total = float(s.total)
+    def _outcome(self, walk: TrialWalk) -> Outcome:
+        total = float(walk.total)
         if not 0 <= total < float("inf"):
             hook = "measure_output" if self._at_output else "measure_linear"
             raise self.metric.error(hook, "returned NaN, infinity or a number below 0")
-        deviation = {} if s.first is not None else s.deviation
-        return Outcome(Measurement(total, s.dropped, s.runs), deviation)
-
-
-def _first_ones_first(states: list[_State], start: CandidateState) -> list[_State]:
-    """Tell states whose weights they reuse, and return those they reuse before them.
-
-    A first one that is not among the trials (another process measures it) walks too, uncounted.
-    """
-    firsts = {id(s.trial.first): s for s in states if s.trial.first is s.trial.targets}
-    for s in states:
-        targets = s.trial.first
-        if targets is not None and id(targets) not in firsts:
-            firsts[id(targets)] = _State(Trial(targets), start, ticks=False)
-    for first in firsts.values():
-        first.leads = True
-    others = [s for s in states if not s.leads]
-    for s in others:
-        s.first = firsts.get(id(s.trial.first))
-    return [*firsts.values(), *others]
-
-
-def _key(block: Block, targets: Mapping[str, Target]) -> tuple[Any, ...]:
-    """Return what tells two candidates' targets for a block apart."""
-    own = [(x.name, targets[x.name]) for x in block.linears if x.name in targets]
-    return tuple(
-        (
-            name,
-            t.ratio,
-            str(t.pattern),
-            t.comparison,
-            t.prune_last,
-            _bits(t.counts),
-            _bits(t.importance.rows if t.importance else None),
-            _bits(t.importance.inputs if t.importance else None),
-        )
-        for name, t in own
-    )
-
-
-def _bits(values: Tensor | None) -> bytes:
-    return b"" if values is None else values.numpy().tobytes()
+        deviation = {} if walk.first is not None else walk.deviation
+        return Outcome(Measurement(total, walk.dropped, walk.block_runs), deviation)
