@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from neuroal.model.memory import available_memory
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.pruning import allocation as allocations
-from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import targets
 from neuroal.recipe import Recipe
@@ -39,13 +37,12 @@ from neuroal.run.phases import Phases
 from neuroal.run.report import Report, environment, first_report
 from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
 from neuroal.run.save import Pruned, save_run
-from neuroal.run.setup import search_dtype, setup
+from neuroal.run.search import RunSearch
+from neuroal.run.setup import setup
 from neuroal.run.windows import calibrate
-from neuroal.search.alignment import Aligner
-from neuroal.search.measurements import Measurements, SharedMeasurements
-from neuroal.search.topup import Candidate, TopUpSearch
+from neuroal.search.measurements import SharedMeasurements
 from neuroal.types import Tick
-from neuroal.walk import Inputs, Walker, activations
+from neuroal.walk import Walker, activations
 from neuroal.walk.activations import MakeStore
 
 log = logging.getLogger(__name__)
@@ -337,7 +334,20 @@ class _Run:
                 )
             allocation = prepared.allocation
             if allocation is None:
-                allocation, candidates = self._search(walker, data, journal)
+                search = RunSearch(
+                    setup=prepared.setup,
+                    recipe=recipe,
+                    layout=prepared.layout,
+                    rules=prepared.rules,
+                    walker=walker,
+                    data=data,
+                    shared=self.shared,
+                    journal=journal,
+                    progress=self._tick,
+                    phases=self.phases,
+                    team=self.team,
+                )
+                allocation, candidates = search.choose()
                 report.candidates = [dataclasses.asdict(c) for c in candidates]
             wanted = targets(allocation, prepared.layout, prepared.rules)
             with self.phases.phase("prune"):
@@ -354,57 +364,6 @@ class _Run:
         runs = json.dumps(walker.block_runs if walker else 0).encode()
         report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
         return Pruned(allocation, wanted, norms)
-
-    def _search(
-        self, walker: Walker | None, data: Windows | None, journal: Journal
-    ) -> tuple[Allocation, list[Candidate]]:
-        """Return the allocation that the block step and the row step choose, and all candidates."""
-        prepared, recipe, plugins = self.prepared, self.prepared.recipe, self.prepared.setup
-        aligner = None
-        if walker is not None:
-            pruner = BasePruner(plugins.pruner, None, recipe.seed)
-            aligner = Aligner(walker, pruner, plugins.alignment, plugins.reads_deviation)
-        ids = data.ids[: plugins.search_samples] if data is not None else torch.empty(0, 0)
-
-        @cache
-        def inputs(windows: int) -> Inputs:
-            assert walker is not None
-            return walker.inputs(ids[:windows], dtype=search_dtype(recipe))
-
-        search = TopUpSearch(
-            aligner=aligner,
-            layout=prepared.layout,
-            rules=prepared.rules,
-            inputs=inputs,
-            windows=len(ids),
-            journal=journal.recall,
-            progress=self._tick,
-            seed=recipe.seed,
-            weighs_inputs=not updates_weights(plugins.pruner),
-            team=self.team,
-        )
-        measurements = self._measure_blocks(walker, data)
-        with self.phases.phase("block_search"):
-            blocks = search.choose_blocks(
-                plugins.block_ratios, measurements, plugins.reads_deviation
-            )
-        assert plugins.row_ratios is not None
-        with self.phases.phase("row_search"):
-            seen = measurements.get(plugins.row_ratios, ())
-            rows = search.choose_rows(plugins.row_ratios, blocks, seen)
-        return rows.allocation, [*blocks.candidates, *rows.candidates]
-
-    def _measure_blocks(self, walker: Walker | None, data: Windows | None) -> Measurements:
-        """Return the answers of the `measure_block` hooks, if there are any."""
-        plugins = self.prepared.setup.measures
-        if not plugins:
-            return {}
-        assert walker is not None and data is not None
-        open_tick = partial(self._tick, "measure blocks", len(self.prepared.layout.blocks))
-        with self.phases.phase("measure"):
-            answers, seconds = self.shared.measure(walker, data, plugins, open_tick, self.team)
-        self.phases.seconds["measure"] = seconds  # also where another run has measured them
-        return answers
 
 
 def _fails_again(error: BaseException | None) -> bool:

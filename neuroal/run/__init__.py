@@ -3,6 +3,7 @@
 - `setup`: the plugins of a recipe, checked against each other
 - `reuse`: the allocation of an earlier run, or the report of the same run
 - `windows`: the calibration windows
+- `search`: the dense walk of `measure_block`, the block step and the row step
 - `commit`: the final pruning, block by block
 - `phases`: seconds and peak memory of every phase
 - `report`: what happened, the content of `neuroal.json`
