@@ -271,6 +271,6 @@ def test_tiny(family: str, case: tuple[str, float, str]) -> None:
 def test_trained(family: str, pruner: str, shared: Path) -> None:
     model, _ = pretrained.load(str(shared / "models" / family))
     lines = (shared / "reference" / "llama.calibration.jsonl").read_text().splitlines()
-    ids = torch.tensor([json.loads(line)["input_ids"] for line in lines[:12]])
+    ids = torch.tensor([json.loads(line)["input_ids"] for line in lines[:6]])
     # Windows in one batch and one by one round differently, and two scores may change places.
-    check(model, family, ids, 8, (pruner, 0.7, "neuroal"), 1e-2, apart=1e-3)
+    check(model, family, ids, 4, (pruner, 0.7, "neuroal"), 1e-2, apart=1e-3)
