@@ -1,6 +1,6 @@
 """What the second-order pruners share: exact masks, damped Gram matrices and their factors.
 
-Linears of one shape are pruned together: `n` of them side by side in the first dimension.
+Linears of one shape are pruned together: `n` of them along the first dimension.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Factor = TypeVar("Factor")
 
 
 def counts_of(targets: Sequence[Target], rows: int) -> Tensor:
-    """Return how many weights go, int64: `(n, rows)`, or `(n, 1)` where the matrix competes."""
+    """Return how many weights are pruned, int64 `(n, rows)`; `(n, 1)` where matrices compete."""
     size = rows if targets[0].comparison == "row" else 1
     return torch.stack([target.counts.expand(size) for target in targets])
 
@@ -81,12 +81,12 @@ def factors(
     statistics: Sequence[Statistics],
     linears: Sequence[Linear],
 ) -> tuple[Tensor, ...]:
-    """Return what is made of every linear's Gram matrix, each part `(n, ...)`.
+    """Return the factors of every linear's Gram matrix, each part `(n, ...)`.
 
-    Linears on one Gram matrix share what is made of it, once and in one place in memory.
+    Linears that share a Gram matrix share its factors: computed once, stored once.
 
     Args:
-        build: Makes it from a Gram matrix; the linear is for messages.
+        build: Computes the factors of a Gram matrix; the linear is for messages.
         key: Everything else that decides the result.
         statistics: One a linear.
         linears: Whose they are.
@@ -94,13 +94,13 @@ def factors(
     Raises:
         NeuroalError: A Gram matrix is not finite, or cannot be factorised.
     """
-    made = []
+    per_linear = []
     for known, linear in zip(statistics, linears, strict=True):
         gram = gram_matrix(known, linear)
-        made.append(once_per_gram(gram, key, partial(build, gram, linear)))
-    if all(x is made[0] for x in made):
-        return tuple(part.expand(len(made), *part.shape) for part in made[0])
-    return tuple(torch.stack(parts) for parts in zip(*made, strict=True))
+        per_linear.append(once_per_gram(gram, key, partial(build, gram, linear)))
+    if all(x is per_linear[0] for x in per_linear):
+        return tuple(part.expand(len(per_linear), *part.shape) for part in per_linear[0])
+    return tuple(torch.stack(parts) for parts in zip(*per_linear, strict=True))
 
 
 def ladder(damping: float) -> Iterator[float]:
@@ -152,7 +152,7 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     return gram + torch.diag((damping * diagonal.mean()).expand_as(diagonal))
 
 
-_made: dict[tuple[int, object], tuple[weakref.ref[Tensor], int, object]] = {}
+_computed: dict[tuple[int, object], tuple[weakref.ref[Tensor], int, object]] = {}
 
 
 def once_per_gram(gram: Tensor, key: object, build: Callable[[], Factor]) -> Factor:
@@ -166,10 +166,10 @@ def once_per_gram(gram: Tensor, key: object, build: Callable[[], Factor]) -> Fac
         build: Makes the result.
     """
     place, version = (id(gram), key), gram._version
-    known = _made.get(place)
+    known = _computed.get(place)
     if known is not None and known[0]() is gram and known[1] == version:
         return known[2]  # type: ignore[return-value]
-    made = build()
-    reference = weakref.ref(gram, lambda _: _made.pop(place, None))
-    _made[place] = (reference, version, made)
-    return made
+    result = build()
+    reference = weakref.ref(gram, lambda _: _computed.pop(place, None))
+    _computed[place] = (reference, version, result)
+    return result

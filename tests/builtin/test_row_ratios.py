@@ -1,8 +1,7 @@
 """Row ratios against a slow second formula, and every case in which a row keeps its base ratio."""
 
 import math
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal
-from neuroal.layout import Fed, Rows
 from neuroal_plugins.row_ratios.neuroal import LAMBDAS, Neuroal
 from neuroal_plugins.row_ratios.uniform import Uniform
 
@@ -221,30 +219,9 @@ def test_statistics() -> None:
     assert len(LAMBDAS) == 15
 
 
-def with_heads(fused: bool) -> Layout:
-    """Four query heads of width 2, two heads of keys and values; up to the output, and one more."""
-    runs = tuple((2 * (h // 2), 2 * h, 2) for h in range(4))  # row of v, column of o
-    if fused:  # q, k and v are rows 0 to 7, 8 to 11 and 12 to 15
-        named = (Rows("q", ((0, 8),)), Rows("k", ((8, 12),)), Rows("v", ((12, 16),)))
-        fed = Fed("0.o", tuple((r + 12, c, n) for r, c, n in runs))
-        first = [replace(Linear("0.qkv", 0, 16, 8, 0, None), rows=named, fed=fed)]
-    else:
-        first = [
-            replace(Linear("0.q", 0, 8, 8, 0, None), rows=(Rows("q", ((0, 8),)),)),
-            replace(Linear("0.k", 0, 4, 8, 0, None), rows=(Rows("k", ((0, 4),)),)),
-            replace(
-                Linear("0.v", 0, 4, 8, 0, None), rows=(Rows("v", ((0, 4),)),), fed=Fed("0.o", runs)
-            ),
-        ]
-    return Layout(
-        (
-            Block(0, "0", (*first, Linear("0.o", 0, 8, 8, 1, "1.up"))),
-            Block(1, "1", (Linear("1.up", 1, 4, 8, 0, None),)),
-        )
-    )
-
-
-def test_grouped_heads_score_by_the_mean_over_the_heads_that_share() -> None:
+def test_grouped_heads_score_by_the_mean_over_the_heads_that_share(
+    with_heads: Callable[[bool], Layout],
+) -> None:
     deviation = deviations(with_heads(False))
     at = deviation["0.o"].tolist()
     shared = [(at[4 * g + i] + at[4 * g + 2 + i]) / 2 for g in range(2) for i in range(2)]
@@ -257,7 +234,7 @@ def test_grouped_heads_score_by_the_mean_over_the_heads_that_share() -> None:
         )
 
 
-def test_grouped_heads_of_a_fused_linear() -> None:
+def test_grouped_heads_of_a_fused_linear(with_heads: Callable[[bool], Layout]) -> None:
     model = with_heads(True)
     deviation = deviations(model)
     at = deviation["0.o"].tolist()
@@ -268,7 +245,9 @@ def test_grouped_heads_of_a_fused_linear() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_grouped_heads_keep_the_base_ratio_unless_asked(fused: bool) -> None:
+def test_grouped_heads_keep_the_base_ratio_unless_asked(
+    fused: bool, with_heads: Callable[[bool], Layout]
+) -> None:
     model = with_heads(fused)
     [proposal] = propose(model, deviations(model), plugin=Neuroal(lambdas=(0.1,)))
     for x in model.blocks[0].linears[:-1]:

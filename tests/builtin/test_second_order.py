@@ -538,7 +538,7 @@ def test_linears_on_one_gram_matrix_share_its_factor() -> None:
     assert second_order.once_per_gram(gram, "b", build) == 4
     assert second_order.once_per_gram(gram.clone(), "b", build) == 5
     del gram, other
-    assert second_order._made == {}  # nothing outlives its matrix
+    assert second_order._computed == {}  # nothing outlives its matrix
 
 
 def test_the_published_search_weighs_window_k_by_one_over_k() -> None:

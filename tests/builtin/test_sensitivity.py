@@ -33,10 +33,6 @@ class Run:
         return min(self.full, key=lambda pair: pair[0])[1]
 
 
-def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def price(model: Layout, proposal: Proposal, start: int, count: int) -> int:
     """Block runs of a candidate that shares everything before block `start` with others."""
     pruned = {model.linears[n].block for n, r in proposal.ratios.items() if r > 0}

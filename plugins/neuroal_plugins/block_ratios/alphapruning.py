@@ -79,8 +79,8 @@ def exponent(weight: Tensor, lowest: float = 0.95) -> float | None:
     peak = _peak(eigenvalues)
     inside = (eigenvalues >= lowest * peak) & (eigenvalues <= 1.5 * peak)
     fits = [_fit(eigenvalues[i:]) for i in inside[:-1].nonzero().flatten().tolist()]
-    found = [(distance, alpha) for distance, alpha in fits if alpha < torch.inf]
-    return min(found, key=lambda fit: fit[0])[1] if found else None
+    finite = [(distance, alpha) for distance, alpha in fits if alpha < torch.inf]
+    return min(finite, key=lambda fit: fit[0])[1] if finite else None
 
 
 def _peak(eigenvalues: Tensor) -> float:

@@ -18,7 +18,7 @@ class LambdaSearch:
     """ratio_b = S - lam + 2 lam b / (L - 1), lam by a coarse grid and golden section (Kiefer 1953).
 
     The grid's best point and its two neighbours bracket the minimum; every further point divides
-    the wider side of the bracket. With the defaults, as many candidates as the paper's grid.
+    the wider side of the bracket. The defaults take 14 candidates, the number of the paper's grid.
     """
 
     lambdas: tuple[float, ...] = option(
@@ -43,13 +43,13 @@ class LambdaSearch:
         self, layout: Layout, sparsity: float
     ) -> Generator[Generation, list[Measurement], Proposal | None]:
         """Propose the grid, then one point at a time; the best-aligned of all wins."""
-        heard = yield Generation([schedule(layout, lam, sparsity) for lam in self.lambdas])
-        costs = [math.inf if m.dropped else m.misalignment for m in heard]
+        measured = yield Generation([schedule(layout, lam, sparsity) for lam in self.lambdas])
+        costs = [math.inf if m.dropped else m.misalignment for m in measured]
         best = costs.index(min(costs))
         around = (max(best - 1, 0), best, min(best + 1, len(self.lambdas) - 1))
         low, middle, high = (self.lambdas[i] for i in around)
         least = costs[best]
-        spent, price = sum(m.block_runs for m in heard), max(m.block_runs for m in heard)
+        spent, price = sum(m.block_runs for m in measured), max(m.block_runs for m in measured)
         for _ in range(self.refinements):
             if self.block_runs is not None and spent + price > self.block_runs:
                 return None

@@ -264,8 +264,8 @@ class _RatioSearch:
     def _projected(self, ratios: Ratios) -> Ratios:
         """Return ratios shifted by one constant and clipped to [0, 0.99], of the wanted mean.
 
-        `neuroal.project` is this to the last bit but one. Here 60 halvings are kept, so that runs
-        repeat: 1e-16 in a ratio may become another candidate some rounds later.
+        The same as `neuroal.project` up to the last bits. They are kept as they are here, so that
+        earlier runs repeat to the bit: a difference of 1e-16 may grow from round to round.
         """
         highest = max(HIGHEST, self.sparsity)
         low, high = -float(ratios.max()), highest - float(ratios.min())

@@ -11,7 +11,7 @@ from torch import Tensor
 from neuroal import Linear, PrunedLinear, PrunerTraits, Statistics, Target, hookimpl, option
 from neuroal_plugins import second_order
 
-CHECK_EVERY = 3  # iterations between two looks at how much the support changed
+CHECK_EVERY = 3  # iterations between two checks of how much the support has changed
 # (fraction of the kept weights that changed, growth of ρ), from the largest down
 SCHEDULE = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
@@ -103,7 +103,7 @@ class Alps:
     ) -> tuple[Tensor, Tensor]:
         """Return D and its masks after ADMM; the eigenvectors make a change of ρ cheap.
 
-        Every linear has a ρ of its own, and leaves when its support has settled.
+        Every linear has a ρ of its own, and leaves the iteration when its support has settled.
         """
         counts = second_order.counts_of(targets, dense.shape[1])
         masks = checked = second_order.choose_masks(dense.abs(), counts, targets[0])
@@ -111,8 +111,8 @@ class Alps:
         dual = torch.zeros_like(dense)  # V
         rho = dense.new_full((len(dense), 1, 1), self.rho)
         inverse = _inverse(values, vectors, rho)
-        found, support = torch.empty_like(sparse), torch.empty_like(masks)
-        left = torch.arange(len(dense), device=dense.device)  # the linears that are not settled
+        settled, support = torch.empty_like(sparse), torch.empty_like(masks)
+        left = torch.arange(len(dense), device=dense.device)  # linears whose support still changes
         for step in range(1, self.iterations + 1):
             split = (aim - dual + rho * sparse) @ inverse  # W
             wanted = split + dual / rho
@@ -121,7 +121,7 @@ class Alps:
             dual = dual + rho * (split - sparse)
             if step % CHECK_EVERY and step < self.iterations:
                 continue
-            found[left], support[left] = sparse, masks
+            settled[left], support[left] = sparse, masks
             growth = _growth(masks, checked)
             going = growth > 0
             if not going.any():
@@ -133,7 +133,7 @@ class Alps:
                 )
             rho, checked = rho * growth[:, None, None], masks
             inverse = _inverse(values, vectors, rho)
-        return found, support
+        return settled, support
 
 
 def _inverse(values: Tensor, vectors: Tensor, rho: Tensor) -> Tensor:
@@ -168,19 +168,19 @@ def solve_on_support(
     Returns:
         `(n, out, in)`.
     """
-    found = start
+    solution = start
     kept = (~mask).to(start.dtype)
-    residual = (aim - found @ product) * kept
+    residual = (aim - solution @ product) * kept
     direction = residual
     size = residual.square().sum(-1, keepdim=True)  # (n, out, 1)
     for _ in range(steps):
         image = (direction @ product) * kept
         step = _ratio(size, (direction * image).sum(-1, keepdim=True))
-        found = found + step * direction
+        solution = solution + step * direction
         residual = residual - step * image
         last, size = size, residual.square().sum(-1, keepdim=True)
         direction = residual + _ratio(size, last) * direction
-    return found
+    return solution
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Multiflow: weights by the flow through the neurons that they join."""
+"""Multiflow: weights by the flow through the neurons that they connect."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from neuroal import (
 )
 from neuroal_plugins import second_order
 
-STRIP = 16  # columns whose errors move what is behind them together
+STRIP = 16  # columns whose errors move all later columns in one product
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _slice_masks(scores: Tensor, share: Tensor, targets: Sequence[Target]) -> Te
 def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -> Tensor:
     """Prune the columns of one slice in order, in place, and return their scaled errors.
 
-    A column's error moves the columns of its own strip at once; those behind the strip are moved
+    A column's error moves the columns of its own strip at once; those after the strip are moved
     by the errors of the whole strip, in one product.
 
     Args:
@@ -199,14 +199,14 @@ def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -
     errors = torch.empty_like(turned)
     width = STRIP if target.pattern is None else target.pattern.of
     for start in range(0, turned.shape[1], width):
-        strip, behind = slice(start, start + width), slice(start + width, None)
+        strip, after = slice(start, start + width), slice(start + width, None)
         block = upper[:, strip, strip]
         if target.pattern is not None:
             scores = _saliencies(turned[:, strip], block)
             masks[..., strip] = second_order.choose_masks(scores, target.counts, target)
         divisors = diagonal[:, strip, None].where(masks[..., strip].mT, torch.inf)
         _prune_strip(turned[:, strip], block, divisors, errors[:, strip])
-        turned[:, behind].baddbmm_(upper[:, strip, behind].mT, errors[:, strip], alpha=-1)
+        turned[:, after].baddbmm_(upper[:, strip, after].mT, errors[:, strip], alpha=-1)
     return errors
 
 

@@ -1,4 +1,4 @@
-"""Wanda: weights by magnitude and by how loud their input is."""
+"""Wanda: weights by their magnitude and the norm of their input."""
 
 from __future__ import annotations
 

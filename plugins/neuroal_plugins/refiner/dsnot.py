@@ -66,7 +66,7 @@ class Dsnot:
     def _exchange(self, criterion: Tensor, mask: Tensor, grow: Tensor, prune: Tensor) -> Tensor:
         """Return the mask after the cycles, all rows together; the lists hold `(out, in)` columns.
 
-        A row stops where a list is used up: only kept weights are left to grow, or none to prune.
+        A row stops at the end of a list: only kept weights are left to grow, or none to prune.
         """
         refined, error = mask.clone(), _error(criterion, mask)
         kept = (~mask).sum(1, keepdim=True)

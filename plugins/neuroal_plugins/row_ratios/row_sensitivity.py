@@ -91,7 +91,7 @@ class RowSensitivity:
         weighs_inputs: bool,
         windows: int,
     ) -> Generator[Generation, list[Measurement], None]:
-        """Yield no importance, exponents of rows, then of inputs, and the best; it wins or none."""
+        """Yield no importance, exponents of rows, then of inputs, and the best."""
         yield Generation([Proposal(dict(base), {"rows": "alike"})])
         scores: dict[str, Scores] = {}
         for name, of_rows in row_scores(layout, measurements).items():
@@ -180,7 +180,7 @@ def _log_energy(squares: Tensor) -> Tensor:
 def _reads(layout: Layout, linear: Linear, energies: Mapping[str, Tensor]) -> Tensor | None:
     """Return the squared energy with which every row is read, `(out,)`; None where one is not.
 
-    Not a number marks rows that nothing was found to read.
+    Rows start as NaN, which stays where the layout shows nothing that reads them.
     """
     read = torch.full((linear.out_features,), torch.nan, dtype=torch.float64)
     if linear.fed is not None:
