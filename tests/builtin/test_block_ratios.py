@@ -64,7 +64,7 @@ def returned(steps: Generator[Generation, Any, Any]) -> Proposal:
 
 
 @dataclass
-class Run:
+class SearchRecord:
     """What a search proposed, and what it cost."""
 
     generations: list[Generation] = field(default_factory=list)
@@ -82,9 +82,9 @@ def drive(
     cost: Callable[[Proposal], float],
     windows: int = WINDOWS,
     drop: bool = False,
-) -> Run:
+) -> SearchRecord:
     """Play the engine with a toy cost; with `drop`, report losers as dropped half way."""
-    run = Run()
+    run = SearchRecord()
     try:
         generation = next(steps)
         while True:

@@ -66,7 +66,7 @@ def known(model: Layout) -> dict[str, dict[str, Tensor]]:
 
 
 @dataclass
-class Run:
+class RowRecord:
     """What a search asked: its generations, and damage and proposal of what can win."""
 
     generations: list[Generation] = field(default_factory=list)
@@ -85,12 +85,12 @@ def drive(
     total: int = WINDOWS,
     measurements: Energies | None = None,
     weighs_inputs: bool = False,
-) -> Run:
+) -> RowRecord:
     """Answer a search as the engine does: `equal` for the pruner's own rows, else by a formula.
 
     The formula sees the importance of inputs, where there is any, under "inputs NAME".
     """
-    run = Run()
+    run = RowRecord()
     base = dict.fromkeys(model.linears, BASE)
     energies = measured(model) if measurements is None else measurements
     steps = plugin.propose_row_ratios(model, base, energies, weighs_inputs, total)

@@ -20,7 +20,7 @@ STEEPNESS = 9.0
 
 
 @dataclass
-class Run:
+class PricedRecord:
     """What a search proposed and what it was charged."""
 
     generations: list[Generation] = field(default_factory=list)
@@ -45,12 +45,12 @@ def drive(
     damage: Callable[[Mapping[str, Any]], float],
     total: int = 8,
     behind: int = 1,
-) -> Run:
+) -> PricedRecord:
     """Answer a search as the engine does, with prefixes shared within a generation.
 
     Around its first proposal a block behind a change costs `behind` runs.
     """
-    run, answer = Run(), None
+    run, answer = PricedRecord(), None
     try:
         while True:
             generation = next(steps) if answer is None else steps.send(answer)
