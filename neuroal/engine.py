@@ -101,6 +101,8 @@ def prune(
             recipe = with_its_calibration(recipe)
         if out is None:
             raise UsageError("a model given by path needs an output folder")
+    elif getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError("the model has adapters: merge them first (model.merge_and_unload())")
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
     plugins = prepared.setup if prepared is not None else setup(recipe)
@@ -240,7 +242,8 @@ class _Run:
         try:
             pruned = self._prune(blocks, data, journal, offload, report)
             rules, phases = prepared.rules, self.phases
-            save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out)
+            source = None if isinstance(model, nn.Module) else files.local_folder(str(model))
+            save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out, source)
             return first_report(self.team, save) or report
         except NeuroalError as error:  # bad input, which would fail again: no folder is left
             journal.abandon(everything=not self.resume and _fails_again(error))

@@ -12,7 +12,7 @@ from neuroal.cost.offload import Needs
 from neuroal.cost.preparation import Prepared
 from neuroal.cost.work import Work, generation_work
 from neuroal.layout import Layout
-from neuroal.model import memory
+from neuroal.model import memory, pretrained
 from neuroal.model.lazy_matrix import PART
 from neuroal.model.memory import resident_memory
 from neuroal.pruning.hooks import BATCH_BYTES
@@ -115,7 +115,7 @@ def _at_work(prepared: Prepared, tokens: int) -> int:
     if dtype is not None:
         total += _largest_block(prepared) * dtype.itemsize  # the block that the search runs
     if setup.alignment.has("measure_output"):
-        vocabulary = getattr(prepared.model.config, "vocab_size", 0)
+        vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
         total += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
     return total
 

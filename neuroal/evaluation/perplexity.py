@@ -207,7 +207,7 @@ def evaluation_windows(
 def windows_for(config: Any, source: Source | str, tokenizer: Any, **options: Any) -> Windows:
     """Cut the test text for the model of a configuration; otherwise as `evaluation_windows`."""
     context = pretrained.context_length(config)
-    vocabulary = getattr(config, "vocab_size", None)
+    vocabulary = pretrained.vocabulary_size(config)
     return evaluation_windows(source, tokenizer, context=context, vocabulary=vocabulary, **options)
 
 

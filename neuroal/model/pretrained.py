@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout import Layout, matrices
-from neuroal.model.files import locate
+from neuroal.model.files import locate, similar_folder
 from neuroal.model.memory import available_memory
 from neuroal.units import size
 
@@ -44,7 +44,9 @@ def _loading(model: str) -> Iterator[None]:
     except Exception as error:
         first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
         local = model == "demo" or Path(model).expanduser().is_dir()
-        where = "" if local else "no such folder, and on the hub: "
+        similar = similar_folder(model)
+        meant = f" (did you mean '{similar}'?)" if similar else ""
+        where = "" if local else f"no such folder{meant}, and on the hub: "
         what = f"{where}{type(error).__name__}: {first}"
         raise NeuroalError(f"cannot load model '{model}': {what}") from error
 
@@ -66,18 +68,10 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
         trust_remote_code: Let the model's own code run.
         dtype: Of its weights; None is the configuration's.
     """
-    from transformers import AutoModelForCausalLM
-
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
-    named = _named_class(config)
     with _loading(model), torch.device("meta"):
-        if named is not None:
-            bare = named(config).to(dtype or config.dtype)
-        else:
-            bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype
-            )
+        bare = _build(config, trust_remote_code, dtype or config.dtype)
     for module in bare.modules():  # some models ignore the device when they draw weights
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
@@ -85,17 +79,46 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
     return bare.eval()
 
 
-def _named_class(config: Any) -> Any:
-    """Return the class that a configuration names, where AutoModelForCausalLM knows none for it.
+def _build(config: Any, trust_remote_code: bool, dtype: torch.dtype) -> Any:
+    """Return a model of a configuration, on the default device; its weights mean nothing."""
+    cls = _class_of(config)
+    if hasattr(cls, "from_config"):  # one of transformers' Auto classes
+        return cls.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
+    return cls(config).to(dtype)
 
-    The text part of some multimodal models has a configuration of its own, for instance.
+
+def _class_of(config: Any) -> Any:
+    """Return the class that a model is made by: AutoModelForCausalLM where it knows the right one.
+
+    It would take the text part alone of some multimodal models, and knows no class for others, nor
+    for the text part of some: there the class counts that the configuration names.
     """
     import transformers
 
-    named = next(iter(config.architectures or ()), "")
-    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map"):
-        return None
-    return getattr(transformers, named, None) if named.endswith("ForCausalLM") else None
+    named = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    if named is None or hasattr(config, "auto_map"):
+        return transformers.AutoModelForCausalLM
+    multimodal = [
+        getattr(transformers, f"MODEL_FOR_{kind}_MAPPING", {})
+        for kind in ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    ]
+    unknown = type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if unknown and named.__name__.endswith("ForCausalLM"):
+        return named
+    if any(named is mapping.get(type(config), None) for mapping in multimodal):
+        return named
+    return transformers.AutoModelForCausalLM
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a configuration that describes the language model; mostly all of it."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def vocabulary_size(config: Any) -> int | None:
+    """Return the number of tokens that a model knows, or None where it does not say."""
+    size: int | None = getattr(text_config(config), "vocab_size", None)
+    return size
 
 
 def one_block(
@@ -117,17 +140,20 @@ def one_block(
     Raises:
         NeuroalError: A model of this family cannot be built from its configuration.
     """
-    from transformers import AutoModelForCausalLM
-
     config = load_config(model, trust_remote_code)
     kind = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    text = text_config(config)
     with _loading(model), torch.random.fork_rng(devices=[]):
-        config.num_hidden_layers = 1
+        for part in (
+            text,
+            *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())),
+        ):
+            for depth in ("num_hidden_layers", "depth"):  # of language, and of vision or audio
+                if getattr(part, depth, None):
+                    setattr(part, depth, 1)
         if vocabulary is not None:
-            config.vocab_size, config.pad_token_id = vocabulary, None
-        small: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=trust_remote_code, dtype=kind
-        )
+            text.vocab_size, text.pad_token_id = vocabulary, None
+        small = _build(config, trust_remote_code, kind)
     result: nn.Module = small.to(device).eval()
     return result
 
@@ -146,15 +172,13 @@ def load(
         NeuroalError: The folder or name is no causal language model in safetensors, or memory is
             too small for its weights.
     """
-    from transformers import AutoModelForCausalLM
-
     where = locate(model)
     config = load_config(model, trust_remote_code)
     _refuse_quantised(model, config)
     if Path(where).is_dir():
         _check_memory(model, Path(where), device)
     with _loading(model):
-        answer: Any = (_named_class(config) or AutoModelForCausalLM).from_pretrained(
+        answer: Any = _class_of(config).from_pretrained(
             where,
             output_loading_info=True,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -204,7 +228,7 @@ def transformers_version() -> str:
 def context_length(config: Any) -> int | None:
     """Return the longest window that the model takes, or None where it does not say."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
-        value = getattr(config, name, None)
+        value = getattr(text_config(config), name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Block, Layout, matrices
 from neuroal.model import blocks, files, pretrained
+from neuroal.model.file_names import FileNames
 from neuroal.model.files import DTYPES, INDEX, ONE, Shards, open_file
 from neuroal.model.lazy_matrix import LazyMatrix, write
 from neuroal.model.run_folder import Journal
@@ -215,11 +216,7 @@ def _index(files: list[Path]) -> dict[str, Any]:
 
 
 class _Conversion:
-    """Transformers' conversion of file tensors to a model's parameters.
-
-    Some families have other names in their files than in memory, or several tensors there for one
-    parameter here (experts).
-    """
+    """Transformers' conversion of file tensors to a model's parameters."""
 
     def __init__(self, name: str, model: Any, device: str) -> None:
         try:
@@ -230,13 +227,7 @@ class _Conversion:
         self._model = model
         self._code = core_model_loading
         transforms: Any = conversion_mapping.get_model_conversion_mapping(model)
-        self._renamings = [
-            t for t in transforms if isinstance(t, core_model_loading.WeightRenaming)
-        ]
-        self._converters = [
-            t for t in transforms if isinstance(t, core_model_loading.WeightConverter)
-        ]
-        self._known = set(model.state_dict())
+        self._names = FileNames(model)
         self._config = modeling_utils.LoadStateDictConfig(
             device_map={"": torch.device(device)},
             dtype=model.config.dtype,
@@ -246,12 +237,7 @@ class _Conversion:
 
     def parameter(self, tensor: str) -> str:
         """Return the name of the (first) parameter that a file's tensor goes to."""
-        base, known = self._model.base_model_prefix, dict.fromkeys(self._known, True)
-        rename = self._code.rename_source_key
-        name, _ = rename(tensor, self._renamings, self._converters, base, known)
-        if name not in known and tensor in known:
-            name, _ = rename(tensor, [], [], base, known)
-        return str(name)
+        return self._names.parameter(tensor)
 
     def load(self, slices: Mapping[str, Any], prefix: str) -> None:
         """Load file tensors into the parameters that begin with a prefix.

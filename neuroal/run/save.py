@@ -11,6 +11,7 @@ from typing import Any
 
 from neuroal.model import files, run_folder
 from neuroal.model.blocks import Blocks
+from neuroal.model.carry_over import carry_over
 from neuroal.model.zeros import count_saved_zeros, count_zeros
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
@@ -44,6 +45,7 @@ def save_run(
     pruned: Pruned,
     phases: Phases,
     out: Path | None,
+    source: Path | None = None,
 ) -> Report:
     """Complete the report of a pruned model, and write all that a run leaves where there is `out`.
 
@@ -55,6 +57,7 @@ def save_run(
         pruned: How the model was pruned.
         phases: Seconds and memory so far.
         out: The output folder, which is there when everything is in it; None counts only.
+        source: Folder of the dense model, of which the output keeps everything else.
     """
     start = time.perf_counter()
     layout = blocks.layout
@@ -63,6 +66,8 @@ def save_run(
         zeros = count_zeros(blocks.model, layout)
     else:
         blocks.save(tokenizer, work)
+        if source is not None:
+            report.notes += carry_over(blocks.model, source, work)
         zeros = count_saved_zeros(work, layout, blocks.model)
         (work / allocations.FILE).write_bytes(allocations.to_bytes(pruned.allocation, layout))
     fill_sparsity(report, layout, rules, pruned.targets, zeros, pruned.norms)

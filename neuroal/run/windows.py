@@ -42,7 +42,7 @@ def calibrate(
     """
     config = getattr(model, "config", None)
     context = pretrained.context_length(config)
-    vocabulary = getattr(config, "vocab_size", None)
+    vocabulary = pretrained.vocabulary_size(config)
     if ids is not None:
         if ids.dim() != 2 or ids.dtype != torch.int64:
             raise UsageError("windows must be int64 (samples, length)")
