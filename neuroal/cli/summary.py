@@ -9,9 +9,9 @@ from typing import Any
 
 from neuroal.cli.layout_tables import layout_json, layout_tables
 from neuroal.cli.tables import table
-from neuroal.cost.first_steps import SearchStep
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
+from neuroal.cost.preparation import SearchStep
 from neuroal.run.report import Report
 from neuroal.units import parameters, rough_duration, size
 

@@ -63,32 +63,27 @@ def work(prepared: Prepared) -> Mapping[str, Work]:
 
 
 def needs(prepared: Prepared, length: int) -> Needs:
-    """Return the memory and disk of a run.
-
-    Args:
-        prepared: The run.
-        length: Tokens per window; 0 without data.
-    """
-    setup, model, layout = prepared.setup, prepared.model, prepared.layout
-    size = _bytes_per_weight(prepared)
-    weights = sum(p.numel() for p in model.parameters()) * size
+    """Return the memory and disk of a run on windows of `length` tokens; 0 without data."""
+    recipe, setup, layout = prepared.recipe, prepared.setup, prepared.layout
+    first = next(prepared.model.parameters())
+    loads = first.is_meta  # a model in memory stays where and as it is
+    device = torch.device(memory.device_of(recipe.device)) if loads else first.device
+    asked = recipe.dtype if loads else "auto"
+    dtype: torch.dtype = first.dtype if asked == "auto" else getattr(torch, asked)
+    size = dtype.itemsize
+    weights = sum(p.numel() for p in prepared.model.parameters()) * size
     largest = _largest_block(prepared) * size
-    loads = next(model.parameters()).is_meta
-    device = _device(prepared)
-    # Without data there is no length.
-    batch = prepared.recipe.batch or batch_size(device, max(length, 1))
-    tokens = length * min(prepared.recipe.samples, batch)
+    tokens = length * min(recipe.samples, recipe.batch or batch_size(device, max(length, 1)))
     required = resolve({s for p in setup.plugins for s in p.required_statistics()})
     compared = _compared(layout) if any(a.compares for a in required) else 0
     width = max(x.in_features for x in layout.linears.values() if x.group == 0)
     activations = length * _activations(prepared, width, compared, size)
     # Of a batch: inputs and outputs of the block, of the block before, and its other arguments.
     at_hand = tokens * (4 * width + compared) * size
-    around = _around(model, layout, size, whole=setup.alignment.has("measure_output"))
     return Needs(
         work=resident_memory() + largest + _at_work(prepared, tokens),
         weights=weights if loads else 0,
-        streamed=around + largest if loads else 0,
+        streamed=_outside_blocks(prepared, size) + largest if loads else 0,
         activations=activations,
         batch=min(at_hand, activations),
         checkpoint=weights,
@@ -123,11 +118,8 @@ def _at_work(prepared: Prepared, tokens: int) -> int:
 def _activations(prepared: Prepared, width: int, compared: int, size: int) -> int:
     """Return the bytes per token position of all activations that are held between blocks.
 
-    Args:
-        prepared: The run.
-        width: Of the hidden state.
-        compared: Inputs that a token is compared by.
-        size: Bytes of a number in the model's own dtype.
+    The hidden state has `width` numbers, of `size` bytes in the model's own dtype; a token is
+    compared by `compared` inputs.
     """
     search, dtype = prepared.search_windows, search_dtype(prepared.recipe)
     at_output = prepared.setup.alignment.has("measure_output")
@@ -139,30 +131,19 @@ def _activations(prepared: Prepared, width: int, compared: int, size: int) -> in
     return max(searched, pruned)
 
 
-def _around(model: nn.Module, layout: Layout, size: int, whole: bool) -> int:
-    """Return the bytes of what is in memory with streamed blocks.
+def _outside_blocks(prepared: Prepared, size: int) -> int:
+    """Return the bytes in memory with streamed blocks, for weights of `size` bytes.
 
-    That is everything outside the blocks but matrices, and what is read of one matrix at a time.
-
-    Args:
-        model: The model.
-        layout: Its layout.
-        size: Bytes of a weight.
-        whole: Whether one is read as a whole: the head, by an output metric.
+    That is everything outside the blocks but matrices, and what is read of one matrix at a time;
+    the head is read as a whole by an output metric.
     """
-    prefixes = tuple(f"{b.name}." for b in layout.blocks)
+    prefixes = tuple(f"{b.name}." for b in prepared.layout.blocks)
+    model: nn.Module = prepared.model
     outside = [p for n, p in model.named_parameters() if not n.startswith(prefixes)]
-    matrices = [p.numel() * size for p in outside if p.dim() == 2]
-    largest = max(matrices, default=0)
-    read = min(PART, largest) + (largest if whole else min(PART, largest))
+    largest = max((p.numel() * size for p in outside if p.dim() == 2), default=0)
+    part = min(PART, largest)
+    read = part + (largest if prepared.setup.alignment.has("measure_output") else part)
     return sum(p.numel() * size for p in outside if p.dim() != 2) + read
-
-
-def _device(prepared: Prepared) -> torch.device:
-    own: torch.device = next(prepared.model.parameters()).device
-    if own.type != "meta":
-        return own
-    return torch.device(memory.device_of(prepared.recipe.device))
 
 
 def _together(prepared: Prepared) -> int:
@@ -181,13 +162,6 @@ def _compared(layout: Layout) -> int:
         sum({x.group: x.in_features for x in b.linears if x.expert is None}.values())
         for b in layout.blocks
     )
-
-
-def _bytes_per_weight(prepared: Prepared) -> int:
-    first = next(prepared.model.parameters())
-    asked = prepared.recipe.dtype if first.is_meta else "auto"  # one in memory stays as it is
-    dtype: torch.dtype = first.dtype if asked == "auto" else getattr(torch, asked)
-    return dtype.itemsize
 
 
 def _pruned_together(setup: Setup, layout: Layout) -> int:

@@ -7,19 +7,45 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from neuroal import layout as layouts
-from neuroal.cost.first_steps import SearchStep, first_steps
+from neuroal.cost.work import generation_work
 from neuroal.data.source import parse_source
-from neuroal.errors import UsageError
+from neuroal.errors import PluginError, UsageError
 from neuroal.layout import Layout
 from neuroal.model import pretrained
+from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
+from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
 from neuroal.run.reuse import earlier_allocation, with_its_sparsity
 from neuroal.run.setup import Setup, setup
+from neuroal.types import Measurement
+
+_AHEAD = 8  # generations of a strategy that are looked at before it runs
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """One step of the search, as far as it is known before it runs.
+
+    Attributes:
+        role: `block_ratios` or `row_ratios`.
+        plugin: Its name.
+        candidates: Proposals of its first generation; None where they depend on measurements.
+        goes_on: Whether it answers that generation's costs with another.
+        widest: Windows of all candidates of its largest generation, whose states are held together:
+            the largest of the first few, as they are where all candidates cost the same.
+    """
+
+    role: str
+    plugin: str
+    candidates: int | None
+    goes_on: bool = False
+    widest: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,3 +161,58 @@ def check_calibrated(prepared: Prepared) -> None:
             f"model '{recipe.model or 'in memory'}' needs --calibration: a .txt, .jsonl, .json or "
             ".parquet file, c4, wikitext2, ptb, or a hub data set owner/name"
         )
+
+
+def first_steps(setup: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]:
+    """Return how many candidates every strategy starts with; runs no model."""
+    return [
+        SearchStep(plugin.role, plugin.name, None)
+        if plugin.has("measure_block")
+        else _first_step(setup, plugin, layout, recipe)
+        for plugin in setup.strategies
+    ]
+
+
+def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) -> SearchStep:
+    search = min(setup.search_samples, recipe.samples)
+    arguments: dict[str, Any] = {
+        "layout": layout,
+        "measurements": (),
+        "windows": search,
+        "rng": rng_for(recipe.seed, plugin.role, plugin.name),
+    }
+    if plugin.role == "block_ratios":
+        arguments["sparsity"] = recipe.wanted
+    else:
+        arguments["base"] = dict.fromkeys(layout.linears, recipe.wanted)
+        arguments["deviation"] = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
+        arguments["weighs_inputs"] = not updates_weights(setup.pruner)
+    proposals = plugin.proposals(plugin.proposes, **arguments)
+    counts: list[int] = []
+    widest = 0
+    answer: list[Measurement] | None = None
+    ended = False
+    try:
+        while len(counts) < _AHEAD:
+            generation = next(proposals) if answer is None else proposals.send(answer)
+            windows = min(generation.windows or search, search)
+            counts.append(len(generation.proposals))
+            widest = max(widest, counts[-1] * windows)
+            alone = generation_work(
+                setup.alignment,
+                setup.pruner,
+                setup.reads_deviation,
+                blocks=len(layout.blocks),
+                candidates=1,
+                windows=windows,
+            )
+            answer = [Measurement(1.0, False, alone.block_runs)] * counts[-1]
+    except StopIteration:
+        ended = True
+    except PluginError:
+        if len(counts) < 2:
+            raise
+        # No run has equal costs again and again: what a strategy makes of them tells nothing.
+    proposals.close()
+    goes_on = len(counts) > 1 or not ended
+    return SearchStep(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)

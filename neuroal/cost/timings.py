@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.cost.preparation import Prepared
-from neuroal.cost.work import Timings
 from neuroal.layout import Block, find
 from neuroal.model import memory, pretrained
 from neuroal.plugins import Plugin
@@ -36,12 +35,8 @@ RunBlock = Callable[..., BlockRun]  # of the block, from its start: the rest is 
 PruneBlock = Callable[[Plugin | None, LinearStatistics], dict[str, Tensor]]
 
 
-def time_block(prepared: Prepared, length: int) -> Timings:
-    """Time one block.
-
-    Args:
-        prepared: The run.
-        length: Tokens per window.
+def time_block(prepared: Prepared, length: int) -> dict[str, float]:
+    """Return the seconds of every kind of `Work` that a run does, on windows of `length` tokens.
 
     Raises:
         NeuroalError: The family cannot be made with one block.
@@ -82,8 +77,7 @@ def time_block(prepared: Prepared, length: int) -> Timings:
             _time_output_metric(clock, setup, run, partial(walker.logits, inputs.batches[0]))
         if setup.measures:
             _time_measures(clock, setup, run, block, module)
-    values = {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
-    return Timings(**values)
+    return {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
 
 
 def _time_search(

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from neuroal.plugins import Plugin
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Seconds of the parts of a run, for one window in one block, or for one block.
-
-    Attributes:
-        dense: A window, dense, with the search's statistics.
-        pruned: A window, pruned, with the metric's statistics.
-        prune: The pruning of a block's weights for a candidate.
-        final_dense: A window, dense, with the final pruning's statistics.
-        final_pruned: A window, pruned, with input norms alone.
-        final_prune: The pruning of a block's weights for good.
-        measure: The `measure_block` hooks on a block.
-        logits: A window's logits from the output of the last block, and an output metric of them.
-    """
-
-    dense: float = 0.0
-    pruned: float = 0.0
-    prune: float = 0.0
-    final_dense: float = 0.0
-    final_pruned: float = 0.0
-    final_prune: float = 0.0
-    measure: float = 0.0
-    logits: float = 0.0
-
-
-@dataclass(frozen=True)
 class Work:
-    """The work of one phase, by kind; `Timings` has the seconds of each.
+    """The work of one phase, by kind; a block run is one window in one block.
 
     Attributes:
-        dense: Block runs (one window in one block) of the dense model, before the final pruning.
-        pruned: Block runs with the weights of a candidate.
+        dense: Block runs of the dense model before the final pruning, with the search's statistics.
+        pruned: Block runs with the weights of a candidate, with the metric's statistics.
         prune: Blocks pruned for a candidate.
-        final_dense: Block runs of the final pruning, with the block still dense.
-        final_pruned: Block runs of the final pruning, with the block pruned.
+        final_dense: Block runs of the final pruning with its statistics, the block still dense.
+        final_pruned: Block runs of the final pruning with input norms alone, the block pruned.
         final_prune: Blocks pruned for good.
         measure: Blocks that the `measure_block` hooks see.
         logits: Windows whose logits an output metric reads, the dense model's and candidates'.
@@ -65,10 +41,9 @@ class Work:
         """Return the number of block runs of every kind."""
         return self.dense + self.pruned + self.final_dense + self.final_pruned
 
-    def seconds(self, timings: Timings) -> float:
-        """Return how long the work takes, in seconds."""
-        seconds_of_one, counts = asdict(timings), asdict(self)
-        return float(sum(count * seconds_of_one[kind] for kind, count in counts.items()))
+    def seconds(self, timings: Mapping[str, float]) -> float:
+        """Return how long the work takes, given the seconds of one of each kind; 0 if left out."""
+        return float(sum(n * timings.get(kind, 0.0) for kind, n in asdict(self).items()))
 
 
 def generation_work(

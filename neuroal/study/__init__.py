@@ -5,7 +5,7 @@
 - `run`: prepares a study and runs what is left of it
 - `bench`: runs cases one after the other
 - `scores`: what a case is measured by
-- `executors`: where cases run; `local` in processes of this machine, `cluster` on Ray
+- `executors`: where cases run: in processes of this machine, or (`cluster`) on Ray
 - `results`: the results folder
 - `estimate`: how long the rest of a study will take
 - `table`: mean and deviation over seeds

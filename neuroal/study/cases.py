@@ -22,7 +22,7 @@ from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
 from neuroal.recipe import TOP_UP_ROLES, Recipe
-from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry
+from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry, within
 
 _SHARED = ("budget", "comparison", "skip_indivisible", "requires")  # by all cases
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
@@ -106,7 +106,7 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     skipped: list[SkippedCase] = []
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
-        try:
+        with within(f"models[{number}] '{model.label}'"):
             skeleton = pretrained.skeleton(model.name, trust_remote_code)
             prepare_recipe = partial(prepare, model=skeleton, layout=layout.find(skeleton))
             sha256 = files.fingerprint(model.name)
@@ -126,8 +126,6 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
                         "give it calibration: a source in [calibration], or one of its own"
                     )
                 cases.append(_case(labels, recipe, sha256, prepared))
-        except NeuroalError as error:
-            raise type(error)(f"models[{number}] '{model.label}': {error}") from error
     _refuse_dead_entries(study, cases, skipped)
     return Expansion(tuple(cases), tuple(skipped))
 

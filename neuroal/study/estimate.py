@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,28 +62,27 @@ def estimate(
         progress: Show a bar over the cases.
     """
     keys = {e: identity(e) for e in evaluations}
-    past = _FinishedCases.of(r for r in known if r["status"] == DONE)
+    pruning, evaluating = _mean_seconds(r for r in known if r["status"] == DONE)
     speeds: dict[tuple[str, str, str], _ForwardSpeed] = {}
     seconds, timed = 0.0, 0
     unknown: dict[str, None] = {}
-    asked: list[EvaluationEntry | None]
     for case, scores in tqdm(jobs, desc="estimate", disable=not progress, leave=False):
         model = (case.model, case.dtype, case.device)
         speed = speeds.setdefault(model, _ForwardSpeed(*model, trust_remote_code))
-        parts = [0.0 if case.recipe is None else past.pruning.get(_method(case.labels))]
-        asked = [None]
+        parts: dict[EvaluationEntry | None, float | None] = {  # None is the pruning
+            None: 0.0 if case.recipe is None else pruning.get(_method(case.labels))
+        }
         for evaluation, key in keys.items():
             if not reusable(scores, key):
-                parts.append(past.evaluating.get((case.labels["model"], key)))
-                asked.append(evaluation)
-        timed += any(part is None for part in parts)
-        for what, part in zip(asked, parts, strict=True):
-            if part is None and what is not None and what.data is None:
-                unknown[what.label] = None
-            elif part is None:
-                seconds += speed.of(case, what)
+                parts[evaluation] = evaluating.get((case.labels["model"], key))
+        timed += None in parts.values()
+        for part, mean in parts.items():
+            if mean is not None:
+                seconds += mean
+            elif part is not None and part.data is None:
+                unknown[part.label] = None
             else:
-                seconds += part
+                seconds += speed.of(case, part)
     return StudyTime(seconds, timed, tuple(unknown))
 
 
@@ -91,34 +91,23 @@ def _method(labels: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(labels[key] for key in ("model", "pruner", "top_up", "pattern"))
 
 
-@dataclass(frozen=True)
-class _FinishedCases:
-    """Mean seconds of finished cases.
-
-    Attributes:
-        pruning: By model and method.
-        evaluating: By model and evaluation.
-    """
-
-    pruning: Mapping[tuple[Any, ...], float]
-    evaluating: Mapping[tuple[str, str], float]
-
-    @classmethod
-    def of(cls, done: Iterable[CaseResult]) -> _FinishedCases:
-        pruning: dict[tuple[Any, ...], list[float]] = {}
-        evaluating: dict[tuple[str, str], list[float]] = {}
-        for result in done:
-            pruning.setdefault(_method(result["case"]), []).append(result["seconds"]["prune"])
-            by_key: dict[str, float] = {}
-            for score in result["scores"].values():
-                key = score["evaluation"]
-                by_key[key] = by_key.get(key, 0.0) + score["seconds"]
-            for key, seconds in by_key.items():
-                evaluating.setdefault((result["case"]["model"], key), []).append(seconds)
-        return cls(
-            {method: statistics.fmean(x) for method, x in pruning.items()},
-            {key: statistics.fmean(x) for key, x in evaluating.items()},
-        )
+def _mean_seconds(
+    done: Iterable[CaseResult],
+) -> tuple[dict[tuple[Any, ...], float], dict[tuple[str, str], float]]:
+    """Return mean seconds of pruning by `_method`, and of evaluating by model and evaluation."""
+    pruning = defaultdict(list)
+    evaluating = defaultdict(list)
+    for result in done:
+        pruning[_method(result["case"])].append(result["seconds"]["prune"])
+        by_key: dict[str, float] = defaultdict(float)
+        for score in result["scores"].values():
+            by_key[score["evaluation"]] += score["seconds"]
+        for key, seconds in by_key.items():
+            evaluating[result["case"]["model"], key].append(seconds)
+    return (
+        {method: statistics.fmean(x) for method, x in pruning.items()},
+        {key: statistics.fmean(x) for key, x in evaluating.items()},
+    )
 
 
 @dataclass(eq=False)

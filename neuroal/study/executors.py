@@ -1,4 +1,4 @@
-"""Where cases run: in this process, in several of this machine, or on a Ray cluster.
+"""Where cases run: in processes of this machine, or (`cluster`) on a Ray cluster.
 
 An executor makes workers, each with a bench of its own; `run_on` gives them cases, preferably
 of the model that a worker has loaded. The case of a worker that dies is run by another.
@@ -6,11 +6,21 @@ of the model that a worker has loaded. The case of a worker that dies is run by 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
+
+import torch
 
 from neuroal.errors import NeuroalError
 from neuroal.study.bench import Bench, failure
@@ -18,6 +28,8 @@ from neuroal.study.cases import StudyCase
 from neuroal.study.results import CaseResult
 
 LOG = logging.getLogger(__name__)
+
+_bench: Bench  # of a worker's process
 
 TRIES = 3
 PATIENCE = 5.0  # seconds without news after which an executor is asked whether any can come
@@ -53,12 +65,6 @@ class Executor:
     start: Callable[[], Worker]
     lost: tuple[type[BaseException], ...]
     check: Callable[[], None] = lambda: None
-
-
-def run_here(bench: Bench, jobs: Sequence[Job]) -> Iterator[CaseResult]:
-    """Run cases one by one in this process."""
-    for case, known in jobs:
-        yield bench.run(case, known)
 
 
 def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[CaseResult]:
@@ -140,3 +146,67 @@ class _Queue:
         lost = NeuroalError(why)
         lost.__cause__ = error
         return failure(case, lost)
+
+
+def local(make_bench: Callable[[], Bench], jobs: int) -> Executor:
+    """Return an executor of `jobs` processes, which share the threads of this one.
+
+    Args:
+        make_bench: Makes a worker's bench in its own process; can be pickled.
+        jobs: How many.
+    """
+    threads = max(1, torch.get_num_threads() // jobs)
+    return Executor(jobs, partial(_start, make_bench, threads), (BrokenProcessPool,))
+
+
+def _start(make_bench: Callable[[], Bench], threads: int) -> _Process:
+    pool = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _begin, (make_bench, threads)
+    )
+    return _Process(pool, pool.submit(os.getpid))
+
+
+@dataclass(frozen=True, eq=False)
+class _Process:
+    """A pool of one process: where that dies, no other breaks, and its case is known."""
+
+    pool: ProcessPoolExecutor
+    pid: Future[int] = field(repr=False)
+
+    def ready(self) -> Future[int]:
+        return self.pid
+
+    def submit(self, job: Job) -> Future[CaseResult]:
+        try:
+            return self.pool.submit(_run, job)
+        except BrokenProcessPool as error:  # it died between two cases
+            lost: Future[CaseResult] = Future()
+            lost.set_exception(error)
+            return lost
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.pid.done() and self.pid.exception() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid.result(), signal.SIGTERM)
+
+
+def _begin(make_bench: Callable[[], Bench], threads: int) -> None:
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer, which ends its workers
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    _bench = make_bench()
+
+
+def _follow_parent() -> None:
+    """End this process when its parent ends, for whatever reason."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(job: Job) -> CaseResult:
+    return _bench.run(*job)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroal import options
-from neuroal.errors import UsageError, nearest
+from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.plugins import in_file
 from neuroal.recipe import Recipe
 from neuroal.types import Budget, Comparison
@@ -123,12 +124,7 @@ class Study:
         patterns: "unstructured" or N:M.
         seeds: Of the calibration windows and every other draw; tables show mean and deviation.
         calibration: Calibration windows.
-        budget: See `Recipe`.
-        comparison: See `Recipe`.
-        skip_indivisible: See `Recipe`.
-        dtype: See `Recipe`.
-        device: See `Recipe`.
-        requires: See `Recipe`.
+        budget: As in `Recipe`, like all that follow.
     """
 
     models: tuple[ModelEntry, ...]
@@ -167,10 +163,17 @@ def read(path: Path) -> Study:
         raise UsageError(f"cannot read study '{path}': {reason}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"study '{path}' is not TOML: {error}") from error
-    try:
+    with within(f"study '{path}'"):
         return parse(data, path.parent)
-    except UsageError as error:
-        raise UsageError(f"study '{path}': {error}") from error
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Begin the message of an error in here with the part of the study that it is about."""
+    try:
+        yield
+    except NeuroalError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def parse(data: Mapping[str, Any], folder: Path) -> Study:
@@ -200,10 +203,12 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
     }
     for key, (kind, main, finish) in readers.items():
         if key in values:
-            values[key] = tuple(
-                _finished(finish, _entry(kind, main, entry, f"{key}[{i}]"), f"{key}[{i}]")
-                for i, entry in enumerate(_list(key, values[key]), 1)
-            )
+            entries = []
+            for number, value in enumerate(_list(key, values[key]), 1):
+                entry: Any = _entry(kind, main, value, f"{key}[{number}]")
+                with within(f"{key}[{number}]"):
+                    entries.append(finish(entry))
+            values[key] = tuple(entries)
     if "calibration" in values:
         calibration = _entry(CalibrationEntry, "source", values["calibration"], "calibration")
         values["calibration"] = _located(calibration, folder, "source")
@@ -265,13 +270,6 @@ def _options(value: Any, where: str, by_plugin: bool) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(x, Mapping) for x in inner):
         raise UsageError(f"options in {where} are {value!r:.40}: write a table, {example}")
     return value
-
-
-def _finished(finish: Callable[[Any], Any], entry: Any, where: str) -> Any:
-    try:
-        return finish(entry)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
 
 
 def located(text: str, folder: Path) -> str:

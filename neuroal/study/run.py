@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.errors import UsageError, nearest
 from neuroal.model import memory
 from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
-from neuroal.study.executors import Job, run_here, run_on
-from neuroal.study.file import EvaluationEntry, Study, read
-from neuroal.study.local import local
+from neuroal.study.executors import Job, local, run_on
+from neuroal.study.file import Study, read, within
 from neuroal.study.results import DONE, CaseResult
 from neuroal.study.scores import check, identity, reusable
 
@@ -66,12 +65,11 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
     """
     study = read(file)
     results.check_folder(out)
-    try:
+    with within(f"study '{file}'"):
         for number, evaluation in enumerate(study.evaluations, 1):
-            _check(evaluation, number)
+            with within(f"evaluations[{number}]"):
+                check(evaluation)
         expansion = expand(study, trust_remote_code)
-    except NeuroalError as error:
-        raise type(error)(f"study '{file}': {error}") from error
     known = results.earlier(out, expansion.distinct)
     keys = [identity(evaluation) for evaluation in study.evaluations]
     jobs: list[Job] = []
@@ -81,13 +79,6 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
         if earlier["status"] != DONE or not all(reusable(scores, key) for key in keys):
             jobs.append((case, scores))
     return PreparedStudy(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
-
-
-def _check(evaluation: EvaluationEntry, number: int) -> None:
-    try:
-        check(evaluation)
-    except NeuroalError as error:
-        raise type(error)(f"evaluations[{number}]: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -148,6 +139,7 @@ def _results(prepared: PreparedStudy, execution: Execution) -> Iterator[CaseResu
         return
     memory.device_of(prepared.study.device)
     if execution.jobs is None or execution.jobs == 1:
-        yield from run_here(make_bench(execution.progress), jobs)
+        bench = make_bench(execution.progress)
+        yield from (bench.run(case, known) for case, known in jobs)
     else:
         yield from run_on(local(make_bench, execution.jobs), jobs)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from neuroal.data.calibration import Windows
 from neuroal.data.source import parse_source
-from neuroal.evaluation.perplexity import Perplexity, perplexity, windows_for
+from neuroal.evaluation.perplexity import perplexity, windows_for
 from neuroal.evaluation.tasks import check_names, load_tasks
 from neuroal.evaluation.text_overlap import warn_of_overlap
 from neuroal.evaluation.zero_shot import ZeroShot, check_sizes, zero_shot
@@ -87,10 +88,8 @@ class Measurer:
 
     def windows(self, evaluation: EvaluationEntry, model: nn.Module) -> Windows:
         """Return the windows of an evaluation on a text, cut once."""
-        return self._once(evaluation, lambda: self._cut(evaluation, model))
-
-    def _cut(self, evaluation: EvaluationEntry, model: nn.Module) -> Windows:
-        return windows_for(
+        cut = partial(
+            windows_for,
             getattr(model, "config", None),
             str(evaluation.data),
             self.tokenizer,
@@ -98,6 +97,7 @@ class Measurer:
             windows=evaluation.windows,
             progress=self.progress,
         )
+        return self._once(evaluation, cut)
 
     def _once(self, evaluation: EvaluationEntry, make: Callable[[], T]) -> T:
         if evaluation not in self._read:
@@ -109,12 +109,13 @@ class Measurer:
         windows = self.windows(evaluation, model)
         start = time.perf_counter()
         result = perplexity(model, windows, batch=evaluation.batch, progress=self.progress)
-        return {evaluation.label: _score_of_perplexity(result, time.perf_counter() - start)}
+        seconds, protocol = time.perf_counter() - start, result.to_json()
+        value = protocol.pop("perplexity")
+        return {evaluation.label: _score(value, "perplexity", False, None, seconds, protocol)}
 
     def _zero_shot(self, evaluation: EvaluationEntry, model: nn.Module) -> Scores:
-        tasks = self._once(
-            evaluation, lambda: load_tasks(evaluation.tasks, evaluation.include_path)
-        )
+        load = partial(load_tasks, evaluation.tasks, evaluation.include_path)
+        tasks = self._once(evaluation, load)
         start = time.perf_counter()
         result = zero_shot(
             model,
@@ -125,12 +126,6 @@ class Measurer:
             progress=self.progress,
         )
         return _scores_of_tasks(evaluation.label, result, time.perf_counter() - start)
-
-
-def _score_of_perplexity(result: Perplexity, seconds: float) -> dict[str, Any]:
-    protocol = result.to_json()
-    value = protocol.pop("perplexity")
-    return _score(value, "perplexity", False, None, seconds, protocol)
 
 
 def _scores_of_tasks(label: str, result: ZeroShot, seconds: float) -> Scores:

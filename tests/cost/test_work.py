@@ -12,10 +12,10 @@ import neuroal
 from neuroal import Recipe
 from neuroal.cost.estimate import work
 from neuroal.cost.preparation import prepare
-from neuroal.cost.work import Timings, Work
+from neuroal.cost.work import Work
 from neuroal.testing import tiny_model
 
-A_SECOND_EACH = Timings(dense=1, pruned=1, final_dense=1, final_pruned=1)
+A_SECOND_EACH = {"dense": 1, "pruned": 1, "final_dense": 1, "final_pruned": 1}
 GRIDS = {
     "linear_schedule": {"lambdas": [0.05, 0.1]},
     "neuroal": {"lambdas": [0.05, 0.1]},

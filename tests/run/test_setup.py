@@ -25,8 +25,7 @@ from neuroal import (
     UsageError,
     hookimpl,
 )
-from neuroal.cost.first_steps import SearchStep, first_steps
-from neuroal.cost.preparation import Prepared
+from neuroal.cost.preparation import Prepared, SearchStep, first_steps
 from neuroal.plugins import Listing, loading
 from neuroal.run.setup import Setup, setup
 from neuroal.testing import layout

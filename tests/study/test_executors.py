@@ -19,8 +19,7 @@ import pytest
 from neuroal.errors import NeuroalError
 from neuroal.study import executors
 from neuroal.study.bench import Bench
-from neuroal.study.executors import TRIES, Executor, Job, run_on
-from neuroal.study.local import local
+from neuroal.study.executors import TRIES, Executor, Job, local, run_on
 from neuroal.study.results import CaseResult
 from neuroal.study.run import PreparedStudy
 
