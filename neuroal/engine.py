@@ -33,8 +33,7 @@ from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
-from neuroal.run.phases import Phases
-from neuroal.run.report import Report, environment, first_report
+from neuroal.run.report import Phases, Report, environment, first_report
 from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
 from neuroal.run.save import Pruned, save_run
 from neuroal.run.search import RunSearch
@@ -167,16 +166,10 @@ def _evaluation(model: nn.Module | str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One run from what is prepared to its report.
+    """One run from what is prepared to its report; what is not said here is as in `prune`.
 
     Attributes:
-        prepared: What is run.
         folder: Of the output, which the first process writes.
-        stream: Blocks are read from the disk one at a time; None where it takes that to fit.
-        spill: Activations are held on the disk; None where it takes that to fit.
-        resume: Go on with an unfinished run.
-        progress: Show progress bars.
-        shared: What the run has in common with others on the same dense model.
         team: The processes that run together.
         phases: Seconds and memory so far.
         notes: What was left out or should be known.
@@ -200,14 +193,7 @@ class _Run:
         windows: Tensor | None,
         out: Path | None,
     ) -> Report:
-        """Run it.
-
-        Args:
-            model: In memory, or its path.
-            tokenizer: Of a model in memory.
-            windows: Calibration token ids in place of a source.
-            out: The output folder; None in all processes but the first.
-        """
+        """Return the report; `out` is the output folder, None in all processes but the first."""
         prepared, recipe = self.prepared, self.prepared.recipe
         plugins = [p.provenance() for p in prepared.setup.plugins]
         with self.phases.phase("calibrate"):

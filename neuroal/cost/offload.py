@@ -68,13 +68,8 @@ class Needs:
     def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
         """Return what to keep on the disk: no more than it takes to fit into memory, blocks first.
 
-        Args:
-            blocks: As asked; None where the choice is free.
-            activations: The same.
-            free: Bytes of memory; None fits everything.
-
-        Returns:
-            Where nothing fits, what needs the least memory.
+        What is None is free to choose; `free` bytes of memory that are None fit everything. Where
+        nothing fits, it is what needs the least memory.
         """
         ways = [Offload(b, a) for a in _either(activations) for b in _either(blocks)]
         return next((way for way in ways if self.lack(way, free) is None), ways[-1])
@@ -85,12 +80,8 @@ def decide(
 ) -> tuple[Offload, str | None]:
     """Return what a run keeps on the disk, and what to say of it where that was not asked for.
 
-    Args:
-        needs: Memory and disk of the run.
-        path: Of the model; None for one in memory.
-        stream: Keep blocks on the disk; None does so where they would not fit into memory.
-        spill: The same of activations.
-        free: Bytes of memory; None fits everything.
+    The `path` is None for a model in memory. Blocks that `stream`, and activations that `spill`,
+    are kept on the disk; None does so where they would not fit into `free` bytes of memory.
 
     Raises:
         NeuroalError: Memory is too small.

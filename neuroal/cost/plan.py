@@ -100,11 +100,8 @@ def plan(
 ) -> Plan:
     """Return what a prepared run would cost; loads no weights and no text.
 
-    Args:
-        prepared: The run.
-        timed: Time one block of random weights, to say how long the run will take.
-        stream: As in `prune`.
-        spill: As in `prune`.
+    Where it is `timed`, one block of random weights says how long the run will take. The rest is as
+    in `prune`.
     """
     needed = needs(prepared, _length(prepared))
     free = available_memory(memory.device_of(prepared.recipe.device))

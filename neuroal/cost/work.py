@@ -53,15 +53,8 @@ def generation_work(
 
     Every candidate runs every block dense and pruned; the first block runs dense once for all. The
     dense run stops before the block's output, and there is none where nothing reads statistics.
-    Candidates that prune the first blocks alike, or not at all, need less.
-
-    Args:
-        metric: Plugin of role `alignment`.
-        pruner: Plugin of role `pruner`.
-        deviation: Whether the deviation of input norms is measured too.
-        blocks: Of the model.
-        candidates: Of the generation.
-        windows: That each of them is measured on.
+    Candidates that prune the first blocks alike, or not at all, need less. `deviation` is whether
+    that of the input norms is measured too.
     """
     plugins = (metric, pruner)
     reads = deviation or any(p.required_statistics() for p in plugins)

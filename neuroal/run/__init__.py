@@ -5,8 +5,7 @@
 - `windows`: the calibration windows
 - `search`: the dense walk of `measure_block`, the block step and the row step
 - `commit`: the final pruning, block by block
-- `phases`: seconds and peak memory of every phase
-- `report`: what happened, the content of `neuroal.json`
+- `report`: what happened, the content of `neuroal.json`; seconds and peak memory of every phase
 - `model_card`: the README of a pruned checkpoint
 - `save`: everything into the output folder
 """

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.distributed import ALONE, Team
-from neuroal.layout import Block
-from neuroal.layout import matrices as matrices
+from neuroal.layout import Block, matrices
 from neuroal.model.blocks import Blocks
 from neuroal.model.run_folder import Journal
 from neuroal.pruning.pruner import BasePruner
@@ -90,11 +89,10 @@ def _restore(blocks: Blocks, block: Block, module: nn.Module, journal: Journal, 
     there = blocks.restore(block, module, journal)
     if team.size == 1:
         return there
-    pruned = (
-        {x.name: matrices.weight(x, module, block.name) for x in block.linears} if there else {}
-    )
+    linears = {x.name: x for x in block.linears}
+    pruned = {n: matrices.weight(x, module, block.name) for n, x in linears.items() if there}
     weights = team.exchange_tensors(pruned)[0]
-    matrices.write({x.name: x for x in block.linears}, weights, module, block.name)
+    matrices.write(linears, weights, module, block.name)
     return bool(weights)
 
 

@@ -1,11 +1,13 @@
-"""What a run leaves: the report, and the numbers that go into it."""
+"""What a run leaves: the report, and the numbers that go into it, seconds and memory among them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +80,41 @@ class Report:
         return {c["role"]: c for c in self.candidates if c["selected"]}
 
 
+@dataclass(frozen=True)
+class Phases:
+    """The phases of one run so far, in the order in which they ended.
+
+    Attributes:
+        seconds: Of each phase, over all of its parts.
+        memory: Peak bytes up to the end of each phase.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a phase, or another part of it; what ends in an exception is not recorded."""
+        start = time.perf_counter()
+        yield
+        before = self.seconds.pop(name, 0.0)
+        self.seconds[name] = before + time.perf_counter() - start
+        self.memory.pop(name, None)
+        self.memory[name] = peak_memory()
+
+
+def peak_memory() -> int:
+    """Return the peak bytes of the accelerator in use, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
 def fill_sparsity(
     report: Report,
     layout: Layout,
@@ -107,13 +144,11 @@ def fill_sparsity(
     report.notes += _unseen(layout, norms)
     for block in layout.blocks:
         share = {x.name: x.weights / block.weights for x in block.linears}
-        report.blocks.append(
-            {"name": block.name}
-            | {
-                key: sum(report.linears[n][key] * s for n, s in share.items())
-                for key in ("wanted", "achieved")
-            }
-        )
+        ratios = {
+            key: sum(report.linears[n][key] * s for n, s in share.items())
+            for key in ("wanted", "achieved")
+        }
+        report.blocks.append({"name": block.name} | ratios)
     prunable = [x for x in layout.linears.values() if x.name not in rules.dense]
     weights = sum(x.weights for x in prunable)
     pruned = sum(zeros[x.name].zeros for x in prunable)

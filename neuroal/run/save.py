@@ -17,8 +17,7 @@ from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.targets import Rules
 from neuroal.run.model_card import model_card
-from neuroal.run.phases import Phases, peak_memory
-from neuroal.run.report import InputNorms, Report, fill_sparsity
+from neuroal.run.report import InputNorms, Phases, Report, fill_sparsity, peak_memory
 from neuroal.types import Target
 
 
@@ -47,17 +46,10 @@ def save_run(
     out: Path | None,
     source: Path | None = None,
 ) -> Report:
-    """Complete the report of a pruned model, and write all that a run leaves where there is `out`.
+    """Complete the report of a pruned model in place, and write all that a run leaves into `out`.
 
-    Args:
-        report: What is known so far; completed in place.
-        blocks: The pruned blocks.
-        tokenizer: Saved with the model.
-        rules: How ratios became counts.
-        pruned: How the model was pruned.
-        phases: Seconds and memory so far.
-        out: The output folder, which is there when everything is in it; None counts only.
-        source: Folder of the dense model, of which the output keeps everything else.
+    The output folder is there when everything is in it; None counts zeros only. It keeps everything
+    else of `source`, the folder of the dense model.
     """
     start = time.perf_counter()
     layout = blocks.layout

@@ -16,7 +16,7 @@ from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
-from neuroal.run.phases import Phases
+from neuroal.run.report import Phases
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.search.alignment import Aligner
 from neuroal.search.measurements import Measurements, SharedMeasurements
@@ -29,17 +29,11 @@ class RunSearch:
     """What the search of one run is made of.
 
     Attributes:
-        setup: The plugins.
-        recipe: What is asked.
-        layout: The model's linears.
-        rules: Budget, comparison, pattern.
         walker: Runs the model; None without calibration data.
         data: All calibration windows; None without.
         shared: What the run has in common with others on the same dense model.
         journal: Outcomes of an earlier try, and a place for new ones.
         progress: Opens a progress bar: `(title, total) -> tick`.
-        phases: Seconds and memory of the run.
-        team: The processes that share the work.
     """
 
     setup: Setup

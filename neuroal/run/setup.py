@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from neuroal.plugins import (
     refuse_unused,
 )
 from neuroal.pruning.targets import Rules
-from neuroal.recipe import Recipe
+from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.types import (
     Comparison,
     Pattern,
@@ -37,11 +37,8 @@ class Setup:
     """The plugins of a run, checked against each other.
 
     Attributes:
-        pruner: The base pruner.
         block_ratios: One or more; empty where an earlier allocation is used.
         row_ratios: None where an earlier allocation is used.
-        alignment: The metric of the search.
-        refiner: None without.
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
         search_samples: Calibration windows that the search may use.
@@ -132,10 +129,10 @@ def setup(recipe: Recipe) -> Setup:
         PluginError: A plugin is broken.
     """
     check_requirements(recipe.requires)
-    preset = load_top_up(recipe.top_up)
+    top_up = _top_up(recipe)
     if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
         raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
-    plugins = _load(recipe, preset)
+    plugins = _load(recipe, top_up)
     (pruner,) = plugins["pruner"]
     pattern, can = recipe.parsed_pattern(), pruner.traits(PrunerTraits)
     comparison: Comparison = recipe.comparison or can.comparison
@@ -152,11 +149,11 @@ def setup(recipe: Recipe) -> Setup:
             why = no_importance(pattern, recipe.comparison)
         else:
             why = no_rows(pruner.name, can, pattern, comparison)
-        if why and _row_choice(recipe, preset) != UNIFORM:
-            notes.append(_left_out_row_step(recipe, preset, why))
+        if why and top_up.row_ratios != UNIFORM:
+            notes.append(_left_out_row_step(recipe, top_up, why))
             plugins["row_ratios"] = load([("row_ratios", UNIFORM)])
     if pattern is not None:
-        notes += _left_out_block_step(recipe, preset, pattern)
+        notes += _left_out_block_step(recipe, top_up, pattern)
     names = {p.name for of_role in plugins.values() for p in of_role}
     refuse_unused(recipe.options, names)
     chosen = Setup(
@@ -167,7 +164,7 @@ def setup(recipe: Recipe) -> Setup:
         refiner=next(iter(plugins["refiner"]), None),
         comparison=comparison,
         pattern=pattern,
-        search_samples=recipe.search_samples or preset.search_samples,
+        search_samples=recipe.search_samples or top_up.search_samples,
         notes=tuple(notes),
     )
     _check_refiner(chosen, recipe)
@@ -175,29 +172,34 @@ def setup(recipe: Recipe) -> Setup:
     return chosen
 
 
-def _load(recipe: Recipe, preset: TopUp) -> dict[str, list[Plugin]]:
-    """Return every role's plugins: the recipe's where it names them, else the preset's.
+def _top_up(recipe: Recipe) -> TopUp:
+    """Return the recipe's preset, with the plugins that the recipe names in place of its own."""
+    asked = {role: getattr(recipe, role) for role in TOP_UP_ROLES}
+    own = {role: choice for role, choice in asked.items() if choice is not None and choice != ()}
+    return replace(load_top_up(recipe.top_up), **own)
 
-    Their options are the preset's, overridden by the recipe's. Where ratios are given or fixed, no
+
+def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
+    """Return every role's plugins.
+
+    Their options are the top-up's, overridden by the recipe's. Where ratios are given or fixed, no
     strategy is loaded for them.
     """
     pattern = recipe.parsed_pattern()
-    blocks = _block_choices(recipe, preset)
-    alignment = preset.alignment if recipe.alignment is None else recipe.alignment
-    refiner = preset.refiner if recipe.refiner is None else recipe.refiner
+    fixed = pattern is not None and not _varies(recipe, pattern)
     choices: dict[str, tuple[Any, ...]] = {
         "pruner": (recipe.pruner,),
-        "block_ratios": (UNIFORM,) if pattern and not _varies(recipe, pattern) else blocks,
-        "row_ratios": (_row_choice(recipe, preset),),
-        "alignment": (alignment,),
-        "refiner": () if refiner in (None, "none") else (refiner,),
+        "block_ratios": (UNIFORM,) if fixed else top_up.block_ratios,
+        "row_ratios": (top_up.row_ratios,),
+        "alignment": (top_up.alignment,),
+        "refiner": () if top_up.refiner in (None, "none") else (top_up.refiner,),
     }
     if recipe.allocation is not None:
         choices["block_ratios"] = choices["row_ratios"] = ()
     flat = [(role, choice) for role, of_role in choices.items() for choice in of_role]
     used = {listing_of(role, choice).name for role, choice in flat}
     options: dict[str, dict[str, Any]] = {}
-    for values_by_name in (preset.options, recipe.options):
+    for values_by_name in (top_up.options, recipe.options):
         for name, values in values_by_name.items():
             if name in used:
                 options[name] = options.get(name, {}) | dict(values)
@@ -205,15 +207,7 @@ def _load(recipe: Recipe, preset: TopUp) -> dict[str, list[Plugin]]:
     return {role: [next(loaded) for _ in of_role] for role, of_role in choices.items()}
 
 
-def _block_choices(recipe: Recipe, preset: TopUp) -> tuple[Any, ...]:
-    return recipe.block_ratios or preset.block_ratios
-
-
-def _row_choice(recipe: Recipe, preset: TopUp) -> Any:
-    return preset.row_ratios if recipe.row_ratios is None else recipe.row_ratios
-
-
-def _left_out_row_step(recipe: Recipe, preset: TopUp, why: str) -> str:
+def _left_out_row_step(recipe: Recipe, top_up: TopUp, why: str) -> str:
     """Return a note that the preset's row step is left out.
 
     Raises:
@@ -221,12 +215,12 @@ def _left_out_row_step(recipe: Recipe, preset: TopUp, why: str) -> str:
     """
     if recipe.row_ratios is not None:
         raise UsageError(f"row ratios make no sense here: {why}")
-    if recipe.block_ratios is None and preset.block_ratios == (UNIFORM,):
+    if recipe.block_ratios is None and top_up.block_ratios == (UNIFORM,):
         raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
     return f"row step of top-up '{recipe.top_up}' left out: {why}"
 
 
-def _left_out_block_step(recipe: Recipe, preset: TopUp, pattern: Pattern) -> list[str]:
+def _left_out_block_step(recipe: Recipe, top_up: TopUp, pattern: Pattern) -> list[str]:
     """Return a note that the preset's block step is left out where a pattern fixes every ratio.
 
     Raises:
@@ -238,7 +232,7 @@ def _left_out_block_step(recipe: Recipe, preset: TopUp, pattern: Pattern) -> lis
         return []
     if recipe.allocation is not None:
         raise UsageError(f"pattern {pattern} alone fixes every ratio: --allocation has none to set")
-    if _block_choices(recipe, preset) == (UNIFORM,):
+    if top_up.block_ratios == (UNIFORM,):
         return []
     why = f"pattern {pattern} alone fixes every ratio; a --sparsity beside it lets N vary"
     if recipe.block_ratios:

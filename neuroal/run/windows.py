@@ -28,13 +28,8 @@ def calibrate(
 ) -> Windows | None:
     """Return the calibration windows; None where there are none.
 
-    Args:
-        recipe: Names the source.
-        model: The model or its skeleton, whose context and vocabulary bound the windows.
-        tokenizer: Of the model; not needed for token ids.
-        ids: Token ids in place of a source, int64 `(samples, length)`.
-        shared: Windows of earlier runs with the same source.
-        progress: Show the bars of a download.
+    They are token ids, int64 `(samples, length)`, or cut from the recipe's source if `shared` has
+    none of an earlier run; context and vocabulary of the model, or of its skeleton, bound them.
 
     Raises:
         UsageError: The ids or the source are wrong.

@@ -65,9 +65,7 @@ class Bench:
     def run(self, case: StudyCase, known: Mapping[str, Any]) -> CaseResult:
         """Run a case and return the content of its file; an exception makes it a failed one.
 
-        Args:
-            case: The case.
-            known: Scores of an earlier run of it: what they hold is not measured again.
+        What the scores `known` of an earlier run of it hold is not measured again.
         """
         try:
             return {**_head(case), "status": DONE, **self._outcome(case, known)}

@@ -52,14 +52,9 @@ def estimate(
     trust_remote_code: bool = False,
     progress: bool = False,
 ) -> StudyTime:
-    """Return how long jobs will take; loads models of which too little is known, to time them.
+    """Return how long jobs will take, going by what has become of cases so far (`known`).
 
-    Args:
-        jobs: What is left to run.
-        evaluations: What each case is measured by.
-        known: What has become of cases so far.
-        trust_remote_code: Let a model's own code run.
-        progress: Show a bar over the cases.
+    Models of which too little is known are loaded, to time them.
     """
     keys = {e: identity(e) for e in evaluations}
     pruning, evaluating = _mean_seconds(r for r in known if r["status"] == DONE)

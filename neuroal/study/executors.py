@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -68,11 +67,7 @@ class Executor:
 
 
 def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[CaseResult]:
-    """Run cases on an executor's workers and yield their results as they come.
-
-    Args:
-        executor: Starts the workers, and new ones for those that die.
-        jobs: In the order in which they are preferred.
+    """Run cases, the first first, on an executor's workers; yield their results as they come.
 
     Raises:
         NeuroalError: Workers die before they can take a case, or none can start any more.
@@ -151,19 +146,16 @@ class _Queue:
 def local(make_bench: Callable[[], Bench], jobs: int) -> Executor:
     """Return an executor of `jobs` processes, which share the threads of this one.
 
-    Args:
-        make_bench: Makes a worker's bench in its own process; can be pickled.
-        jobs: How many.
+    A worker makes its bench in its own process: `make_bench` can be pickled.
     """
     threads = max(1, torch.get_num_threads() // jobs)
-    return Executor(jobs, partial(_start, make_bench, threads), (BrokenProcessPool,))
+    spawn = multiprocessing.get_context("spawn")
 
+    def start() -> _Process:
+        pool = ProcessPoolExecutor(1, spawn, _begin, (make_bench, threads))
+        return _Process(pool, pool.submit(os.getpid))
 
-def _start(make_bench: Callable[[], Bench], threads: int) -> _Process:
-    pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _begin, (make_bench, threads)
-    )
-    return _Process(pool, pool.submit(os.getpid))
+    return Executor(jobs, start, (BrokenProcessPool,))
 
 
 @dataclass(frozen=True, eq=False)

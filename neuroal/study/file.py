@@ -177,11 +177,7 @@ def within(place: str) -> Iterator[None]:
 
 
 def parse(data: Mapping[str, Any], folder: Path) -> Study:
-    """Return the study of a file's content.
-
-    Args:
-        data: What the TOML says.
-        folder: Where relative paths begin, if they lead somewhere from there.
+    """Return the study of a file's content; relative paths begin in `folder` if they exist there.
 
     Raises:
         UsageError: A key or value is wrong, or a list has one thing twice.

@@ -52,12 +52,8 @@ class PreparedStudy:
 def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedStudy:
     """Read a study file and check everything that can be checked before a weight or a text is read.
 
-    A case is left to run if it has no file, has failed, or lacks a score.
-
-    Args:
-        file: The study file.
-        out: The results folder.
-        trust_remote_code: Let models' own code run.
+    A case is left to run if it has no file in the results folder `out`, has failed, or lacks a
+    score.
 
     Raises:
         UsageError: The file or the folder is wrong.

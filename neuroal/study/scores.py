@@ -52,12 +52,7 @@ def identity(evaluation: EvaluationEntry) -> str:
 
 
 def reusable(scores: Mapping[str, Any], key: str) -> Scores:
-    """Return those of a case's scores that an evaluation would give again; all of them, or none.
-
-    Args:
-        scores: By column.
-        key: The evaluation's `identity`.
-    """
+    """Return those scores by column that the evaluation of this `identity` would give again."""
     return {column: dict(score) for column, score in scores.items() if score["evaluation"] == key}
 
 
