@@ -13,9 +13,8 @@ from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.preparation import Prepared
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
-from neuroal.data.calibration import default_length
 from neuroal.errors import NeuroalError
-from neuroal.model import memory, pretrained
+from neuroal.model import memory
 from neuroal.model.memory import available_memory
 
 LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
@@ -103,7 +102,7 @@ def plan(
     Where it is `timed`, one block of random weights says how long the run will take. The rest is as
     in `prune`.
     """
-    needed = needs(prepared, _length(prepared))
+    needed = needs(prepared, prepared.length)
     free = available_memory(memory.device_of(prepared.recipe.device))
     untimed = Plan(prepared, work(prepared), needed, needed.choose(stream, spill, free))
     return with_seconds(untimed) if timed else untimed
@@ -113,15 +112,9 @@ def with_seconds(untimed: Plan) -> Plan:
     """Return a plan with the seconds of its phases, where its family can be timed."""
     prepared = untimed.prepared
     try:
-        timings = time_block(prepared, _length(prepared))
+        timings = time_block(prepared, prepared.length)
     except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
         log.info("not timed: %s", error)
         return untimed
     seconds = {name: phase.seconds(timings) for name, phase in untimed.work.items()}
     return dataclasses.replace(untimed, seconds=seconds)
-
-
-def _length(prepared: Prepared) -> int:
-    """Return the tokens of a window; the default where the rows of the source decide."""
-    context = pretrained.context_length(prepared.model.config)
-    return prepared.recipe.length or default_length(context)

@@ -12,6 +12,7 @@ from torch import nn
 
 from neuroal import layout as layouts
 from neuroal.cost.work import generation_work
+from neuroal.data.calibration import default_length
 from neuroal.data.source import parse_source
 from neuroal.errors import PluginError, UsageError
 from neuroal.layout import Layout
@@ -85,6 +86,12 @@ class Prepared:
     def search_windows(self) -> int:
         """Return how many calibration windows the search uses."""
         return min(self.setup.search_samples, self.recipe.samples)
+
+    @property
+    def length(self) -> int:
+        """Return the tokens of a window; the default where the rows of the source decide."""
+        context = pretrained.context_length(self.model.config)
+        return self.recipe.length or default_length(context)
 
     @property
     def reads_data(self) -> bool:

@@ -27,8 +27,7 @@ class _Loaded:
 
     Attributes:
         key: Name, dtype and device that it was loaded by.
-        model: The model, as the last case has left it.
-        tokenizer: Its tokenizer, or None.
+        model: As the last case has left it.
         weights: The dense parameters that hold linears, on the CPU.
         measurer: Holds evaluation windows and tasks.
         shared: Holds calibration windows and measurements of the dense model.

@@ -24,13 +24,10 @@ def on_ray(
     """Join the Ray cluster that `RAY_ADDRESS` or this machine names, or start one here.
 
     Models, texts and plugin files are read by the workers: by the same paths on every node, and
-    those that are relative from the folder that is the current one here.
-
-    Args:
-        make_bench: Makes a worker's bench, where it runs; can be pickled.
-        jobs: At most this many workers; None is as many as the cluster's devices hold.
-        gpus_per_case: GPUs of each, a fraction where several are to share one; 0 is none, and a
-            CPU each.
+    those that are relative from the folder that is the current one here. A worker makes its bench
+    where it runs: `make_bench` can be pickled. There are at most `jobs`, or where that is None as
+    many as the cluster's devices hold, each with `gpus_per_case` (a fraction where several are to
+    share one), or with a CPU and no GPU for 0.
 
     Raises:
         UsageError: Ray is not installed, or no node has room for a worker.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from neuroal.cost.estimate import work
 from neuroal.cost.preparation import prepare
-from neuroal.data import calibration
+from neuroal.data.calibration import default_length
 from neuroal.layout import Layout, find
 from neuroal.model import memory, pretrained
 from neuroal.study.cases import StudyCase
@@ -113,28 +113,24 @@ class _ForwardSpeed:
     dtype: str
     device: str
     trust_remote_code: bool
-    _block_runs: dict[str, int] = field(default_factory=dict)
-    _tokens: dict[EvaluationEntry, int] = field(default_factory=dict)
+    _tokens: dict[EvaluationEntry | str, float] = field(default_factory=dict)  # str: of a recipe
 
     def of(self, case: StudyCase, evaluation: EvaluationEntry | None) -> float:
         """Return the seconds of an evaluation on a text; where None is given, of the pruning."""
+        model, tokenizer = self._loaded
         if evaluation is not None:
             if evaluation not in self._tokens:
-                windows = Measurer(self._loaded[1], False).windows(evaluation, self._loaded[0])
+                windows = Measurer(tokenizer, False).windows(evaluation, model)
                 self._tokens[evaluation] = windows.ids.numel()
             return self._tokens[evaluation] * self._per_token
         assert case.recipe is not None
         recipe = dataclasses.replace(case.recipe, seed=0)  # which the work does not depend on
-        key, layout = recipe.digest(), self._layout
-        if key not in self._block_runs:
-            phases = work(prepare(recipe, self._loaded[0], layout=layout))
-            self._block_runs[key] = sum(phase.block_runs for phase in phases.values())
-        passes = self._block_runs[key] / len(layout.blocks)
-        return passes * self._length(recipe.length) * self._per_token
-
-    def _length(self, asked: int | None) -> int:
-        context = pretrained.context_length(self._loaded[0].config)
-        return asked or calibration.default_length(context)
+        key = recipe.digest()
+        if key not in self._tokens:
+            prepared = prepare(recipe, model, layout=self._layout)
+            block_runs = sum(phase.block_runs for phase in work(prepared).values())
+            self._tokens[key] = block_runs / len(prepared.layout.blocks) * prepared.length
+        return self._tokens[key] * self._per_token
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -149,7 +145,7 @@ class _ForwardSpeed:
     def _per_token(self) -> float:
         """The seconds per token of a forward pass, the better of two."""
         model = self._loaded[0]
-        length = self._length(None)
+        length = default_length(pretrained.context_length(model.config))
         ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.int64)
         times = []
         with torch.no_grad():

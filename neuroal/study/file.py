@@ -145,10 +145,6 @@ class Study:
     device: str = "auto"
     requires: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the study as JSON values."""
-        return dataclasses.asdict(self)
-
 
 def read(path: Path) -> Study:
     """Read a study file; relative paths are looked for in its folder first.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def begin(out: Path, name: str, study: Study, expansion: Expansion) -> None:
         "kind": "study",
         "name": name,
         "neuroal": neuroal.__version__,
-        "study": study.to_json(),
+        "study": asdict(study),
         "cases": [{"id": c.id, "case": dict(c.labels)} for c in expansion.cases],
         "skipped": [{"case": dict(s.labels), "reason": s.reason} for s in expansion.skipped],
     }

@@ -30,8 +30,6 @@ class PreparedStudy:
     Attributes:
         name: Of the file, without its ending.
         out: The results folder.
-        study: What is asked for.
-        expansion: Its cases.
         jobs: The cases to run, with the scores of each that are known.
         known: What has become of cases so far.
     """

@@ -18,10 +18,7 @@ class MeanScore:
     """One score of one method on one model, over the seeds.
 
     Attributes:
-        model: Label.
-        pattern: None of a dense model.
-        pruner: Label; None of a dense model.
-        top_up: Label; None of a dense model.
+        model: Its label; those of pruner and top-up, and the pattern, are None of a dense model.
         sparsity: Wanted; 0 of a dense model.
         evaluation: Column of the scores.
         metric: perplexity, acc, …
@@ -57,10 +54,12 @@ def cells(results: StudyResults) -> list[MeanScore]:
         key = (x["model"], x["pattern"], x["pruner"], x["top_up"], x["sparsity"])
         groups.setdefault(key, []).append(case)
     scores = []
+    higher: dict[str, bool] = {}  # by column, whether higher is better
     for key, cases in groups.items():
         done = [case for case in cases if case["status"] == DONE]
         columns = {column: score for case in done for column, score in case["scores"].items()}
         for column, score in columns.items():
+            higher[column] = score["higher_is_better"]
             values = [float(c["scores"][column]["value"]) for c in done if column in c["scores"]]
             times = [c["seconds"]["prune"] for c in done if c["report"] is not None]
             scores.append(
@@ -76,7 +75,7 @@ def cells(results: StudyResults) -> list[MeanScore]:
                     seconds=statistics.fmean(times) if times else None,
                 )
             )
-    return _marked(scores, _higher(results))
+    return _marked(scores, higher)
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -84,12 +83,6 @@ def _deviation(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _higher(results: StudyResults) -> dict[str, bool]:
-    """Return by column whether higher is better."""
-    scores = [case["scores"] for case in results.cases]
-    return {column: s["higher_is_better"] for x in scores for column, s in x.items()}
 
 
 def _marked(scores: Sequence[MeanScore], higher: Mapping[str, bool]) -> list[MeanScore]:
