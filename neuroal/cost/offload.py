@@ -68,8 +68,8 @@ class Needs:
     def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
         """Return what to keep on the disk: no more than it takes to fit into memory, blocks first.
 
-        What is None is free to choose; `free` bytes of memory that are None fit everything. Where
-        nothing fits, it is what needs the least memory.
+        `blocks` and `activations` are as asked, None where the choice is free. None in place of
+        `free` bytes of memory fits everything. Where nothing fits, it is what needs the least.
         """
         ways = [Offload(b, a) for a in _either(activations) for b in _either(blocks)]
         return next((way for way in ways if self.lack(way, free) is None), ways[-1])
@@ -80,8 +80,9 @@ def decide(
 ) -> tuple[Offload, str | None]:
     """Return what a run keeps on the disk, and what to say of it where that was not asked for.
 
-    The `path` is None for a model in memory. Blocks that `stream`, and activations that `spill`,
-    are kept on the disk; None does so where they would not fit into `free` bytes of memory.
+    `path` is the model's, None for one in memory. `stream` keeps blocks on the disk and `spill`
+    activations; None does so where they would not fit into the `free` bytes of memory, and None of
+    those fits everything.
 
     Raises:
         NeuroalError: Memory is too small.

@@ -28,8 +28,8 @@ def calibrate(
 ) -> Windows | None:
     """Return the calibration windows; None where there are none.
 
-    They are token ids, int64 `(samples, length)`, or cut from the recipe's source if `shared` has
-    none of an earlier run; context and vocabulary of the model, or of its skeleton, bound them.
+    They are `ids`, int64 `(samples, length)`, or cut from the recipe's source, unless `shared` has
+    those of an earlier run; context and vocabulary of the model, or of its skeleton, bound them.
 
     Raises:
         UsageError: The ids or the source are wrong.

@@ -113,7 +113,9 @@ class _ForwardSpeed:
     dtype: str
     device: str
     trust_remote_code: bool
-    _tokens: dict[EvaluationEntry | str, float] = field(default_factory=dict)  # str: of a recipe
+    _tokens: dict[EvaluationEntry | str, float] = field(
+        default_factory=dict
+    )  # str: a recipe's digest
 
     def of(self, case: StudyCase, evaluation: EvaluationEntry | None) -> float:
         """Return the seconds of an evaluation on a text; where None is given, of the pruning."""

@@ -67,7 +67,7 @@ class Executor:
 
 
 def run_on(executor: Executor, jobs: Sequence[Job]) -> Iterator[CaseResult]:
-    """Run cases, the first first, on an executor's workers; yield their results as they come.
+    """Run cases on an executor's workers, those in front first; yield results as they come.
 
     Raises:
         NeuroalError: Workers die before they can take a case, or none can start any more.
