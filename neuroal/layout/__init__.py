@@ -4,7 +4,7 @@
 tensors, without weights) and reads from that run which matrices multiply, which of them see the
 same input and in which order they run. It looks at no family name.
 
-parts     `Layout`, `Block`, `Linear`: what a model is made of
+parts     `Layout`, `Block`, `Linear`, `Place`: what a model is made of
 finding   `find`: from the trace to the layout
 trace     the one run: which blocks run, and which matrices multiply in them
 flow      follows the outputs of linears through that run

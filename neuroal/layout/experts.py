@@ -7,8 +7,27 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from neuroal.layout.matrices import Place
+from neuroal.layout.parts import Place
 from neuroal.layout.trace import Event
+
+
+@dataclass(frozen=True)
+class TracedLinear:
+    """A linear as the trace shows it, before its group and consumer are known.
+
+    Attributes:
+        name: Its name.
+        place: Where its matrix lies.
+        event: A product with it, or with the same matrix of another expert.
+        experts: The experts that it is one of, if tokens are routed to it.
+        expert: Its index among them.
+    """
+
+    name: str
+    place: Place
+    event: Event
+    experts: Experts | None = None
+    expert: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +50,17 @@ class Experts:
             return event.place.offset // (event.shape[0] * event.shape[1])
         return int(event.place.parameter.removeprefix(self.container + ".").split(".")[0])
 
-    def of(self, event: Event, expert: int) -> tuple[str, Place]:
-        """Return name and place of the same matrix of another expert."""
-        place, size = event.place, event.shape[0] * event.shape[1]
+    def of(self, event: Event, expert: int) -> TracedLinear:
+        """Return the same matrix of another expert."""
+        place = event.place
         if self.stacked:
-            return f"{place.parameter}.{expert}", replace(place, offset=expert * size)
-        rest = place.parameter.removeprefix(f"{self.container}.{self.index(event)}")
-        name = f"{self.container}.{expert}{rest}"
-        return name.removesuffix(".weight"), replace(place, parameter=name)
+            name = f"{place.parameter}.{expert}"
+            place = replace(place, offset=expert * event.shape[0] * event.shape[1])
+        else:
+            rest = place.parameter.removeprefix(f"{self.container}.{self.index(event)}")
+            place = replace(place, parameter=f"{self.container}.{expert}{rest}")
+            name = place.parameter.removesuffix(".weight")
+        return TracedLinear(name, place, event, self, expert)
 
     def witness(self, events: Sequence[Event]) -> list[Event]:
         """Return the products of one expert, one that ran all of its matrices."""

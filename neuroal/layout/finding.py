@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from neuroal.errors import NeuroalError
-from neuroal.layout.experts import Experts, find_experts, router
-from neuroal.layout.flows import Flows, TracedLinear
+from neuroal.layout.experts import Experts, TracedLinear, find_experts, router
+from neuroal.layout.flows import Flows
 from neuroal.layout.parts import Block, Layout, Linear, SkippedWeight
 from neuroal.layout.trace import Event, trace
 
@@ -181,7 +181,7 @@ def _groups(
             stages = list(_same_input(group.witness(run)))
             for expert in range(group.count):
                 for same in stages:
-                    yield [_expert_linear(group, e, expert) for e in same]
+                    yield [group.of(e, expert) for e in same]
 
 
 def _same_input(events: Sequence[Event]) -> Iterator[list[Event]]:
@@ -193,11 +193,6 @@ def _same_input(events: Sequence[Event]) -> Iterator[list[Event]]:
         group.append(event)
     if group:
         yield group
-
-
-def _expert_linear(group: Experts, event: Event, expert: int) -> TracedLinear:
-    name, place = group.of(event, expert)
-    return TracedLinear(name, place, event, group, expert)
 
 
 def _plain_name(event: Event, own: Mapping[str, nn.Parameter]) -> str:
@@ -223,10 +218,9 @@ def _skipped(
         covered[name] = covered.get(name, 0) + rows * columns
     owners = {id(m.weight): m for m in module.modules() if hasattr(m, "weight")}
     for name, parameter in own.items():
-        if parameter.dim() < 2 or covered.get(name) == parameter.numel():
+        # What an earlier block uses too is counted there.
+        if parameter.dim() < 2 or covered.get(name) == parameter.numel() or name in earlier:
             continue
-        if name in earlier:
-            continue  # counted in an earlier block that uses it too
         if name in covered:
             reason = f"{covered[name]:,} of its {parameter.numel():,} weights multiply"
         else:
@@ -251,19 +245,15 @@ def _layout(
     skipped: list[SkippedWeight],
     flows: Flows,
 ) -> Layout:
-    order = [group for block in linears for group in block]
-    consumers = _consumers(order)
+    consumers = iter(_consumers([group for block in linears for group in block]))
     layout_blocks: list[Block] = []
-    k = 0
     for index, groups in enumerate(linears):
         part_of_first = _child(groups[0][0].name, blocks[index])
         own: list[Linear] = []
         for number, group in enumerate(groups):
-            consumer = consumers[k]
-            k += 1
+            consumer = next(consumers)
             for traced in group:
                 attention = _child(traced.name, blocks[index]) == part_of_first
-                part: Literal["attention", "mlp"] = "attention" if attention else "mlp"
                 rows, columns = traced.event.shape
                 own.append(
                     Linear(
@@ -273,7 +263,7 @@ def _layout(
                         in_features=columns,
                         group=number,
                         paired=consumer,
-                        part=part,
+                        part="attention" if attention else "mlp",
                         place=traced.place,
                         expert=traced.expert,
                         rows=flows.rows(traced),

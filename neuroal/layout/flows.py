@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neuroal.layout.experts import Experts
-from neuroal.layout.matrices import Place
+from neuroal.layout.experts import TracedLinear
 from neuroal.layout.parts import Fed, Rows
 from neuroal.layout.trace import Event, Trace
-
-
-@dataclass(frozen=True)
-class TracedLinear:
-    """A linear as the trace shows it, before its group and consumer are known.
-
-    Attributes:
-        name: Its name.
-        place: Where its matrix lies.
-        event: A product with it, or with the same matrix of another expert.
-        experts: The experts that it is one of, if tokens are routed to it.
-        expert: Its index among them.
-    """
-
-    name: str
-    place: Place
-    event: Event
-    experts: Experts | None = None
-    expert: int | None = None
 
 
 class Flows:
@@ -50,7 +29,7 @@ class Flows:
         if linear.event not in self._rows:
             roles = self._trace.roles.get(linear.event, {})
             rows = [Rows(name, _ranges(x)) for name, x in roles.items()]
-            self._rows[linear.event] = tuple(sorted(rows, key=_first))
+            self._rows[linear.event] = tuple(sorted(rows, key=lambda x: x.ranges[0][0]))
         return self._rows[linear.event]
 
     def fed(self, linear: TracedLinear) -> Fed | None:
@@ -64,10 +43,6 @@ class Flows:
                     self._fed[key] = tuple(run for c in columns for run in _rows_of(c))
                 return Fed(name, self._fed[key])
         return None
-
-
-def _first(rows: Rows) -> int:
-    return rows.ranges[0][0]
 
 
 def _ranges(rows: Tensor) -> tuple[tuple[int, int], ...]:

@@ -9,58 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a matrix lies in a parameter.
-
-    Attributes:
-        parameter: The parameter's full name.
-        offset: Elements from the parameter's first to the matrix's.
-        strides: Elements from one row to the next, and from one column to the next.
-    """
-
-    parameter: str
-    offset: int
-    strides: tuple[int, int]
-
-    @classmethod
-    def whole(cls, parameter: str, columns: int) -> Place:
-        """Return the place of a matrix that is all of a parameter."""
-        return cls(parameter, 0, (columns, 1))
-
-    @property
-    def transposed(self) -> bool:
-        """Return whether the parameter holds the matrix as `(in, out)`."""
-        return self.strides[1] > self.strides[0]
+from neuroal.layout.parts import Linear, Place
 
 
-NOWHERE = Place("", 0, (0, 0))
-"""The place of a linear that is described without a model."""
-
-
-class Matrix(Protocol):
-    """What this module reads of a linear: its name, its shape and where it lies."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def out_features(self) -> int: ...
-    @property
-    def in_features(self) -> int: ...
-    @property
-    def place(self) -> Place: ...
-
-
-def view(matrix: Matrix, parameter: Tensor) -> Tensor:
+def view(matrix: Linear, parameter: Tensor) -> Tensor:
     """Return a matrix `(out, in)` as a view of the parameter that holds it."""
     shape, place = (matrix.out_features, matrix.in_features), matrix.place
     if place.offset == 0 and parameter.shape == shape and parameter.stride() == place.strides:
@@ -68,29 +28,18 @@ def view(matrix: Matrix, parameter: Tensor) -> Tensor:
     return parameter.as_strided(shape, place.strides, parameter.storage_offset() + place.offset)
 
 
-def parameter(matrix: Matrix, module: nn.Module, prefix: str = "") -> nn.Parameter:
-    """Return the parameter that holds a matrix.
-
-    Args:
-        matrix: A linear.
-        module: The model, or one of its modules.
-        prefix: The module's name in the model.
-    """
-    return module.get_parameter(local(matrix, prefix))
-
-
-def local(matrix: Matrix, prefix: str) -> str:
+def local(matrix: Linear, prefix: str) -> str:
     """Return the name of a matrix's parameter within the module called `prefix`."""
     return matrix.place.parameter.removeprefix(f"{prefix}.") if prefix else matrix.place.parameter
 
 
-def weight(matrix: Matrix, module: nn.Module, prefix: str = "") -> Tensor:
+def weight(matrix: Linear, module: nn.Module, prefix: str = "") -> Tensor:
     """Return a linear's weight `(out, in)`, a detached view of its parameter."""
-    return view(matrix, parameter(matrix, module, prefix).detach())
+    return view(matrix, module.get_parameter(local(matrix, prefix)).detach())
 
 
 def overlay(
-    matrices: Mapping[str, Matrix], weights: Mapping[str, Tensor], module: nn.Module, prefix: str
+    matrices: Mapping[str, Linear], weights: Mapping[str, Tensor], module: nn.Module, prefix: str
 ) -> dict[str, Tensor]:
     """Return new parameters with matrices replaced, by name within the module.
 
@@ -115,7 +64,7 @@ def overlay(
 
 
 def write(
-    matrices: Mapping[str, Matrix], weights: Mapping[str, Tensor], module: nn.Module, prefix: str
+    matrices: Mapping[str, Linear], weights: Mapping[str, Tensor], module: nn.Module, prefix: str
 ) -> None:
     """Copy new weights `(out, in)` into their parameters."""
     with torch.no_grad():
@@ -143,9 +92,9 @@ class Products(TorchFunctionMode):
     def __init__(self, parameters: Mapping[str, Tensor], seen: Seen) -> None:
         """Watch parameters, by the name that they are reported under."""
         super().__init__()
-        spans = sorted(((_address(p), name, p) for name, p in parameters.items()), key=_start)
-        self._starts = [start for start, _, _ in spans]
-        self._spans = spans
+        spans = [(_address(p), name, p) for name, p in parameters.items()]
+        self._spans = sorted(spans, key=itemgetter(0))
+        self._starts = [start for start, _, _ in self._spans]
         self._seen = seen
 
     def __torch_function__(
@@ -187,10 +136,6 @@ class Products(TorchFunctionMode):
         if before >= own.numel() or tensor.dtype != own.dtype or tensor.device != own.device:
             return None
         return name, before
-
-
-def _start(span: tuple[int, str, Tensor]) -> int:
-    return span[0]
 
 
 def _address(tensor: Tensor) -> int:

@@ -7,7 +7,34 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from neuroal.layout.matrices import NOWHERE, Place
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix lies in a parameter.
+
+    Attributes:
+        parameter: The parameter's full name.
+        offset: Elements from the parameter's first to the matrix's.
+        strides: Elements from one row to the next, and from one column to the next.
+    """
+
+    parameter: str
+    offset: int
+    strides: tuple[int, int]
+
+    @classmethod
+    def whole(cls, parameter: str, columns: int) -> Place:
+        """Return the place of a matrix that is all of a parameter."""
+        return cls(parameter, 0, (columns, 1))
+
+    @property
+    def transposed(self) -> bool:
+        """Return whether the parameter holds the matrix as `(in, out)`."""
+        return self.strides[1] > self.strides[0]
+
+
+NOWHERE = Place("", 0, (0, 0))
+"""The place of a linear that is described without a model."""
 
 
 @dataclass(frozen=True)

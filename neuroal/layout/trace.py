@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuroal.errors import NeuroalError
 from neuroal.layout.flow import Flow
-from neuroal.layout.matrices import Place, Products
+from neuroal.layout.matrices import Products
+from neuroal.layout.parts import Place
 
 TRACE_TOKENS = 8
 _READERS = 3  # a router may read the rows before the linears that count
@@ -193,17 +195,14 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
     result = Trace()
     inside: list[str] = []
 
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            inside.append(name)
-            result.runs.append(name)
-
-        return hook
+    def enter(name: str, module: nn.Module, args: Any) -> None:
+        inside.append(name)
+        result.runs.append(name)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.pop()
 
-    handles = [b.register_forward_pre_hook(enter(n)) for n, b in blocks.items()]
+    handles = [b.register_forward_pre_hook(partial(enter, n)) for n, b in blocks.items()]
     handles += [b.register_forward_hook(leave) for b in blocks.values()]
     device = next(model.parameters()).device
     watch = _Watch(dict(model.named_parameters()), result, inside)

@@ -19,7 +19,6 @@ from neuroal.testing.checks import (
     expect_repeatable,
     expect_unchanged,
     situation,
-    skip,
 )
 
 
@@ -68,9 +67,7 @@ class AlignmentConformance(Conformance):
 
     def test_averages_windows(self, plugin: Any) -> None:
         """Of several windows' logits the answer is the mean over the windows."""
-        p = self.load(plugin)
-        if not p.has("measure_output"):
-            raise skip("the plugin has no measure_output")
+        p = self.load(plugin, "measure_output")
         for name, arguments in _situations(p):
             every = zip(arguments["dense_logits"], arguments["pruned_logits"], strict=True)
             parts = [
@@ -101,8 +98,6 @@ class AlignmentConformance(Conformance):
     def test_other_devices(self, plugin: Any) -> None:
         """On a GPU its answer stays there, and is that of the CPU to a part in a thousand."""
         p = self.load(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
         for device in devices():
             here = dict(_situations(p))
             for name, arguments in _situations(p, device):
@@ -124,29 +119,23 @@ def _ask(p: Plugin, arguments: dict[str, Any]) -> Any:
 
 def _situations(p: Plugin, device: str = "cpu") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield arguments of two runs that differ."""
-    if p.has("measure_output"):
-        for name, dense, pruned in cases.logits():
-            yield name, _logits(dense.to(device), pruned.to(device))
-    else:
-        for name, dense, pruned in cases.pairs():
-            yield name, _statistics(p, dense.to(device), pruned.to(device))
+    for name, dense, pruned in _pairs(p):
+        yield name, _arguments(p, dense.to(device), pruned.to(device))
 
 
 def _same(p: Plugin) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield arguments of two runs that are the same."""
+    for name, dense, _ in _pairs(p):
+        yield f"the same twice: {name}", _arguments(p, dense, dense.clone())
+
+
+def _pairs(p: Plugin) -> Iterator[tuple[str, Tensor, Tensor]]:
+    return cases.logits() if p.has("measure_output") else cases.pairs()
+
+
+def _arguments(p: Plugin, dense: Tensor, pruned: Tensor) -> dict[str, Any]:
     if p.has("measure_output"):
-        for name, dense, _ in cases.logits():
-            yield f"the same twice: {name}", _logits(dense, dense.clone())
-    else:
-        for name, dense, _ in cases.pairs():
-            yield f"the same twice: {name}", _statistics(p, dense, dense)
-
-
-def _logits(dense: Tensor, pruned: Tensor) -> dict[str, Any]:
-    return {"dense_logits": dense, "pruned_logits": pruned}
-
-
-def _statistics(p: Plugin, dense: Tensor, pruned: Tensor) -> dict[str, Any]:
+        return {"dense_logits": dense, "pruned_logits": pruned}
     required = p.required_statistics()
     return {
         "dense": models.collect(dense, *required, dense=dense),

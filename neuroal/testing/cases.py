@@ -6,7 +6,7 @@ else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from neuroal.types import Accumulator, Pattern, PrunerTraits, Target
 from neuroal.walk.statistics import Statistics
 
 TYPICAL = "typical weights and inputs"
+
+Targets = Callable[[int, int], Iterable[tuple[str, Target]]]
+"""Targets by name, of a linear of `(out, in)` weights."""
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -135,6 +138,16 @@ def targets(out: int, columns: int, can: PrunerTraits) -> Iterator[tuple[str, Ta
     yield from matrix_targets(out, columns)
     if can.patterns:
         yield from pattern_targets(out, columns)
+
+
+def work(can: PrunerTraits) -> Iterator[tuple[str, LinearCase, Target]]:
+    """Yield every target with the typical case, and the others with one of theirs."""
+    first, *others = cases()
+    for name, target in targets(*first.shape, can):
+        yield f"{first.name}, {name}", first, target
+    for case in others:
+        name, target = list(row_targets(*case.shape))[1]
+        yield f"{case.name}, {name}", case, target
 
 
 def layouts() -> Iterator[tuple[str, Layout]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -33,9 +33,12 @@ class Conformance:
     role: ClassVar[str]
     quick: bool = False
 
-    def load(self, plugin: Any) -> Plugin:
-        """Return the plugin as a run has it: checked, and called through pluggy."""
-        return plugin if isinstance(plugin, Plugin) else load([(self.role, plugin)])[0]
+    def load(self, plugin: Any, *hooks: str) -> Plugin:
+        """Return the plugin as a run has it, checked; skip what needs one of some hooks."""
+        loaded = plugin if isinstance(plugin, Plugin) else load([(self.role, plugin)])[0]
+        if hooks and not any(loaded.has(hook) for hook in hooks):
+            raise SkipTest(f"the plugin has no {' or '.join(hooks)}")
+        return loaded
 
     def test_contract(self, plugin: Any) -> None:
         """It is a frozen dataclass with the hooks of its role, as `hookspecs` has them."""
@@ -67,14 +70,11 @@ def expect(holds: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
-def skip(why: str) -> unittest.SkipTest:
-    """Return what says that a check does not concern a plugin; pytest and unittest know it."""
-    return unittest.SkipTest(why)
-
-
 def devices() -> list[str]:
-    """Return the devices that are there besides the CPU."""
-    return ["cuda"] if torch.cuda.is_available() else []
+    """Return the devices that are there besides the CPU; skip a check where there is none."""
+    if not torch.cuda.is_available():
+        raise SkipTest("there is no device but the CPU")
+    return ["cuda"]
 
 
 def expect_repeatable(ask: Callable[[], Any], what: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neuroal.errors import UsageError, nearest
 from neuroal.layout import Block, Layout, Linear
-from neuroal.layout.matrices import Place
+from neuroal.layout.parts import Place
 from neuroal.types import Accumulator
 from neuroal.walk.statistics import Collector, Statistics, resolve
 
@@ -43,10 +43,14 @@ def tiny_model(structure: str, seed: int = 0, *, blocks: int = 3) -> nn.Module:
     Raises:
         UsageError: There is no such structure.
     """
+    import transformers
+
     if structure not in STRUCTURES:
         raise UsageError(f"structure '{structure}' is not known: {nearest(structure, STRUCTURES)}")
     with torch.random.fork_rng(devices=[]):
-        model = _untrained(structure, blocks)
+        model: nn.Module = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            _config(structure, blocks)
+        )
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -62,8 +66,8 @@ def tiny_model(structure: str, seed: int = 0, *, blocks: int = 3) -> nn.Module:
     return model.eval()
 
 
-def _untrained(structure: str, blocks: int) -> nn.Module:
-    import transformers
+def _config(structure: str, blocks: int) -> Any:
+    from transformers import AutoConfig
 
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -76,17 +80,11 @@ def _untrained(structure: str, blocks: int) -> nn.Module:
         "pad_token_id": END_TOKEN,
     }
     if structure == "opt":
-        opt = transformers.OPTConfig(**common, ffn_dim=48, word_embed_proj_dim=32)
-        return transformers.OPTForCausalLM(opt)
-    common["intermediate_size"] = 48
-    if structure == "phi":
-        phi = transformers.PhiConfig(**common, num_key_value_heads=4)
-        return transformers.PhiForCausalLM(phi)
-    if structure == "mistral":
-        mistral = transformers.MistralConfig(**common, num_key_value_heads=2)
-        return transformers.MistralForCausalLM(mistral)
-    llama = transformers.LlamaConfig(**common, num_key_value_heads=4)
-    return transformers.LlamaForCausalLM(llama)
+        return AutoConfig.for_model("opt", **common, ffn_dim=48, word_embed_proj_dim=32)
+    heads = 2 if structure == "mistral" else 4
+    return AutoConfig.for_model(
+        structure, **common, intermediate_size=48, num_key_value_heads=heads
+    )
 
 
 def tiny_tokenizer() -> Any:
@@ -149,15 +147,15 @@ def layout(blocks: int = 2, shapes: Mapping[str, tuple[int, int]] | None = None)
     shapes = shapes or {"q": (4, 4), "o": (4, 4), "up": (6, 4), "down": (4, 6)}
     places = [(b, k, key) for b in range(blocks) for k, key in enumerate(shapes)]
     names = [f"blocks.{b}.{key}" for b, _, key in places]
-    made: list[list[Linear]] = [[] for _ in range(blocks)]
+    linears: list[list[Linear]] = [[] for _ in range(blocks)]
     for i, (b, k, key) in enumerate(places):
         rows, columns = shapes[key]
         follows = i + 1 < len(places) and shapes[places[i + 1][2]][1] == rows
         paired = names[i + 1] if follows else None
         part: Literal["attention", "mlp"] = "mlp" if k else "attention"
         place = Place.whole(f"{names[i]}.weight", columns)
-        made[b].append(Linear(names[i], b, rows, columns, k, paired, part, place))
-    return Layout(tuple(Block(b, f"blocks.{b}", tuple(x)) for b, x in enumerate(made)))
+        linears[b].append(Linear(names[i], b, rows, columns, k, paired, part, place))
+    return Layout(tuple(Block(b, f"blocks.{b}", tuple(x)) for b, x in enumerate(linears)))
 
 
 def statistics(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -21,11 +22,8 @@ from neuroal.testing.checks import (
     expect_repeatable,
     expect_unchanged,
     situation,
-    skip,
 )
 from neuroal.types import PrunedLinear, PrunerTraits, Target
-
-Targets = Callable[[int, int], Iterable[tuple[str, Target]]]
 
 
 class PrunerConformance(Conformance):
@@ -49,16 +47,14 @@ class PrunerConformance(Conformance):
 
     def test_scores(self, plugin: Any) -> None:
         """Scores are finite and floating, one per weight, on the weight's device."""
-        p = self._scoring(plugin)
+        p = self.load(plugin, "score_weights")
         for case in cases.cases():
             with situation(case.name):
                 _expect_scores(_scores(p, case), case)
 
     def test_scores_on_other_devices(self, plugin: Any) -> None:
         """Scores on a GPU are there, and those of the CPU to a part in a thousand."""
-        p = self._scoring(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
+        p = self.load(plugin, "score_weights")
         for device in devices():
             for case in cases.cases():
                 with situation(f"{case.name}, {device}"):
@@ -69,7 +65,7 @@ class PrunerConformance(Conformance):
 
     def test_scores_repeat(self, plugin: Any) -> None:
         """The same weight and statistics have the same scores, whatever was scored between."""
-        p = self._scoring(plugin)
+        p = self.load(plugin, "score_weights")
         expect_repeatable(lambda: _scores(p, cases.typical()), "score_weights")
         first = _scores(p, cases.typical())
         for case in list(cases.cases())[:3]:
@@ -79,16 +75,16 @@ class PrunerConformance(Conformance):
 
     def test_scores_leave_inputs_alone(self, plugin: Any) -> None:
         """Weight and statistics are not written to."""
-        p = self._scoring(plugin)
+        p = self.load(plugin, "score_weights")
         arguments = _arguments(p, cases.typical())
         expect_unchanged(arguments, partial(p.call, "score_weights", **arguments), "score_weights")
 
     def test_scores_are_the_product_they_are_said_to_be(self, plugin: Any) -> None:
         """Scores are |W| times the statistic that `describe` names, to the bit."""
-        p = self._scoring(plugin)
+        p = self.load(plugin, "score_weights")
         name = p.traits(PrunerTraits).magnitude_times
         if name is None or name not in p.statistic_names():
-            raise skip("describe names no statistic that is there")
+            raise SkipTest("describe names no statistic that is there")
         for case in cases.cases():
             statistics = case.statistics(p.required_statistics())
             with situation(case.name):
@@ -97,9 +93,9 @@ class PrunerConformance(Conformance):
 
     def test_scores_follow_their_rows(self, plugin: Any) -> None:
         """Rows in another order have their scores in that order, if weights compete in rows."""
-        p = self._scoring(plugin)
+        p = self.load(plugin, "score_weights")
         if p.traits(PrunerTraits).comparison != "row":
-            raise skip("weights compete in the whole matrix")
+            raise SkipTest("weights compete in the whole matrix")
         case = cases.typical()
         order = torch.arange(case.weight.shape[0]).flip(0).roll(1)
         moved = LinearCase(case.name, case.weight[order].clone(), case.x)
@@ -113,7 +109,7 @@ class PrunerConformance(Conformance):
     def test_meets_ratios_per_row(self, plugin: Any) -> None:
         """The same where every row has a ratio of its own."""
         if not self.load(plugin).traits(PrunerTraits).row_ratios:
-            raise skip("rows have no ratios of their own")
+            raise SkipTest("rows have no ratios of their own")
         self._meets(plugin, lambda out, columns: [cases.uneven_target(out, columns)])
 
     def test_meets_matrix_ratios(self, plugin: Any) -> None:
@@ -123,26 +119,24 @@ class PrunerConformance(Conformance):
     def test_meets_patterns(self, plugin: Any) -> None:
         """Every N:M pattern is met in every group."""
         if not self.load(plugin).traits(PrunerTraits).patterns:
-            raise skip("no N:M patterns")
+            raise SkipTest("no N:M patterns")
         self._meets(plugin, cases.pattern_targets)
 
     def test_meets_ratios_on_other_devices(self, plugin: Any) -> None:
         """`prune_linear` or `prune_linears` works on a GPU, and leaves its answer there."""
-        p = self._pruning(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
+        p = self.load(plugin, "prune_linear", "prune_linears")
         for device in devices():
-            for case, name, target in _work(p.traits(PrunerTraits)):
-                with situation(f"{case.name}, {name}, {device}"):
+            for name, case, target in cases.work(p.traits(PrunerTraits)):
+                with situation(f"{name}, {device}"):
                     pruned, wanted = _prune(p, case.to(device), target), torch.device(device).type
                     same = pruned.weight.device.type == pruned.mask.device.type == wanted
                     expect(same, f"{_mover(p)} takes its answer to another device")
 
     def test_pruned_weights(self, plugin: Any) -> None:
         """Pruned weights are zero, the others finite."""
-        p = self._pruning(plugin)
-        for case, name, target in _work(p.traits(PrunerTraits)):
-            with situation(f"{case.name}, {name}"):
+        p = self.load(plugin, "prune_linear", "prune_linears")
+        for name, case, target in cases.work(p.traits(PrunerTraits)):
+            with situation(name):
                 pruned = _prune(p, case, target)
                 expect(pruned.weight.dtype == torch.float32, "weight is not float32")
                 expect(not pruned.weight[pruned.mask].any(), "a pruned weight is not zero")
@@ -150,7 +144,7 @@ class PrunerConformance(Conformance):
 
     def test_pruning_nothing(self, plugin: Any) -> None:
         """A ratio of 0 leaves the weights as they are."""
-        p = self._pruning(plugin)
+        p = self.load(plugin, "prune_linear", "prune_linears")
         for case in cases.cases():
             for name, target in cases.targets(*case.shape, p.traits(PrunerTraits)):
                 if target.counts.any():
@@ -162,7 +156,7 @@ class PrunerConformance(Conformance):
 
     def test_pruning_repeats(self, plugin: Any) -> None:
         """The same weight, target, statistics and `rng` have the same answer."""
-        p = self._pruning(plugin)
+        p = self.load(plugin, "prune_linear", "prune_linears")
         for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             prune = partial(_prune, p, cases.typical(), target)
             with situation(name):
@@ -170,7 +164,7 @@ class PrunerConformance(Conformance):
 
     def test_pruning_leaves_inputs_alone(self, plugin: Any) -> None:
         """Weight, target and statistics are not written to."""
-        p = self._pruning(plugin)
+        p = self.load(plugin, "prune_linear", "prune_linears")
         for name, target in cases.targets(6, 8, p.traits(PrunerTraits)):
             arguments = _moving(p, [cases.typical()], [target])
             with situation(name):
@@ -178,9 +172,7 @@ class PrunerConformance(Conformance):
 
     def test_pruning_together(self, plugin: Any) -> None:
         """`prune_linears` prunes every linear as if it came alone."""
-        p = self._pruning(plugin)
-        if not p.has("prune_linears"):
-            raise skip("the plugin has no prune_linears")
+        p = self.load(plugin, "prune_linears")
         together = [
             cases.typical(),
             LinearCase("another weight", cases.random(6, 8, seed=12), cases.typical().x),
@@ -195,35 +187,14 @@ class PrunerConformance(Conformance):
                     same = torch.allclose(answer.weight, alone.weight, rtol=1e-3, atol=1e-5)
                     expect(same, "leaves other weights than alone")
 
-    def _scoring(self, plugin: Any) -> Plugin:
-        p = self.load(plugin)
-        if not p.has("score_weights"):
-            raise skip("the plugin has no score_weights")
-        return p
-
-    def _pruning(self, plugin: Any) -> Plugin:
-        p = self.load(plugin)
-        if not p.has("prune_linear") and not p.has("prune_linears"):
-            raise skip("the plugin has no prune_linear or prune_linears")
-        return p
-
-    def _meets(self, plugin: Any, targets: Targets) -> None:
-        p = self._pruning(plugin)
+    def _meets(self, plugin: Any, targets: cases.Targets) -> None:
+        p = self.load(plugin, "prune_linear", "prune_linears")
         base = BasePruner(p, None, 0)  # as in a run, with the engine's own checks
         for case in cases.cases():
             statistics = case.statistics(p.required_statistics())
             for name, target in targets(*case.shape):
                 with situation(f"{case.name}, {name}"):
                     base.prune_linear(case.linear(), case.weight.clone(), statistics, target)
-
-
-def _work(can: PrunerTraits) -> Iterator[tuple[LinearCase, str, Target]]:
-    """Yield every target with the typical case, and the others with one of theirs."""
-    first, *others = cases.cases()
-    for name, target in cases.targets(*first.shape, can):
-        yield first, name, target
-    for case in others:
-        yield case, *list(cases.row_targets(*case.shape))[1]
 
 
 def _mover(p: Plugin) -> str:

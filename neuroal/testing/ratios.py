@@ -22,7 +22,6 @@ from neuroal.testing.checks import (
     expect_repeatable,
     expect_unchanged,
     situation,
-    skip,
 )
 from neuroal.testing.search import COSTS, WINDOWS, SearchQuestion, SearchTrace, drive
 from neuroal.types import Proposal
@@ -48,14 +47,14 @@ class RatiosConformance(Conformance):
     def test_proposals_cover_every_linear(self, plugin: Any) -> None:
         """Every proposal has a ratio for every linear, and for nothing else."""
         for s, trace in self._searches(plugin):
-            for proposal in trace.proposals:
+            for proposal in trace.proposals():
                 wrong = sorted(s.layout.linears.keys() ^ dict(proposal.ratios).keys())
                 expect(not wrong, f"a proposal lacks or adds '{(wrong or [''])[0]}' ({s.name})")
 
     def test_ratios_are_ratios(self, plugin: Any) -> None:
         """Ratios are finite, in [0, 1], one number or one per row."""
         for s, trace in self._searches(plugin):
-            for proposal in trace.proposals:
+            for proposal in trace.proposals():
                 for name in filter(proposal.ratios.__contains__, s.layout.linears):
                     with situation(f"linear '{name}', {s.name}"):
                         _expect_ratio(proposal.ratios[name], s.layout.linears[name].out_features)
@@ -63,7 +62,7 @@ class RatiosConformance(Conformance):
     def test_proposals_keep_the_budget(self, plugin: Any) -> None:
         """What is not a probe prunes as much as was asked for, weighted by weights."""
         for s, trace in self._searches(plugin):
-            for proposal in trace.candidates if s.ordinary else ():
+            for proposal in trace.proposals(probes=False) if s.ordinary else ():
                 if proposal.ratios.keys() != s.layout.linears.keys():
                     continue
                 mean = _mean(proposal, s.layout)
@@ -78,7 +77,7 @@ class RatiosConformance(Conformance):
                 known: dict[str, list[Any]] = {}
                 for proposal in generation.proposals:
                     key = _json(proposal)
-                    own = list(content(_said(proposal)))
+                    own = list(content((proposal.ratios, proposal.importance)))
                     same = known.setdefault(key, own) == own
                     expect(same, f"two proposals differ, their parameters do not ({s.name})")
 
@@ -108,7 +107,7 @@ class RatiosConformance(Conformance):
                 expect_repeatable(partial(self._said, p, s), p.proposes)
 
     def test_search_leaves_inputs_alone(self, plugin: Any) -> None:
-        """What the search is arguments is not written to."""
+        """What the search is given is not written to."""
         p = self.load(plugin)
         for s in self.situations(p):
             with situation(s.name):
@@ -116,7 +115,7 @@ class RatiosConformance(Conformance):
 
     def test_block_measurements(self, plugin: Any) -> None:
         """`measure_block` returns tensors by name, and the same ones every time."""
-        p = self._measuring(plugin)
+        p = self.load(plugin, "measure_block")
         for name, layout in cases.layouts():
             for kind in cases.BLOCKS:
                 with situation(f"{name}, {kind}"):
@@ -128,7 +127,7 @@ class RatiosConformance(Conformance):
 
     def test_block_measurements_leave_inputs_alone(self, plugin: Any) -> None:
         """Weights and statistics are not written to."""
-        p = self._measuring(plugin)
+        p = self.load(plugin, "measure_block")
         for kind in cases.BLOCKS:
             block = next(cases.layouts())[1].blocks[0]
             weights, statistics = cases.block_data(block, kind, p.required_statistics())
@@ -140,23 +139,17 @@ class RatiosConformance(Conformance):
 
     def test_block_measurements_on_other_devices(self, plugin: Any) -> None:
         """`measure_block` works on a GPU, and a search on what it returned there."""
-        p = self._measuring(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
-        for device in devices():
-            for s in self.situations(p, device):
-                with situation(f"{s.name}, {device}"):
-                    self._search(p, s)
+        self._search_on_devices(self.load(plugin, "measure_block"))
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:
         """Yield what the strategy is asked, the ordinary first."""
         raise NotImplementedError
 
-    def _measuring(self, plugin: Any) -> Plugin:
-        p = self.load(plugin)
-        if not p.has("measure_block"):
-            raise skip("the plugin has no measure_block")
-        return p
+    def _search_on_devices(self, p: Plugin) -> None:
+        for device in devices():
+            for s in self.situations(p, device):
+                with situation(f"{s.name}, {device}"):
+                    self._search(p, s)
 
     def _searches(self, plugin: Any) -> list[tuple[SearchQuestion, SearchTrace]]:
         """Return the begin of a search in every situation; checks on one instance share them."""
@@ -241,10 +234,6 @@ def _expect_ratio(ratio: object, rows: int) -> None:
         expect(number, f"a ratio is {type(ratio).__name__}, neither float nor tensor")
         low = high = float(ratio)  # type: ignore[arg-type]
     expect(low >= 0 and high <= 1, f"a ratio is {low if not low >= 0 else high}, not in [0, 1]")
-
-
-def _said(proposal: Proposal) -> tuple[object, ...]:
-    return proposal.ratios, proposal.importance
 
 
 def _mean(proposal: Proposal, layout: Layout) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -20,11 +20,8 @@ from neuroal.testing.checks import (
     expect_repeatable,
     expect_unchanged,
     situation,
-    skip,
 )
 from neuroal.types import PrunerTraits, RefinerTraits, Target
-
-Targets = Callable[[int, int], Iterable[tuple[str, Target]]]
 
 
 class RefinerConformance(Conformance):
@@ -35,7 +32,7 @@ class RefinerConformance(Conformance):
     def test_is_a_mask(self, plugin: Any) -> None:
         """Its answer is a bool tensor of the weight's shape, on its device."""
         p = self.load(plugin)
-        for name, case, target in _work():
+        for name, case, target in cases.work(PrunerTraits()):
             with situation(name):
                 _expect_mask(_refine(p, case, target), case)
 
@@ -58,14 +55,14 @@ class RefinerConformance(Conformance):
     def test_repeats(self, plugin: Any) -> None:
         """The same mask and statistics have the same answer."""
         p = self.load(plugin)
-        for name, case, target in _work():
+        for name, case, target in cases.work(PrunerTraits()):
             with situation(name):
                 expect_repeatable(partial(_refine, p, case, target), "refine_mask")
 
     def test_leaves_inputs_alone(self, plugin: Any) -> None:
         """Weight, mask, scores, target and statistics are not written to."""
         p = self.load(plugin)
-        for name, case, target in _work():
+        for name, case, target in cases.work(PrunerTraits()):
             with situation(name):
                 arguments = _arguments(p, case, target)
                 expect_unchanged(
@@ -75,18 +72,16 @@ class RefinerConformance(Conformance):
     def test_other_devices(self, plugin: Any) -> None:
         """It works on a GPU, and leaves its answer there."""
         p = self.load(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
         for device in devices():
-            for name, case, target in _work():
+            for name, case, target in cases.work(PrunerTraits()):
                 with situation(f"{name}, {device}"):
                     _expect_mask(_refine(p, case.to(device), target), case.to(device))
 
-    def _keeps(self, plugin: Any, targets: Targets) -> None:
+    def _keeps(self, plugin: Any, targets: cases.Targets) -> None:
         p = self.load(plugin)
         why = p.traits(RefinerTraits).needs_paper_budget
         if why:
-            raise skip(f"it keeps no counts: {why}")
+            raise SkipTest(f"it keeps no counts: {why}")
         for case in cases.cases():
             for name, target in targets(*case.shape):
                 with situation(f"{case.name}, {name}"):
@@ -115,16 +110,6 @@ def _expect_mask(mask: object, case: LinearCase) -> None:
     expect(mask.dtype == torch.bool, f"the refined mask is {mask.dtype}, not bool")
     expect(shape == wanted, f"the refined mask has shape {shape}, the weight {wanted}")
     expect(mask.device == case.weight.device, f"the refined mask is on {mask.device}")
-
-
-def _work() -> Iterator[tuple[str, LinearCase, Target]]:
-    """Yield every target with the typical case, and the others with one of theirs."""
-    first, *others = cases.cases()
-    for name, target in cases.targets(*first.shape, PrunerTraits()):
-        yield f"{first.name}, {name}", first, target
-    for case in others:
-        name, target = list(cases.row_targets(*case.shape))[1]
-        yield f"{case.name}, {name}", case, target
 
 
 def _arguments(p: Plugin, case: LinearCase, target: Target) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from neuroal.layout import Layout, Linear
 from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import importance_problem
 from neuroal.testing import cases
-from neuroal.testing.checks import devices, expect, situation, skip
+from neuroal.testing.checks import expect, situation
 from neuroal.testing.ratios import SPARSITIES, RatiosConformance, measured_blocks
 from neuroal.testing.search import SearchQuestion
 from neuroal.types import Importance, Proposal, RowRatiosTraits
@@ -31,19 +31,13 @@ class RowRatiosConformance(RatiosConformance):
         """
         weighs = self.load(plugin).traits(RowRatiosTraits).weighs_rows
         for s, trace in self._searches(plugin):
-            for proposal in trace.proposals:
+            for proposal in trace.proposals():
                 with situation(s.name):
                     _expect_weighed(proposal, s, weighs)
 
     def test_deviation_on_other_devices(self, plugin: Any) -> None:
         """A search works on deviations that are on a GPU."""
-        p = self.load(plugin)
-        if not devices():
-            raise skip("there is no device but the CPU")
-        for device in devices():
-            for s in self.situations(p, device):
-                with situation(f"{s.name}, {device}"):
-                    self._search(p, s)
+        self._search_on_devices(self.load(plugin))
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:
         """Yield every sparsity, every layout, and deviations and blocks that are equal or dead."""

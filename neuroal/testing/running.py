@@ -82,16 +82,11 @@ def check_installed(listings: Sequence[Listing] | None = None) -> Iterator[tuple
 
 def _check_top_up(top_up: TopUp) -> None:
     """Load the plugins that a preset names, with its options."""
-    refiner = [("refiner", top_up.refiner)] if top_up.refiner is not None else []
-    load(
-        [
-            *(("block_ratios", name) for name in top_up.block_ratios),
-            ("row_ratios", top_up.row_ratios),
-            ("alignment", top_up.alignment),
-            *refiner,
-        ],
-        top_up.options,
-    )
+    names = [("block_ratios", name) for name in top_up.block_ratios]
+    names += [("row_ratios", top_up.row_ratios), ("alignment", top_up.alignment)]
+    if top_up.refiner is not None:
+        names.append(("refiner", top_up.refiner))
+    load(names, top_up.options)
 
 
 @contextmanager

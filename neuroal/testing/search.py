@@ -55,19 +55,10 @@ class SearchTrace:
     ended: bool
     can_win: bool
 
-    @property
-    def proposals(self) -> Iterator[Proposal]:
-        """Yield every proposal, the returned one last."""
+    def proposals(self, probes: bool = True) -> Iterator[Proposal]:
+        """Yield every proposal, or those that can win; the returned one last."""
         for generation in self.generations:
-            yield from generation.proposals
-        if self.returned is not None:
-            yield self.returned
-
-    @property
-    def candidates(self) -> Iterator[Proposal]:
-        """Yield every proposal that can win, the returned one last."""
-        for generation in self.generations:
-            if not generation.probe:
+            if probes or not generation.probe:
                 yield from generation.proposals
         if self.returned is not None:
             yield self.returned

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroal.distributed import Team
 from neuroal.layout import Block, Linear
-from neuroal.layout.matrices import Place
+from neuroal.layout.parts import Place
 from neuroal.types import Accumulator
 from neuroal.walk.states import BlockRun, GroupInputs, LinearStatistics
 from neuroal.walk.statistics import Collector
