@@ -113,14 +113,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class SkippedWeight:
-    """A weight of two or more dimensions in a block that is not pruned.
-
-    Attributes:
-        name: The parameter's full name.
-        block: Index of its block.
-        shape: Its shape.
-        reason: Why it stays dense.
-    """
+    """A parameter of two or more dimensions in a block that stays dense, and why."""
 
     name: str
     block: int

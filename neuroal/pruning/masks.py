@@ -184,9 +184,7 @@ def _mask_on_device(scores: Tensor, counts: Tensor, last: bool) -> Tensor:
     ordered = scores.sort(dim=1).values
     highest = ordered.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))  # (rows, 1)
     below, equal = scores < highest, scores == highest
-    left = (counts - below.sum(dim=1)).unsqueeze(
-        1
-    )  # (rows, 1) how many of the equal ones are pruned
+    left = (counts - below.sum(dim=1)).unsqueeze(1)  # (rows, 1): how many of the equal ones go
     rank = (equal.flip(1) if last else equal).cumsum(dim=1)
     return below | (equal & ((rank.flip(1) if last else rank) <= left))
 

@@ -36,13 +36,7 @@ class ScoreCache:
 
 @dataclass(frozen=True)
 class BasePruner:
-    """A pruner, and the refiner of its masks.
-
-    Attributes:
-        pruner: Plugin of role `pruner`.
-        refiner: Plugin of role `refiner`, or None.
-        seed: The recipe's seed.
-    """
+    """A pruner, and the refiner of its masks."""
 
     pruner: Plugin
     refiner: Plugin | None

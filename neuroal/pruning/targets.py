@@ -52,11 +52,7 @@ def targets(
 ) -> dict[str, Target]:
     """Return how many weights to prune in every linear (and row).
 
-    Args:
-        allocation: Wanted ratios.
-        layout: The model's linears.
-        rules: Budget, comparison and pattern.
-        probe: Take the ratios unchanged, without projection on the budget.
+    A probe's ratios are taken unchanged, without projection on the budget.
 
     Returns:
         A target per linear that is pruned; under budget "exact" their counts sum to exactly

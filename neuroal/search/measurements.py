@@ -16,7 +16,7 @@ from neuroal.errors import NeuroalError
 from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import spare_copies
 from neuroal.recipe import Recipe
-from neuroal.types import Accumulator, Tick
+from neuroal.types import Tick
 from neuroal.walk import CandidateState, Inputs, Walker
 from neuroal.walk.statistics import resolve
 
@@ -95,18 +95,10 @@ def measure_blocks(
 ) -> list[list[Mapping[str, Tensor]]]:
     """Give every block to the `measure_block` hooks, in one dense walk over all windows.
 
-    Args:
-        walker: Runs the model.
-        inputs: All calibration windows.
-        plugins: Block-ratio plugins that have the hook.
-        tick: Called once per block.
-
     Returns:
         For every plugin its answers in block order.
     """
-    needed: set[str | Accumulator] = set()
-    for plugin in plugins:
-        needed |= set(plugin.required_statistics())
+    needed = [statistic for plugin in plugins for statistic in plugin.required_statistics()]
     accumulators = resolve(needed)
     if any(a.compares for a in accumulators):
         raise NeuroalError("measure_block sees the dense model alone: no statistic can compare")
@@ -122,10 +114,7 @@ def measure_blocks(
                     state, statistics = result.state or state, result.statistics
                 weights = spare_copies(block, module)
             for plugin, answer in zip(plugins, answers, strict=True):
-                answer.append(
-                    plugin.call(
-                        "measure_block", block=block, weights=weights, statistics=statistics
-                    )
-                )
+                arguments = {"block": block, "weights": weights, "statistics": statistics}
+                answer.append(plugin.call("measure_block", **arguments))
             tick()
     return answers

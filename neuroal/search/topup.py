@@ -85,10 +85,8 @@ class TopUpSearch:
     ) -> Decision:
         """Run the block step: every plugin hears its own costs, the best-aligned proposal wins.
 
-        Args:
-            plugins: Of role `block_ratios`.
-            measurements: Answers of `measure_block` of the plugins that have it.
-            needs_deviation: Measure the winner even where nothing competes.
+        `measurements` are the answers of `measure_block` of the plugins that have it. With
+        `needs_deviation` the winner is measured even where nothing competes.
         """
         strategies = [
             Strategy(
@@ -109,12 +107,9 @@ class TopUpSearch:
     def choose_rows(
         self, plugin: Plugin, block: Decision, measurements: Sequence[Mapping[str, Tensor]] = ()
     ) -> Decision:
-        """Run the row step on the block step's allocation.
+        """Run the row step on what the block step decided.
 
-        Args:
-            plugin: Of role `row_ratios`.
-            block: What the block step decided.
-            measurements: Answers of its `measure_block`, if it has one.
+        `measurements` are the answers of the plugin's `measure_block`, if it has one.
         """
         proposals = plugin.proposals(
             "propose_row_ratios",

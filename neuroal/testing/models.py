@@ -163,14 +163,9 @@ def statistics(
     /,
     **more: Tensor | Sequence[Any],
 ) -> Statistics:
-    """Return statistics of given values: `statistics(input_norm=[3.0, 4.0])`.
-
-    Args:
-        values: Tensors, or sequences that become float32, by name.
-        **more: The same.
-    """
-    given = {**(values or {}), **more}
-    return Statistics({name: torch.as_tensor(v).float() for name, v in given.items()})
+    """Return statistics of values, which become float32: `statistics(input_norm=[3, 4])`."""
+    everything = {**(values or {}), **more}
+    return Statistics({name: torch.as_tensor(v).float() for name, v in everything.items()})
 
 
 def collect(x: Tensor, *required: str | Accumulator, dense: Tensor | None = None) -> Statistics:

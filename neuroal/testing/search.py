@@ -73,12 +73,7 @@ def drive(steps: Proposals, cost: Callable[[int], float], most: int) -> SearchTr
     """Run a search on made-up costs, at most `most` generations.
 
     As in the engine, what is worse than the best so far may be dropped where only the best of a
-    generation counts.
-
-    Args:
-        steps: The search, not begun.
-        cost: Of the k-th proposal.
-        most: Generations after which it is closed.
+    generation counts. The cost of a proposal is that of its number, from 0 on.
     """
     generations: list[Generation] = []
     best, measured = math.inf, 0

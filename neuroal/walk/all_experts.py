@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,10 +20,6 @@ from neuroal.layout.matrices import local
 def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]]:
     """Let the experts of a block run on all tokens before they run on those routed to them.
 
-    Args:
-        block: The block.
-        module: Its module.
-
     Yields:
         Returns whether the first of the two runs now: the one whose inputs statistics are of.
 
@@ -33,9 +30,11 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
     showing: list[nn.Module] = []
     shown: set[str] = set()
     owners = {local(x, block.name).rpartition(".")[0] for x in experts}
-    names = {name[: i or len(name)] for name in owners for i in _ends(name)}
+    # The modules that own experts, and the modules around them.
+    names = {name for x in owners for name in accumulate(x.split("."), "{}.{}".format)}
     counts = {
-        name: 1 + max(x.expert or 0 for x in experts if _holds(name, x, block)) for name in names
+        name: 1 + max(x.expert or 0 for x in experts if local(x, block.name).startswith(f"{name}."))
+        for name in names
     }
 
     def hook(name: str) -> Any:
@@ -77,15 +76,6 @@ def every_expert(block: Block, module: nn.Module) -> Iterator[Callable[[], bool]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _ends(name: str) -> list[int]:
-    """Return the lengths of a module's dotted name and of the names of its parents."""
-    return [0, *(i for i, letter in enumerate(name) if letter == ".")]
-
-
-def _holds(name: str, linear: Any, block: Block) -> bool:
-    return local(linear, block.name).startswith(f"{name}.")
 
 
 def _routed(leaves: list[Any], count: int) -> list[Any] | None:

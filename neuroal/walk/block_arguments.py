@@ -166,7 +166,10 @@ class BlockArguments:
             into, the outputs that it depends on; and the outputs that the model's result does.
         """
         count = len(self._modules)
-        keys = [self._keys(i) for i in range(count)]
+        keys = [
+            frozenset((i, k) for k, x in enumerate(result.leaves) if isinstance(x, Tensor))
+            for i, result in enumerate(self._results)
+        ]
         every_key = frozenset().union(*keys)
         calls, result = self._probe(ids, frozenset())
         calls_changed, _ = self._probe(ids, every_key)
@@ -189,10 +192,6 @@ class BlockArguments:
             if not reads_last_alone and not _equal(result, result_changed):
                 final |= keys[j]
         return needs, final
-
-    def _keys(self, index: int) -> frozenset[OutputKey]:
-        leaves = self._results[index].leaves
-        return frozenset((index, k) for k, x in enumerate(leaves) if isinstance(x, Tensor))
 
     def _probe(
         self, ids: Tensor, changed: frozenset[OutputKey]

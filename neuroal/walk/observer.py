@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuroal.distributed import Team
-from neuroal.layout import Block, Linear
+from neuroal.layout import Block
 from neuroal.layout.parts import Place
 from neuroal.types import Accumulator
 from neuroal.walk.states import BlockRun, GroupInputs, LinearStatistics
@@ -26,8 +26,6 @@ class Observer:
     Linears that share an input are a group; the first of them to run reports it for all.
 
     Attributes:
-        block: The block.
-        keep_inputs: Whether the groups' inputs are kept.
         counts_now: Whether what an expert is given now counts; None where everything does.
     """
 
@@ -43,7 +41,7 @@ class Observer:
         """Prepare to collect.
 
         Args:
-            block: The block.
+            block: Of the linears.
             accumulators: Statistics to collect; those that compare need `dense`.
             dense: The dense run of the same state.
             output: Whether the block's output is needed; without it, seeing the input of the last
@@ -58,12 +56,13 @@ class Observer:
         self._dense = dense
         self._compares = any(a.compares for a in wanted)
         # Nothing pruned lies before the first group: its statistics are the dense run's.
-        first_group, last_group = block.linears[0].group, block.linears[-1].group
         shares_first = dense is not None and not self._compares
-        self._shared_group = first_group if shares_first else None
-        self._last_group = last_group
+        self._shared_group = block.linears[0].group if shares_first else None
+        self._last_group = block.linears[-1].group
+        # Tokens that are routed to experts may have no dense counterpart.
+        of_experts = [a for a in wanted if not a.compares]
         self._collectors = {
-            x.group: Collector(_of(wanted, x), x.in_features)
+            x.group: Collector(wanted if x.expert is None else of_experts, x.in_features)
             for x in block.linears
             if accumulators and x.group != self._shared_group
         }
@@ -130,11 +129,6 @@ class Observer:
             else:
                 statistics[x.name] = of_groups[x.group]
         return statistics
-
-
-def _of(accumulators: Sequence[Accumulator], linear: Linear) -> list[Accumulator]:
-    """Return what is collected for a linear: routed tokens may have no dense counterpart."""
-    return [a for a in accumulators if linear.expert is None or not a.compares]
 
 
 def _update_routed(collector: Collector, x: Tensor, windows: int) -> None:

@@ -62,17 +62,16 @@ class _Mean:
 
     name: ClassVar[str]
     compares: ClassVar[bool] = False
+    counts: ClassVar[str] = "windows"  # by which the means of two sets of windows are weighed
 
     def init(self, in_features: int, device: torch.device) -> State:
         return _empty(self.name, (in_features,), device)
 
     def merge(self, a: State, b: State) -> State:
-        n_a, n_b = _windows(a), _windows(b)
+        n_a, n_b = int(a[self.counts].item()), int(b[self.counts].item())
         total = max(n_a + n_b, 1)
-        return {
-            self.name: a[self.name] * (n_a / total) + b[self.name] * (n_b / total),
-            "windows": a["windows"] + b["windows"],
-        }
+        mean = a[self.name] * (n_a / total) + b[self.name] * (n_b / total)
+        return {key: mean if key == self.name else a[key] + b[key] for key in a}
 
     def result(self, state: State) -> Tensor:
         return state[self.name]
@@ -118,6 +117,7 @@ class InputVar(_Mean):
     """v_j = token-weighted mean over windows of the biased variance of x_tj within the window."""
 
     name: ClassVar[str] = "input_var"
+    counts: ClassVar[str] = "tokens"
 
     def init(self, in_features: int, device: torch.device) -> State:
         return _empty(self.name, (in_features,), device) | {
@@ -135,16 +135,6 @@ class InputVar(_Mean):
             seen += new
         state["tokens"].fill_(seen)
         state["windows"] += x.shape[0]
-
-    def merge(self, a: State, b: State) -> State:
-        tokens_a, tokens_b = int(a["tokens"].item()), int(b["tokens"].item())
-        total = max(tokens_a + tokens_b, 1)
-        mean = a[self.name] * (tokens_a / total) + b[self.name] * (tokens_b / total)
-        return {
-            self.name: mean,
-            "windows": a["windows"] + b["windows"],
-            "tokens": a["tokens"] + b["tokens"],
-        }
 
 
 @dataclass(frozen=True)
@@ -186,11 +176,10 @@ def resolve(required: Iterable[str | Accumulator]) -> tuple[Accumulator, ...]:
         if not isinstance(item, str) and chosen.setdefault(item.name, item) != item:
             raise UsageError(f"two different accumulators are called '{item.name}'")
     for item in required:
-        if isinstance(item, str):
-            if item not in chosen and item not in BUILT_IN:
+        if isinstance(item, str) and item not in chosen:
+            if item not in BUILT_IN:
                 raise UsageError(f"unknown statistic '{item}': {nearest(item, BUILT_IN)}")
-            if item not in chosen:
-                chosen[item] = BUILT_IN[item]
+            chosen[item] = BUILT_IN[item]
     return tuple(chosen[name] for name in sorted(chosen))
 
 
@@ -253,10 +242,9 @@ class Collector:
         """
         x = x.float()
         for accumulator in self._accumulators:
-            state = self._states.get(accumulator.name)
-            if state is None:
-                state = accumulator.init(self._in_features, x.device)
-                self._states[accumulator.name] = state
+            if accumulator.name not in self._states:
+                self._states[accumulator.name] = accumulator.init(self._in_features, x.device)
+            state = self._states[accumulator.name]
             if accumulator.compares:
                 if dense is None:
                     raise ValueError(f"'{accumulator.name}' compares dense with pruned inputs")

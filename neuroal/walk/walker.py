@@ -189,7 +189,9 @@ class Walker:
             arguments = self._arguments(block, inputs, state, ids, call, outputs)
             returned = self._forward(block, module, overlay, arguments, observer)
             if returned is not None:
-                outputs_after.append(_still_read(outputs | returned, inputs, block))
+                known = outputs | returned
+                read_later = [k for k in known if inputs.last_use.get(k, -1) > block.index]
+                outputs_after.append({k: known[k] for k in read_later})
             batch_inputs = observer.end_batch(ids.device)
             if keep_inputs:
                 kept_inputs.append(batch_inputs)
@@ -207,13 +209,10 @@ class Walker:
         outputs: BlockOutputs,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what a block is given for a batch, in the dtype in which it runs."""
-        if inputs.dtype is None:
-            outputs_read = outputs
-        else:  # the model computes in its own dtype what it gives its blocks
-            outputs_read = cast_tree(outputs, self.dtype)
-        arguments = self._block_arguments.arguments(
-            block.index, call, ids, outputs_read, self._overlays(state.weights)
-        )
+        if inputs.dtype is not None:  # the model computes in its own what it gives its blocks
+            outputs = cast_tree(outputs, self.dtype)
+        overlays = self._overlays(state.weights)
+        arguments = self._block_arguments.arguments(block.index, call, ids, outputs, overlays)
         return arguments if inputs.dtype is None else cast_tree(arguments, inputs.dtype)
 
     def _forward(
@@ -270,15 +269,9 @@ class Walker:
 
     def _overlays(self, weights: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         """Return pruned parameters of the blocks that run again."""
-        made = {}
+        overlays = {}
         for index in self._block_arguments.again if weights else ():
             block = self.layout.blocks[index]
-            made[index] = cast_tree(
-                self._from_earlier(block, self.module(block), weights), self.dtype
-            )
-        return made
-
-
-def _still_read(outputs: BlockOutputs, inputs: Inputs, block: Block) -> BlockOutputs:
-    """Return what of the blocks' outputs is read after a block."""
-    return {k: x for k, x in outputs.items() if inputs.last_use.get(k, -1) > block.index}
+            pruned = self._from_earlier(block, self.module(block), weights)
+            overlays[index] = cast_tree(pruned, self.dtype)
+        return overlays
