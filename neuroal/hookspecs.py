@@ -302,10 +302,7 @@ ROLES: dict[str, Role] = {
     role.name: role
     for role in (
         Role(
-            "pruner",
-            PrunerSpec,
-            ("score_weights", "prune_linear", "prune_linears"),
-            described=True,
+            "pruner", PrunerSpec, ("score_weights", "prune_linear", "prune_linears"), described=True
         ),
         Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",), measures=True),
         Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",), measures=True, described=True),

@@ -39,15 +39,10 @@ def type_name(annotation: Any) -> str:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """Convert `value` (a string from the command line, or a value) to the annotated type.
+    """Convert a string from the command line, or a value, to the annotated type.
 
-    Args:
-        value: To be converted.
-        annotation: bool, int, float, str, `tuple[T, ...]`, `Literal[...]`, or a union of those and
-            None, of which the first that fits is taken.
-
-    Returns:
-        The value in the annotated type.
+    An annotation is bool, int, float, str, `tuple[T, ...]`, `Literal[...]`, or a union of those
+    and None, of which the first that fits is taken.
 
     Raises:
         ValueError: The value is not of that type.
@@ -105,12 +100,9 @@ def _integer(value: Any) -> int:
 
 
 def bind(plugin: type, options: Mapping[str, Any], name: str) -> Any:
-    """Return an instance of the frozen dataclass `plugin` with `options` set.
+    """Return an instance of a plugin's class with options set.
 
-    Args:
-        plugin: The plugin's class.
-        options: Option name to value; strings are converted to the field's type.
-        name: The plugin's name, for messages.
+    Strings are converted to the types of the fields; `name` is the plugin's, for messages.
 
     Raises:
         UsageError: An option is unknown, of the wrong type, or refused by the plugin.

@@ -183,11 +183,9 @@ class _Watch(Products):
 
 
 def trace(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Trace:
-    """Run a model once on a few tokens.
+    """Run a model, on any device, meta included, once on a few tokens.
 
-    Args:
-        model: A causal language model, on any device, meta included.
-        blocks: What may be its blocks, by module name.
+    `blocks` are what may be its blocks, by module name.
 
     Raises:
         NeuroalError: It does not run.

@@ -51,14 +51,9 @@ def _prune_row(  # type: ignore[no-untyped-def] # pragma: no cover
 def prune_rows(
     weight: Tensor, scores: Tensor, counts: Tensor, prune_last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return a weight without the `counts[i]` smallest scores of row i.
+    """Return a weight without the `counts[i]` smallest scores of row i, as `masks.prune_rows`.
 
-    Args:
-        weight: float32, float16 or bfloat16 `(rows, columns)`.
-        scores: float32, float16 or bfloat16 `(rows, columns)`; or float32 `(columns,)`, by which
-            |W|, in float32, is multiplied to give the scores.
-        counts: int64 `(rows,)` in [0, columns].
-        prune_last: Of equal scores the one of higher index is pruned, else that of lower index.
+    Weight and scores are float32, float16 or bfloat16, counts int64 `(rows,)`.
 
     Returns:
         The weight, 0 where pruned and of the same bits elsewhere, and int8 `(rows,)`, 1 where all

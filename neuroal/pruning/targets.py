@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from neuroal.layout import Layout, Linear
 from neuroal.pruning.allocation import Allocation, scaled_importance
@@ -62,7 +63,11 @@ def targets(
     if rules.pattern is not None:
         return _pattern_targets(allocation, layout, linears, rules, probe)
     if rules.budget == "paper":
-        return {x.name: _paper_target(allocation, x, rules) for x in linears}
+        own = allocation.ratios
+        return {
+            x.name: _target(allocation, x, own[x.name], int(x.weights * own[x.name]), rules)
+            for x in linears
+        }
     weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
     ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
     if probe:
@@ -72,7 +77,7 @@ def targets(
         ratios = project(ratios, weights, total / float(weights.sum()))
     counts = largest_remainder(ratios * weights, total)
     return {
-        x.name: _exact_target(allocation, x, float(r), int(c), rules)
+        x.name: _target(allocation, x, float(r), int(c), rules)
         for x, r, c in zip(linears, ratios, counts, strict=True)
     }
 
@@ -81,44 +86,38 @@ def _round(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _exact_target(
+def _target(
     allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
 ) -> Target:
-    n, d = linear.out_features, linear.in_features
-    rows = allocation.rows.get(linear.name)  # (n,)
+    """Return the target of a linear of which `count` weights are pruned, unless rows say more."""
     if rules.comparison == "matrix" or linear.name in allocation.importance:
-        return _matrix_target(allocation, linear, ratio, count, rules)
+        counts = torch.tensor([count])
+        importance = scaled_importance(allocation.importance.get(linear.name))
+        return Target(counts, ratio, None, "matrix", rules.budget, importance=importance)
+    rows = allocation.rows.get(linear.name)  # (out,)
+    if rules.budget == "exact":
+        return Target(_exact_counts(linear, count, rows), ratio, None, "row", "exact")
+    counts = _paper_counts(linear, ratio, rows)
+    return Target(counts, ratio, None, "row", "paper", prune_last=rows is not None)
+
+
+def _exact_counts(linear: Linear, count: int, rows: Tensor | None) -> Tensor:
+    """Return counts `(out,)` of sum `count`, all alike or in proportion to the rows' ratios."""
+    n = linear.out_features
     if rows is None:
         shares = torch.full((n,), count / n, dtype=torch.float64)
     else:
         ones = torch.ones(n, dtype=torch.float64)
-        shares = project(rows, ones, count / linear.weights) * d
-    return Target(largest_remainder(shares, count), ratio, None, "row", "exact")
+        shares = project(rows, ones, count / linear.weights) * linear.in_features
+    return largest_remainder(shares, count)
 
 
-def _matrix_target(
-    allocation: Allocation, linear: Linear, ratio: float, count: int, rules: Rules
-) -> Target:
-    return Target(
-        torch.tensor([count]),
-        ratio,
-        comparison="matrix",
-        budget=rules.budget,
-        importance=scaled_importance(allocation.importance.get(linear.name)),
-    )
-
-
-def _paper_target(allocation: Allocation, linear: Linear, rules: Rules) -> Target:
+def _paper_counts(linear: Linear, ratio: float, rows: Tensor | None) -> Tensor:
     """The published roundings: int(d r) pruned per row, or int(d (1 - r_i)) kept per row."""
-    ratio, d = allocation.ratios[linear.name], linear.in_features
-    rows = allocation.rows.get(linear.name)
-    if rules.comparison == "matrix" or linear.name in allocation.importance:
-        return _matrix_target(allocation, linear, ratio, int(linear.weights * ratio), rules)
+    d = linear.in_features
     if rows is None:
-        counts = torch.full((linear.out_features,), int(d * ratio))
-        return Target(counts, ratio, None, "row", "paper")
-    counts = d - ((1 - rows) * d).floor().to(torch.int64)
-    return Target(counts, ratio, None, "row", "paper", prune_last=True)
+        return torch.full((linear.out_features,), int(d * ratio))
+    return d - ((1 - rows) * d).floor().to(torch.int64)
 
 
 def _pattern_targets(

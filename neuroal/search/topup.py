@@ -218,12 +218,9 @@ class TopUpSearch:
         tick = self.progress(
             f"{role}: {len(contenders)} candidates", len(mine) * len(self.layout.blocks)
         )
-        walking = {id(c): c for c in (*mine, *(c.first for c in mine if c.first))}
-        wanted = {
-            key: targets(c.allocation, self.layout, self.rules, c.probe)
-            for key, c in walking.items()
-        }
-        trials = [Trial(wanted[id(c)], c.limit, wanted.get(id(c.first))) for c in mine]
+        walking = {*mine, *(c.first for c in mine if c.first)}
+        wanted = {c: targets(c.allocation, self.layout, self.rules, c.probe) for c in walking}
+        trials = [Trial(wanted[c], c.limit, wanted[c.first] if c.first else None) for c in mine]
         assert self.aligner is not None, "a search needs windows"
         outcomes = []
         if trials:

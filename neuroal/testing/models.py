@@ -171,10 +171,8 @@ def statistics(
 def collect(x: Tensor, *required: str | Accumulator, dense: Tensor | None = None) -> Statistics:
     """Return the statistics that a run collects from inputs `x (windows, tokens, in)`.
 
-    Args:
-        x: Inputs of a linear.
-        *required: What a plugin's `required_statistics` may name.
-        dense: The dense run's inputs of the same shape, for accumulators that compare.
+    `required` is what a plugin's `required_statistics` may name; `dense`, for accumulators that
+    compare, is the dense run's inputs of the same shape.
 
     Raises:
         UsageError: A name is not known.

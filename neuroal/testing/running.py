@@ -33,9 +33,7 @@ CLASSES: dict[str, type[Conformance]] = {
 def failures(plugin: Plugin, checks: Conformance | None = None) -> Iterator[tuple[str, str]]:
     """Yield the name of every check that a plugin fails, and what was wrong, on one line.
 
-    Args:
-        plugin: A loaded plugin.
-        checks: An instance of its role's class; by default one that leaves out what takes long.
+    `checks` is an instance of its role's class; by default one that leaves out what takes long.
     """
     if checks is None:
         checks = CLASSES[plugin.role]()
@@ -54,10 +52,7 @@ def failures(plugin: Plugin, checks: Conformance | None = None) -> Iterator[tupl
 
 
 def check_installed(listings: Sequence[Listing] | None = None) -> Iterator[tuple[Listing, str]]:
-    """Load plugins with their default options and run the quick checks.
-
-    Args:
-        listings: Which; None for every installed plugin and top-up.
+    """Load plugins, by default all installed ones and top-ups, and run the quick checks.
 
     Yields:
         Each with what was wrong first, on one line that names the plugin; "" if nothing was.

@@ -33,17 +33,10 @@ T = TypeVar("T")
 class Store(Protocol[T]):
     """Values that are appended one by one and read in any order; a list is a store."""
 
-    def append(self, value: T, /) -> None:
-        """Add a value."""
-
-    def __getitem__(self, index: int, /) -> T:
-        """Return the value at an index."""
-
-    def __iter__(self) -> Iterator[T]:
-        """Yield the values in order."""
-
-    def __len__(self) -> int:
-        """Return the number of values."""
+    def append(self, value: T, /) -> None: ...
+    def __getitem__(self, index: int, /) -> T: ...
+    def __iter__(self) -> Iterator[T]: ...
+    def __len__(self) -> int: ...
 
 
 MakeStore = Callable[[], Store[Any]]

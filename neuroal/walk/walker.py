@@ -124,12 +124,9 @@ class Walker:
     def logits(
         self, ids: Tensor, outputs: BlockOutputs, weights: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Return logits `(windows, tokens, vocabulary)` from the outputs of the blocks.
+        """Return logits `(windows, tokens, vocabulary)` of a batch's windows.
 
-        Args:
-            ids: The windows of a batch.
-            outputs: Of a candidate's state after the last block.
-            weights: Of the same state.
+        `outputs` and `weights` are those of a candidate's state after the last block.
         """
         outputs = cast_tree(outputs, self.dtype)
         return self._block_arguments.logits(ids, outputs, self._overlays(weights or {}))
