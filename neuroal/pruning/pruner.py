@@ -95,34 +95,6 @@ class BasePruner:
                 self.check_scores(scores)
         return weights
 
-    def prune_linear(
-        self, linear: Linear, weight: Tensor, statistics: Statistics, target: Target
-    ) -> PrunedLinear:
-        """Prune one linear.
-
-        Args:
-            linear: Which one.
-            weight: float32 `(out, in)`, a spare copy of the dense weight.
-            statistics: Of its dense input.
-            target: How many weights to prune.
-
-        Returns:
-            float32 weight, zero where the mask is True, and the mask.
-
-        Raises:
-            PluginError: A plugin failed or answered with a wrong shape, dtype or value.
-        """
-        with torch.no_grad():
-            if unseen(linear, statistics):
-                mask = mask_for(weight.abs(), target)
-            elif hooks.updates_weights(self.pruner):
-                return self._update([linear], weight[None], [statistics], [target])[0]
-            else:
-                cache = ScoreCache()
-                mask = self._mask(linear, weight, statistics, target, cache)
-                self.check_scores(cache)
-            return PrunedLinear(zeroed(weight, mask), mask)
-
     def check_scores(self, cache: ScoreCache) -> None:
         """Refuse scores that are not finite; waits for the device once.
 

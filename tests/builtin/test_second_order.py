@@ -17,7 +17,7 @@ import neuroal
 from neuroal import Importance, Linear, NeuroalError, Pattern, Statistics, Target, testing
 from neuroal.layout import find
 from neuroal.plugins import load
-from neuroal.pruning.pruner import BasePruner
+from neuroal.pruning.hooks import update
 from neuroal_plugins import second_order
 from neuroal_plugins.pruner.admm import Admm
 from neuroal_plugins.pruner.alps import Alps, solve_on_support
@@ -657,13 +657,11 @@ def test_importance_is_the_same_pruner_on_larger_rows(name: str, seed: int) -> N
     weight, gram = problem(4, 12, seed)
     importance = torch.tensor([1.0, 4.0, 0.25, 2.0])  # which no rounding can tell
     plugin = load([("pruner", name)])[0]
-    base = BasePruner(plugin, None, 0)
     statistics = Statistics({"gram": gram})
     target = matrix(29)
     scaled, mask = prune(plugin.instance, weight * importance[:, None], gram, target)
-    found = base.prune_linear(
-        linear(weight), weight, statistics, replace(target, importance=Importance(importance))
-    )
+    weighed = replace(target, importance=Importance(importance))
+    found = update(plugin, 0, [linear(weight)], weight[None], [statistics], [weighed])[0]
     assert found.mask.equal(mask) and int(mask.sum()) == 29
     assert found.weight.equal(scaled / importance[:, None])
     assert not prune(plugin.instance, weight, gram, target)[1].equal(mask)
@@ -680,12 +678,9 @@ def test_sparsegpt_with_importance_is_optimal_brain_surgery_of_weighed_errors(se
         return slow_smallest(saliency * weighed, 29)
 
     expected, mask = slow_sparsegpt(weight, gram, choose, [range(0, 12)])
-    base = BasePruner(load([("pruner", "sparsegpt")])[0], None, 0)
-    found = base.prune_linear(
-        linear(weight),
-        weight,
-        Statistics({"gram": gram}),
-        matrix(29, importance=Importance(importance)),
-    )
+    plugin = load([("pruner", "sparsegpt")])[0]
+    target = matrix(29, importance=Importance(importance))
+    statistics = Statistics({"gram": gram})
+    found = update(plugin, 0, [linear(weight)], weight[None], [statistics], [target])[0]
     assert (found.mask.numpy() == mask).all()
     assert close(found.weight, expected)

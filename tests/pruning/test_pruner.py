@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuroal import (
+    Block,
     Importance,
     Linear,
     Pattern,
@@ -26,7 +27,7 @@ from neuroal.layout.matrices import weight
 from neuroal.plugins import Plugin, load
 from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.pruning.pruner import BasePruner, spare_copies
-from neuroal.testing import linear, statistics, tiny_model
+from neuroal.testing import linear, tiny_model
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.5, 0.25, -8.0, 0.75]])
 HALF = Target(torch.tensor([2, 2]), 0.5)
@@ -46,7 +47,11 @@ def prune(
         one("pruner", pruner), None if refiner is None else one("refiner", refiner), seed=0
     )
     rows, columns = weight.shape
-    return base.prune_linear(linear(rows, columns, name="b.0.up"), weight, statistics(), target)
+    only = linear(rows, columns, name="b.0.up")
+    module = nn.ModuleDict({"up": nn.Linear(columns, rows, bias=False)})
+    module["up"].weight = nn.Parameter(weight)
+    pruned = base.prune_block(Block(0, "b.0", (only,)), module, {}, {only.name: target})[only.name]
+    return PrunedLinear(pruned, pruned == 0)  # no weight that stays is 0
 
 
 @dataclass(frozen=True, eq=False)
