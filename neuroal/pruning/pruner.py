@@ -115,33 +115,22 @@ class BasePruner:
         cache: ScoreCache,
     ) -> Tensor:
         """Return a copy of the model's own weight, 0 where a pruner that only scores prunes it."""
-        if self.refiner is not None or target.pattern is not None or target.comparison != "row":
-            return zeroed(weight, self._mask(linear, weight, statistics, target, cache))
-        factor = self.pruner.traits(PrunerTraits).magnitude_times
-        if factor is not None:
-            scores = statistics[factor]  # (in,)
-        else:
-            scores = self._scores(linear, weight, statistics, cache)  # (out, in)
-        pruned, finite = prune_rows(weight, scores, target.counts, target.prune_last)
-        cache.finite.append((linear, finite))
-        return pruned
-
-    def _mask(
-        self,
-        linear: Linear,
-        weight: Tensor,
-        statistics: Statistics,
-        target: Target,
-        cache: ScoreCache,
-    ) -> Tensor:
-        """Return the mask of a pruner that only scores, refined."""
+        if self.refiner is None and target.pattern is None and target.comparison == "row":
+            factor = self.pruner.traits(PrunerTraits).magnitude_times
+            if factor is not None:
+                scores = statistics[factor]  # (in,)
+            else:
+                scores = self._scores(linear, weight, statistics, cache)  # (out, in)
+            pruned, finite = prune_rows(weight, scores, target.counts, target.prune_last)
+            cache.finite.append((linear, finite))
+            return pruned
         scores = self._scores(linear, weight, statistics, cache)
         mask = mask_for(scores, target)  # (out, in)
         if self.refiner is not None:
             self.check_scores(cache)
             spare = _spare(weight)
             mask = hooks.refine(self.refiner, linear, spare, mask, scores, statistics, target)
-        return mask
+        return zeroed(weight, mask)
 
     def _scores(
         self, linear: Linear, weight: Tensor, statistics: Statistics, cache: ScoreCache
