@@ -15,12 +15,8 @@ from neuroal.layout.trace import Event
 class TracedLinear:
     """A linear as the trace shows it, before its group and consumer are known.
 
-    Attributes:
-        name: Its name.
-        place: Where its matrix lies.
-        event: A product with it, or with the same matrix of another expert.
-        experts: The experts that it is one of, if tokens are routed to it.
-        expert: Its index among them.
+    `event` is a product with its matrix, or with the same matrix of another expert; `expert` is its
+    index among `experts`, if tokens are routed to it.
     """
 
     name: str

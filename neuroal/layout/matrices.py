@@ -41,13 +41,9 @@ def weight(matrix: Linear, module: nn.Module, prefix: str = "") -> Tensor:
 def overlay(
     matrices: Mapping[str, Linear], weights: Mapping[str, Tensor], module: nn.Module, prefix: str
 ) -> dict[str, Tensor]:
-    """Return new parameters with matrices replaced, by name within the module.
+    """Return new parameters with matrices `(out, in)` replaced, by name within the module.
 
-    Args:
-        matrices: Linears by name.
-        weights: `(out, in)` by linear name.
-        module: Holds the parameters; not changed.
-        prefix: The module's name in the model.
+    The module, called `prefix` in the model, is not changed.
     """
     parameters: dict[str, Tensor] = {}
     for name, values in weights.items():

@@ -65,15 +65,10 @@ class BasePruner:
         scores = cache or ScoreCache(keep=False)
         weights: dict[str, Tensor] = {}
         updated: list[Linear] = []
-        dense = {
-            x.name: matrices.weight(x, module, block.name)  # (out, in)
-            for x in block.linears
-            if x.name in targets
-        }
+        linears = [x for x in block.linears if x.name in targets]
+        dense = {x.name: matrices.weight(x, module, block.name) for x in linears}  # (out, in)
         with torch.no_grad():
-            for x in block.linears:
-                if x.name not in targets:
-                    continue
+            for x in linears:
                 weight, target = dense[x.name], targets[x.name]
                 known = statistics.get(x.name, _NONE)
                 if unseen(x, known):

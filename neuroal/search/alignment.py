@@ -29,13 +29,9 @@ from neuroal.walk.stubs import BlockOutputs
 
 @dataclass
 class Aligner:
-    """Measures candidates with one base pruner and one alignment metric.
+    """Measures candidates with one base pruner, without refiner, and one alignment metric.
 
-    Attributes:
-        walker: Runs the model.
-        pruner: Prunes the candidates; without refiner.
-        metric: Plugin of role `alignment`.
-        deviation: Whether outcomes carry the deviation of input norms.
+    With `deviation`, outcomes carry the deviation of input norms.
     """
 
     walker: Walker

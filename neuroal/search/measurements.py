@@ -67,12 +67,8 @@ class SharedMeasurements:
     ) -> tuple[Measurements, float]:
         """Return the plugins' answers about every block, and the seconds of the dense walk.
 
-        Args:
-            walker: Runs the model; its block runs count those of earlier walks too.
-            data: All calibration windows.
-            plugins: Strategies that have `measure_block`.
-            open_tick: Opens a progress bar, where there is something to wait for.
-            team: The processes that share the windows.
+        The plugins have `measure_block`. The walker's block runs count those of earlier walks too;
+        `open_tick` opens a progress bar, where there is something to wait for.
         """
         keys = {p: json.dumps([p.provenance(), data.sha256], sort_keys=True) for p in plugins}
         unknown = [p for p in plugins if keys[p] not in self._answers]

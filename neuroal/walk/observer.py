@@ -38,16 +38,7 @@ class Observer:
         output: bool,
         keep_inputs: bool,
     ) -> None:
-        """Prepare to collect.
-
-        Args:
-            block: Of the linears.
-            accumulators: Statistics to collect; those that compare need `dense`.
-            dense: The dense run of the same state.
-            output: Whether the block's output is needed; without it, seeing the input of the last
-                group ends the run.
-            keep_inputs: Whether the groups' inputs are kept.
-        """
+        """Prepare to collect; the arguments are those of `Walker.run`."""
         wanted = [a for a in accumulators if dense is not None or not a.compares]
         self.block = block
         self.keep_inputs = keep_inputs

@@ -176,18 +176,12 @@ def record_results(
 
 
 class _Recorder:
-    """Records the results of blocks while the whole model runs.
-
-    Attributes:
-        results: In block order.
-        again: Blocks that ran more than once.
-        opened: Holds the block that runs.
-    """
+    """Records the results of blocks, and which run again, while the whole model runs."""
 
     def __init__(self, blocks: Sequence[Block], open_block: OpenBlock) -> None:
         self.results: list[BlockResult] = []
         self.again: set[int] = set()
-        self.opened = ExitStack()
+        self.opened = ExitStack()  # holds the block that runs
         self._blocks, self._open_block = blocks, open_block
         self._visits: Counter[int] = Counter()
         self._before: list[tuple[list[Tensor], list[int], dict[Any, Any]]] = []

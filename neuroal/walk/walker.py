@@ -163,7 +163,7 @@ class Walker:
             module: Its module, from `Walker.block`.
             inputs: The windows.
             state: Of a candidate, before the block; not changed.
-            accumulators: Statistics to collect.
+            accumulators: Statistics to collect; those that compare need `dense`.
             weights: Weights by linear name to lay over the module's own for this run.
             output: Whether the block's output is needed; without it the run ends at the last
                 linear's input.
