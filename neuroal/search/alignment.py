@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from neuroal.layout import Block, Linear
+from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import BasePruner
 from neuroal.search.outcomes import Outcome, Trial
@@ -54,6 +54,11 @@ class Aligner:
                 "required_statistics", "names nothing for measure_linear to read"
             )
 
+    @property
+    def layout(self) -> Layout:
+        """Return the model's layout."""
+        return self.walker.layout
+
     def measure(self, trials: Sequence[Trial], inputs: Inputs, tick: Tick = int) -> list[Outcome]:
         """Return the candidates' outcomes in order: all pass a block while it is at hand.
 
@@ -66,7 +71,7 @@ class Aligner:
         walks = [TrialWalk(trial, start) for trial in trials]
         in_order = lenders_first(walks, start)
         with torch.no_grad():
-            for block in self.walker.layout.blocks:
+            for block in self.layout.blocks:
                 with self.walker.block(block, inputs.dtype) as module:
                     waiting = Counter(id(w.state) for w in in_order if not w.dropped)
                     self._pass(BlockPass(block, module, inputs, waiting), in_order, tick)
@@ -108,7 +113,7 @@ class Aligner:
 
         With weights that are reused the pruner reads no statistics, and no deviation is measured.
         """
-        last = at.block.index == len(self.walker.layout.blocks) - 1
+        last = at.block.index == len(self.layout.blocks) - 1
         output = not last or self._at_output
         targets = walk.trial.targets
         if not any(targets[x.name].counts.any() for x in at.block.linears if x.name in targets):
@@ -202,7 +207,7 @@ class Aligner:
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:
             state = CandidateState.start(inputs)
-            for block in self.walker.layout.blocks:
+            for block in self.layout.blocks:
                 with self.walker.block(block, inputs.dtype) as module:
                     state = self.walker.run(block, module, inputs, state).state or state
             self._dense_output[inputs.windows] = state.outputs
