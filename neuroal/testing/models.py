@@ -43,14 +43,10 @@ def tiny_model(structure: str, seed: int = 0, *, blocks: int = 3) -> nn.Module:
     Raises:
         UsageError: There is no such structure.
     """
-    import transformers
-
     if structure not in STRUCTURES:
         raise UsageError(f"structure '{structure}' is not known: {nearest(structure, STRUCTURES)}")
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            _config(structure, blocks)
-        )
+        model = _untrained(structure, blocks)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,8 +62,8 @@ def tiny_model(structure: str, seed: int = 0, *, blocks: int = 3) -> nn.Module:
     return model.eval()
 
 
-def _config(structure: str, blocks: int) -> Any:
-    from transformers import AutoConfig
+def _untrained(structure: str, blocks: int) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -80,11 +76,13 @@ def _config(structure: str, blocks: int) -> Any:
         "pad_token_id": END_TOKEN,
     }
     if structure == "opt":
-        return AutoConfig.for_model("opt", **common, ffn_dim=48, word_embed_proj_dim=32)
-    heads = 2 if structure == "mistral" else 4
-    return AutoConfig.for_model(
-        structure, **common, intermediate_size=48, num_key_value_heads=heads
-    )
+        own = {"ffn_dim": 48, "word_embed_proj_dim": 32}
+    else:
+        heads = 2 if structure == "mistral" else 4
+        own = {"intermediate_size": 48, "num_key_value_heads": heads}
+    config = AutoConfig.for_model(structure, **common, **own)
+    model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def tiny_tokenizer() -> Any:
