@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -46,45 +47,22 @@ class GroupedOption(click.Option):
         self.group = group
 
 
-class Group(click.Group):
-    """A group of commands with examples, that shows its help where no command is given."""
+class _WithExamples(click.Command):
+    """A command whose help ends in examples."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        attributes.setdefault("invoke_without_command", True)
         super().__init__(*args, **attributes)
         self.examples = tuple(examples)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands with their first sentences, which click would cut to one line."""
-        names = self.list_commands(ctx)
-        commands = [(name, self.get_command(ctx, name)) for name in names]
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, c.get_short_help_str(limit=1000)) for name, c in commands if c is not None]
-            )
-
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples at the end of the help."""
-        _write_examples(self.examples, formatter)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, or show the help."""
-        result = super().invoke(ctx)
-        if ctx.invoked_subcommand is None:
-            click.echo(ctx.get_help())
-        return result
+        """Write the examples at the end of the help, each as it is typed: never wrapped."""
+        with formatter.section("Examples"):
+            for line in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
-class Command(click.Command):
+class Command(_WithExamples):
     """A command whose options come in groups and whose errors are one line."""
-
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.examples = tuple(examples)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples at the end of the help."""
-        _write_examples(self.examples, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings, in order of declaration."""
@@ -126,81 +104,119 @@ class Command(click.Command):
         ctx.exit(status)
 
 
+class Group(_WithExamples, click.Group):
+    """A group of commands, that shows its help where no command is given."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, invoke_without_command=True, **attributes)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their first sentences, which click would cut to one line."""
+        with formatter.section("Commands"):
+            commands = sorted(self.commands.items())
+            formatter.write_dl([(name, x.get_short_help_str(1000)) for name, x in commands])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, or show the help."""
+        result = super().invoke(ctx)
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+        return result
+
+
 def option(*names: str, group: str, **attributes: Any) -> Callable[[Any], Any]:
     """Return `click.option` with a heading for `--help`."""
     attributes.setdefault("show_default", True)
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
 
-def json_option(what: str) -> Callable[[Any], Any]:
-    """Return the flag `--json`, passed as `as_json`."""
-    help = f"Print {what} as one JSON object on stdout, and nothing else there."
-    return option("--json", "as_json", group="Messages", is_flag=True, help=help)
+def message_options(
+    json: str = "", quiet: bool = False, progress: bool = False
+) -> Callable[[Any], Any]:
+    """Return the options of what a command prints; `-v` is always among them.
 
+    Args:
+        json: What `--json` prints, passed as `as_json`; "" leaves it out.
+        quiet: Add `--quiet`.
+        progress: Add `--progress / --no-progress`, passed as whether to show bars: as asked, else
+            where stderr is a terminal; never with `--quiet`.
+    """
 
-def quiet_option(function: Any) -> Any:
-    """Add the flag `--quiet`."""
-    help = "No progress bars and no summary."
-    return option("-q", "--quiet", group="Messages", is_flag=True, help=help)(function)
-
-
-def progress_option(function: Any) -> Any:
-    """Add the flag `--progress / --no-progress`; None where neither is given."""
-    help = "Progress bars on stderr.  [default: where it is a terminal]"
-    flags = "--progress/--no-progress"
-    return option(flags, group="Messages", default=None, show_default=False, help=help)(function)
-
-
-def verbose_option(function: Any) -> Any:
-    """Add `-v`, which `Command.invoke` reads."""
+    def shown(ctx: click.Context, _: click.Parameter, asked: bool | None) -> bool:
+        return not ctx.params.get("quiet") and (sys.stderr.isatty() if asked is None else asked)
 
     def keep(ctx: click.Context, _: click.Parameter, value: int) -> None:
-        ctx.meta[_VERBOSE] = value
+        ctx.meta[_VERBOSE] = value  # for `Command.invoke`
 
-    return option(
-        "-v",
-        "--verbose",
-        group="Messages",
-        count=True,
-        show_default=False,
-        expose_value=False,
-        callback=keep,
-        help="Tracebacks of errors, and logs on stderr; -vv for more.",
-    )(function)
+    message = partial(option, group="Messages")
+    options = []
+    if json:
+        help = f"Print {json} as one JSON object on stdout, and nothing else there."
+        options.append(message("--json", "as_json", is_flag=True, help=help))
+    if quiet:  # eager: known when progress is decided
+        help = "No progress bars and no summary."
+        options.append(message("-q", "--quiet", is_flag=True, is_eager=True, help=help))
+    if progress:
+        help = "Progress bars on stderr.  [default: where it is a terminal]"
+        flags = "--progress/--no-progress"
+        options.append(message(flags, default=None, callback=shown, help=help))
+    help = "Tracebacks of errors, and logs on stderr; -vv for more."
+    kept = partial(message, count=True, show_default=False, expose_value=False, callback=keep)
+    return _all([*options, kept("-v", "--verbose", help=help)])
 
 
-def trust_option(function: Any) -> Any:
-    """Add the flag `--trust-remote-code`."""
-    help = "Let code that comes with the model run."
-    return option("--trust-remote-code", group="Model", is_flag=True, help=help)(function)
-
-
-def text_options(what: str) -> Callable[[Any], Any]:
-    """Return the options of a text to measure perplexity on: `--data`, `--length`, `--windows`."""
+def _all(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return one decorator for several options, in the order of `--help`."""
 
     def add(function: Any) -> Any:
-        most = "At most so many windows.  [default: all]"
-        function = option("--windows", type=int, group="Perplexity", help=most)(function)
-        tokens = "Tokens per window.  [default: the smaller of 2048 and the model's context]"
-        function = option("--length", type=int, group="Perplexity", help=tokens)(function)
-        source = f"{what}: {SOURCES}."
-        return option("--data", metavar="SOURCE", group="Perplexity", help=source)(function)
+        for decorate in reversed(options):
+            function = decorate(function)
+        return function
 
     return add
 
 
-def load_options(function: Any) -> Any:
-    """Add the options of how a model is loaded: `--device` and `--dtype`."""
-    dtype = "Dtype to load the weights in; auto is the checkpoint's own."
-    choice = click.Choice(DTYPES)
-    function = option("--dtype", type=choice, default="auto", group="Model", help=dtype)(function)
-    device = "auto, cpu, cuda, cuda:0 or mps."
-    return option("--device", default="auto", group="Model", help=device)(function)
+trust_option = option(
+    "--trust-remote-code",
+    group="Model",
+    is_flag=True,
+    help="Let code that comes with the model run.",
+)
+_DTYPE = "Dtype to load the weights in; auto is the checkpoint's own."
+load_options = _all(
+    [
+        option("--device", default="auto", group="Model", help="auto, cpu, cuda, cuda:0 or mps."),
+        option("--dtype", type=click.Choice(DTYPES), default="auto", group="Model", help=_DTYPE),
+    ]
+)
 
 
-def shows_progress(asked: bool | None, quiet: bool) -> bool:
-    """Return whether to show progress bars: as asked, else where stderr is a terminal."""
-    return not quiet and (sys.stderr.isatty() if asked is None else asked)
+def text_options(what: str) -> Callable[[Any], Any]:
+    """Return the options of a text to measure perplexity on: `--data`, `--length`, `--windows`."""
+    text = partial(option, group="Perplexity")
+    tokens = "Tokens per window.  [default: the smaller of 2048 and the model's context]"
+    most = "At most so many windows.  [default: all]"
+    return _all(
+        [
+            text("--data", metavar="SOURCE", help=f"{what}: {SOURCES}."),
+            text("--length", type=int, help=tokens),
+            text("--windows", type=int, help=most),
+        ]
+    )
+
+
+def check_needed(needed: str, given: str | None, **options: object) -> None:
+    """Refuse options whose values would not be read.
+
+    Raises:
+        UsageError: `needed` is not given, and one of the options is.
+    """
+    for name, value in options.items():
+        if value is not None and given is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for {needed}, which is not given")
 
 
 def leads() -> bool:
@@ -218,11 +234,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-@contextmanager
-def clean_stdout(wanted: bool) -> Iterator[None]:
+def clean_stdout(wanted: bool) -> AbstractContextManager[Any]:
     """Send to stderr what a library or plugin prints on stdout."""
-    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
-        yield
+    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
 
 
 @contextmanager
@@ -251,12 +265,6 @@ def _messages(verbose: int) -> Iterator[None]:
 class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.capitalize()}: {super().format(record)}"
-
-
-def _write_examples(examples: Iterable[str], formatter: click.HelpFormatter) -> None:
-    with formatter.section("Examples"):
-        for line in examples:  # as it is typed: never wrapped
-            formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
 def _unexpected(error: Exception, verbose: int) -> str:

@@ -10,16 +10,14 @@ import click
 
 from neuroal.cli.command import (
     Command,
+    check_needed,
     clean_stdout,
-    json_option,
     load_options,
+    message_options,
     option,
     print_json,
-    progress_option,
-    shows_progress,
     text_options,
     trust_option,
-    verbose_option,
 )
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
@@ -34,13 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """What a run's model says.
-
-    Attributes:
-        masks: Of its linears.
-        layout: Its blocks and linears.
-        perplexity: On the text, where one is given.
-    """
+    """What a run's model says; its perplexity only where a text is given."""
 
     masks: Masks
     layout: Layout
@@ -62,9 +54,7 @@ class MeasuredRun:
 @option("--all", "every", group="Table", is_flag=True, help="Show every linear, not blocks alone.")
 @load_options
 @trust_option
-@json_option("the comparison")
-@progress_option
-@verbose_option
+@message_options(json="the comparison", progress=True)
 def compare(
     a: str,
     b: str,
@@ -76,7 +66,7 @@ def compare(
     dtype: str,
     trust_remote_code: bool,
     as_json: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Show two runs, or two allocations, of one model side by side.
 
@@ -86,9 +76,7 @@ def compare(
     an allocation on one side, the ratios are the wanted ones. Ratios of rows and importance, where
     there are any, are shown by how far they are apart.
     """
-    for name, value in (("--length", length), ("--windows", windows)):
-        if value is not None and data is None:
-            raise UsageError(f"{name} is for --data, which is not given")
+    check_needed("--data", data, length=length, windows=windows)
     from neuroal.evaluation import comparison
 
     sides = (comparison.read_side(a), comparison.read_side(b))
@@ -99,10 +87,11 @@ def compare(
         raise UsageError(f"--data needs two runs: '{only}' is an allocation alone")
     measured: list[MeasuredRun] = []
     if runs:
-        shown = shows_progress(progress, False)
         with clean_stdout(as_json):
             for side in sides:
-                run = _measure(side, data, length, windows, device, dtype, trust_remote_code, shown)
+                run = _measure(
+                    side, data, length, windows, device, dtype, trust_remote_code, progress
+                )
                 measured.append(run)
     layout = measured[0].layout if measured else None
     masks = (measured[0].masks, measured[1].masks) if measured else None
@@ -162,12 +151,9 @@ def _json(
     values["differences"] = {
         key: {"a": one, "b": other} for key, one, other in differences(sides[0], sides[1])
     }
-    if measured and measured[0].perplexity is not None:
-        values["perplexity"] = {
-            name: x.perplexity.to_json()
-            for name, x in zip("ab", measured, strict=True)
-            if x.perplexity is not None
-        }
+    perplexities = [x.perplexity.to_json() for x in measured if x.perplexity is not None]
+    if perplexities:
+        values["perplexity"] = dict(zip("ab", perplexities, strict=True))
     return values | {"overall": total.to_json(), "blocks": [x.to_json() for x in blocks]}
 
 
@@ -195,11 +181,10 @@ def _texts(
 
 
 def _rows(blocks: Sequence[Line], total: Line, every: bool) -> Iterator[tuple[object, ...]]:
-    for block in blocks:
+    for block in (*blocks, total):
         yield (block.name, *(("all",) if every else ()), *_numbers(block))
         for line in block.linears if every else ():
             yield None, line.name.removeprefix(f"{block.name}."), *_numbers(line)
-    yield (total.name, *(("all",) if every else ()), *_numbers(total))
 
 
 def _numbers(line: Line) -> tuple[str, ...]:
@@ -232,8 +217,7 @@ def _misalignment(report: Any) -> str:
     chosen = [c for c in report["candidates"] if c["selected"] and c["misalignment"] is not None]
     if not chosen:
         return "not searched"
-    last = chosen[-1]
-    return " ".join((f"{last['misalignment']:.6g}", f"({parameters(last['parameters'])})"))
+    return f"{chosen[-1]['misalignment']:.6g} ({parameters(chosen[-1]['parameters'])})"
 
 
 def _short(value: Any) -> str:

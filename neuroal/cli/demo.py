@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,16 +12,7 @@ from typing import Any
 
 import click
 
-from neuroal.cli.command import (
-    Command,
-    clean_stdout,
-    json_option,
-    print_json,
-    progress_option,
-    quiet_option,
-    shows_progress,
-    verbose_option,
-)
+from neuroal.cli.command import Command, clean_stdout, message_options, print_json
 from neuroal.cli.tables import table
 
 SPARSITIES = (0.6, 0.7)
@@ -32,27 +24,16 @@ WINDOWS = 128  # held-out windows: enough for the table, in half the time
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One row of the table; the first is the dense model's.
-
-    Attributes:
-        pruner: None for the dense model.
-        top_up: None for the dense model.
-        wanted: Wanted sparsity.
-        achieved: Sparsity counted on the weights.
-        block_lam: λ of the block step's winner.
-        row_lam: λ of the row step's winner.
-        perplexity: On the held-out text.
-        seconds: Of pruning and evaluation.
-    """
+    """One row of the table; the first is the dense model's, without pruner and top-up."""
 
     pruner: str | None
     top_up: str | None
-    wanted: float
-    achieved: float
-    block_lam: float | None
-    row_lam: float | None
-    perplexity: float
-    seconds: float
+    wanted: float  # sparsity
+    achieved: float  # sparsity, counted on the weights
+    block_lam: float | None  # of the block step's winner
+    row_lam: float | None  # of the row step's winner
+    perplexity: float  # on the held-out text
+    seconds: float  # of pruning and evaluation
 
     @property
     def method(self) -> str:
@@ -60,25 +41,16 @@ class DemoRow:
         return f"{self.pruner} + {self.top_up}" if self.pruner else "dense"
 
 
-@click.command(
-    cls=Command,
-    examples=[
-        "neuroal demo",
-        "neuroal demo --json",
-    ],
-)
-@json_option("the table")
-@quiet_option
-@progress_option
-@verbose_option
-def demo(as_json: bool, quiet: bool, progress: bool | None) -> None:
+@click.command(cls=Command, examples=["neuroal demo", "neuroal demo --json"])
+@message_options(json="the table", quiet=True, progress=True)
+def demo(as_json: bool, quiet: bool, progress: bool) -> None:
     """Prune the built-in model by eight methods and compare their perplexities.
 
     60 and 70 % of the weights, by magnitude and by Wanda, each with the same ratio everywhere and
     with the ratios that NeuroAL finds. Nothing is written; under two minutes on two cores.
     """
     with clean_stdout(as_json):
-        cases = list(_cases(shows_progress(progress, quiet)))
+        cases = list(_cases(progress))
     if as_json:
         print_json({"model": "demo", "cases": [asdict(c) for c in cases]})
         return
@@ -100,7 +72,7 @@ def _cases(progress: bool) -> Iterator[DemoRow]:
     model, tokenizer = pretrained.load("demo")
     length = calibration.default_length(pretrained.context_length(model.config))
     heldout = evaluation_windows("demo", tokenizer, length=length, windows=WINDOWS)
-    plans = [(s, p, t) for s in SPARSITIES for p in PRUNERS for t in TOP_UPS]
+    plans = list(itertools.product(SPARSITIES, PRUNERS, TOP_UPS))
     with tqdm(total=len(plans) + 1, desc="dense", disable=not progress, leave=False) as bar:
         dense = perplexity(model, heldout).perplexity
         yield DemoRow(None, None, 0.0, 0.0, None, None, dense, time.perf_counter() - start)
@@ -158,8 +130,7 @@ def verdict(cases: Sequence[DemoRow]) -> list[str]:
     costs = [by_key[worst, p, "uniform"].perplexity / dense - 1 for p in PRUNERS]
     pairs = [
         (by_key[s, p, "uniform"].perplexity, by_key[s, p, "neuroal"].perplexity)
-        for s in SPARSITIES
-        for p in PRUNERS
+        for s, p in itertools.product(SPARSITIES, PRUNERS)
     ]
     better = sum(top_up < uniform for uniform, top_up in pairs)
     gains = [top_up / uniform - 1 for uniform, top_up in pairs]

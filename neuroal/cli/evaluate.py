@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,17 +11,14 @@ import click
 from neuroal.cli.command import (
     SOURCES,
     Command,
+    check_needed,
     clean_stdout,
-    json_option,
     load_options,
+    message_options,
     option,
     print_json,
-    progress_option,
-    quiet_option,
-    shows_progress,
     text_options,
     trust_option,
-    verbose_option,
 )
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
@@ -28,6 +26,9 @@ from neuroal.errors import UsageError
 if TYPE_CHECKING:
     from neuroal.evaluation.perplexity import Perplexity
     from neuroal.evaluation.zero_shot import ZeroShot
+
+
+_zero_shot = partial(option, group="Zero-shot")
 
 
 @click.command(
@@ -42,25 +43,18 @@ if TYPE_CHECKING:
 )
 @click.argument("model")
 @text_options("The test text")
-@option(
+@_zero_shot(
     "--tasks",
     metavar="paper|TASK,...",
-    group="Zero-shot",
     help="Tasks of lm-eval (the extra neuroal[eval]); paper is rte, winogrande, boolq, hellaswag, "
     "arc_easy, arc_challenge and openbookqa.",
 )
-@option(
+@_zero_shot(
     "--include-path",
     metavar="DIR",
-    group="Zero-shot",
     help="Folder with task definitions of your own, which may name Python code of theirs to run.",
 )
-@option(
-    "--limit",
-    type=int,
-    group="Zero-shot",
-    help="Ask only so many documents of each task, to try things out.",
-)
+@_zero_shot("--limit", type=int, help="Ask only so many documents of each task, to try things out.")
 @load_options
 @option(
     "--batch-size",
@@ -71,10 +65,7 @@ if TYPE_CHECKING:
     "8 requests]",
 )
 @trust_option
-@json_option("the result")
-@quiet_option
-@progress_option
-@verbose_option
+@message_options(json="the result", quiet=True, progress=True)
 def evaluate(
     model: str,
     data: str | None,
@@ -89,7 +80,7 @@ def evaluate(
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Measure the perplexity of MODEL on a text, its accuracy on zero-shot tasks, or both.
 
@@ -101,14 +92,8 @@ def evaluate(
     source = data or ("demo" if model == "demo" and tasks is None else None)
     if source is None and tasks is None:
         raise UsageError(f"model '{model}' needs --data or --tasks: {SOURCES}, or paper")
-    for name, value, needed, given in (
-        ("--length", length, "--data", source),
-        ("--windows", windows, "--data", source),
-        ("--include-path", include_path, "--tasks", tasks),
-        ("--limit", limit, "--tasks", tasks),
-    ):
-        if value is not None and given is None:
-            raise UsageError(f"{name} is for {needed}, which is not given")
+    check_needed("--data", source, length=length, windows=windows)
+    check_needed("--tasks", tasks, include_path=include_path, limit=limit)
     from neuroal.data.source import parse_source
 
     parsed = None if source is None else parse_source(source)
@@ -117,7 +102,6 @@ def evaluate(
     from neuroal.model import memory, pretrained
 
     zero_shot.check_sizes(batch, limit)
-    shown = shows_progress(progress, quiet)
     start = time.perf_counter()
     with clean_stdout(as_json):
         place = memory.device_of(device)
@@ -126,10 +110,10 @@ def evaluate(
         asked = cut = None
         if tasks is not None:
             zero_shot.check_tokenizer(tokenizer)
-            asked = harness.load_tasks(tasks, include_path, progress=shown)
+            asked = harness.load_tasks(tasks, include_path, progress=progress)
         if parsed is not None:
             cut = perplexity.windows_for(
-                config, parsed, tokenizer, length=length, windows=windows, progress=shown
+                config, parsed, tokenizer, length=length, windows=windows, progress=progress
             )
             calibrated = text_overlap.calibration_of(model, tokenizer)
             if calibrated is not None:
@@ -137,10 +121,10 @@ def evaluate(
         loaded, _ = pretrained.load(model, place, dtype, trust_remote_code)
         read = answered = None
         if cut is not None:
-            read = perplexity.perplexity(loaded, cut, batch=batch, progress=shown)
+            read = perplexity.perplexity(loaded, cut, batch=batch, progress=progress)
         if asked is not None:
             answered = zero_shot.zero_shot(
-                loaded, tokenizer, asked, batch=batch, limit=limit, progress=shown
+                loaded, tokenizer, asked, batch=batch, limit=limit, progress=progress
             )
     seconds = time.perf_counter() - start
     if as_json:
@@ -164,13 +148,11 @@ def _numbers(read: Perplexity | None, answered: ZeroShot | None) -> list[str]:
     """Return the perplexity, then a line of name, metric and value for each of a task's."""
     lines = [] if read is None else [f"{read.perplexity:.4f}"]
     for score in answered.tasks if answered else ():
-        values = (x for x in score.metrics.items() if not x[0].endswith("_stderr"))
-        lines += [f"{score.name} {metric} {value:.4f}" for metric, value in values]
+        lines += [f"{score.name} {metric} {value}" for metric, value, _ in _values(score.metrics)]
     return lines
 
 
 def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, seconds: float) -> str:
-    parts = []
     dtype = read.dtype if read is not None else answered.dtype if answered is not None else ""
     rows = [("model", f"{model} ({dtype})")]
     if read is not None:
@@ -188,18 +170,19 @@ def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, second
             over = f" over {count} tasks" if count > 1 else ""
             rows.append(("accuracy", f"{answered.accuracy:.4f}{over}"))
     rows.append(("seconds", f"{seconds:.1f}"))
-    parts.append(table(rows))
-    if answered is not None:
-        headers = ("task", "metric", "value", "stderr", "documents", "few-shot", "version")
-        parts.append(table(_task_rows(answered), headers, right=(2, 3, 4, 5)))
-    return "\n\n".join(parts)
+    if answered is None:
+        return table(rows)
+    headers = ("task", "metric", "value", "stderr", "documents", "few-shot", "version")
+    tasks = table(_task_rows(answered), headers, right=(2, 3, 4, 5))
+    return f"{table(rows)}\n\n{tasks}"
 
 
 def _task_rows(answered: ZeroShot) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for score in answered.tasks:
-        about = (score.examples, score.few_shot, score.version)
-        rows += [(score.name, *x, *about) for x in _values(score.metrics)]
+    rows: list[tuple[object, ...]] = [
+        (score.name, *x, score.examples, score.few_shot, score.version)
+        for score in answered.tasks
+        for x in _values(score.metrics)
+    ]
     for name, metrics in answered.groups.items():
         rows += [(f"{name} (group)", *x, None, None, None) for x in _values(metrics)]
     return rows
@@ -207,12 +190,9 @@ def _task_rows(answered: ZeroShot) -> list[tuple[object, ...]]:
 
 def _values(metrics: Any) -> list[tuple[str, str, str | None]]:
     """Return name, value and standard error of every metric."""
+    texts = {name: f"{value:.4f}" for name, value in metrics.items()}
     return [
-        (
-            name,
-            f"{value:.4f}",
-            f"{metrics[f'{name}_stderr']:.4f}" if f"{name}_stderr" in metrics else None,
-        )
-        for name, value in metrics.items()
+        (name, text, texts.get(f"{name}_stderr"))
+        for name, text in texts.items()
         if not name.endswith("_stderr")
     ]

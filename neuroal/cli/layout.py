@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import click
 
-from neuroal.cli.command import (
-    Command,
-    json_option,
-    option,
-    print_json,
-    trust_option,
-    verbose_option,
-)
+from neuroal.cli.command import Command, message_options, option, print_json, trust_option
 from neuroal.cli.layout_tables import layout_json, layout_tables
 
 
@@ -26,8 +19,7 @@ from neuroal.cli.layout_tables import layout_json, layout_tables
 @click.argument("model")
 @trust_option
 @option("--all", "every", group="Table", is_flag=True, help="Show equal blocks one by one.")
-@json_option("every block and linear")
-@verbose_option
+@message_options(json="every block and linear")
 def layout(model: str, trust_remote_code: bool, every: bool, as_json: bool) -> None:
     """Show the blocks and linears of MODEL, without loading its weights.
 

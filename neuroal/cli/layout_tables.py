@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from neuroal.cli.tables import table
 
 if TYPE_CHECKING:
     from neuroal.layout import Block, Layout, Linear
-
-_NEXT = " (next block)"
 
 
 def layout_json(layout: Layout) -> dict[str, Any]:
@@ -51,9 +49,7 @@ def _linear_json(x: Linear) -> dict[str, Any]:
 def layout_tables(layout: Layout, every: bool = False) -> Iterator[str]:
     """Yield a titled table per run of equal blocks, or per block, and what stays dense.
 
-    Args:
-        layout: Of the model.
-        every: Do not put equal blocks, or the experts of a block, together.
+    With `every`, neither equal blocks nor the experts of a block are put together.
     """
     runs = [[b] for b in layout.blocks] if every else list(_runs(layout))
     for run in runs:
@@ -66,7 +62,8 @@ def layout_tables(layout: Layout, every: bool = False) -> Iterator[str]:
         rows = [_row(x, first, layout, experts) for x in shown]
         headers = ("linear", "rows × columns", "weights", "group", "part", "consumer", "feeds")
         yield f"{title}: {first.weights:,} weights\n{table(rows, headers, right=(1, 2, 3))}"
-        if len(run) > 1 and _ends(last, layout) and _consumers(first) != _consumers(last):
+        consumed = [[x.paired is not None for x in block.linears] for block in (first, last)]
+        if last is layout.blocks[-1] and consumed[0] != consumed[1]:
             end = _local(last.linears[-1], layout)
             yield f"(block {last.index} is the last: nothing consumes {end})"
     dense = layout.dense()
@@ -93,14 +90,14 @@ def _all_experts(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _name(consumer: str | None, linear: Linear, layout: Layout, many: bool) -> str | None:
+def _name(consumer: str | None, linear: Linear, layout: Layout, many: bool = False) -> str | None:
     """Return a consumer's name within its block; a star is the linear's own expert."""
     if consumer is None:
         return None
     other = layout.linears[consumer]
     name = _local(other, layout)
     if other.block != linear.block:
-        return name + _NEXT
+        return f"{name} (next block)"
     return _all_experts(name) if many and other.expert is not None else name
 
 
@@ -134,43 +131,23 @@ def _alike(one: Block, other: Block, layout: Layout) -> bool:
     """Return whether two blocks have the same table; the model's end has no consumer."""
     if [_shape(x, layout) for x in one.linears] != [_shape(x, layout) for x in other.linears]:
         return False
-    return all(
-        _same(a.paired, b.paired, a, b, layout) and _same(_fed(a), _fed(b), a, b, layout)
-        for a, b in zip(one.linears, other.linears, strict=True)
-    )
+    last = other is layout.blocks[-1]
+    for linear, similar in zip(one.linears, other.linears, strict=True):
+        for consumer, its in zip(_consumers(linear), _consumers(similar), strict=True):
+            leaves = consumer is not None and layout.linears[consumer].block != linear.block
+            ends = last and leaves and its is None
+            if not ends and _name(consumer, linear, layout) != _name(its, similar, layout):
+                return False
+    return True
 
 
-def _fed(linear: Linear) -> str | None:
-    return None if linear.fed is None else linear.fed.linear
-
-
-def _same(
-    one: str | None, other: str | None, linear: Linear, similar: Linear, layout: Layout
-) -> bool:
-    """Return whether two linears have the same consumer, or the second ends the model."""
-    last = layout.blocks[-1]
-    ends = other is None and similar.block == last.index
-    return (ends and _leaves(one, linear, layout)) or (
-        _name(one, linear, layout, False) == _name(other, similar, layout, False)
-    )
-
-
-def _leaves(consumer: str | None, linear: Linear, layout: Layout) -> bool:
-    return consumer is not None and layout.linears[consumer].block != linear.block
+def _consumers(linear: Linear) -> tuple[str | None, str | None]:
+    return linear.paired, None if linear.fed is None else linear.fed.linear
 
 
 def _shape(linear: Linear, layout: Layout) -> tuple[object, ...]:
-    place = linear.place.transposed
-    shape = (linear.out_features, linear.in_features, place, linear.expert)
-    return (_local(linear, layout), *shape, linear.group, linear.part, linear.rows)
-
-
-def _ends(block: Block, layout: Layout) -> bool:
-    return block is layout.blocks[-1]
-
-
-def _consumers(block: Block) -> Sequence[bool]:
-    return [x.paired is not None for x in block.linears]
+    shape = (linear.out_features, linear.in_features, linear.place.transposed)
+    return _local(linear, layout), shape, linear.expert, linear.group, linear.part, linear.rows
 
 
 def _local(linear: Linear, layout: Layout) -> str:

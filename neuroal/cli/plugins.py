@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuroal.cli.command import Command, Group, json_option, option, print_json, verbose_option
+from neuroal.cli.command import Group, message_options, option, print_json
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
@@ -32,6 +32,10 @@ def _role(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -
     return None if value is None else value.replace("-", "_")
 
 
+def _identity(x: Listing) -> dict[str, Any]:
+    return {k: getattr(x, k) for k in ("role", "name", "distribution", "version")}
+
+
 _role_option = option(
     "--role",
     group="Filter",
@@ -42,24 +46,17 @@ _role_option = option(
 
 
 @plugins.command(
-    "list",
-    cls=Command,
-    examples=[
-        "neuroal plugins list",
-        "neuroal plugins list --role block-ratios",
-    ],
+    "list", examples=["neuroal plugins list", "neuroal plugins list --role block-ratios"]
 )
 @_role_option
-@json_option("the list")
-@verbose_option
+@message_options(json="the list")
 def list_plugins(role: str | None, as_json: bool) -> None:
     """List the installed plugins by role, without importing them."""
     from neuroal.plugins import available
 
     listings = available(role)
     if as_json:
-        keys = ("role", "name", "distribution", "version", "status")
-        print_json({"plugins": [{k: getattr(x, k) for k in keys} for x in listings]})
+        print_json({"plugins": [_identity(x) | {"status": x.status} for x in listings]})
         return
     rows: list[tuple[object, ...]] = []
     for i, x in enumerate(listings):
@@ -72,7 +69,6 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 
 @plugins.command(
     "show",
-    cls=Command,
     examples=[
         "neuroal plugins show wanda",
         "neuroal plugins show uniform --role row-ratios",
@@ -81,8 +77,7 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 )
 @click.argument("name")
 @_role_option
-@json_option("the descriptions")
-@verbose_option
+@message_options(json="the descriptions")
 def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     """Explain the plugins called NAME: what they do, their options and hooks.
 
@@ -98,11 +93,7 @@ def show_plugin(name: str, role: str | None, as_json: bool) -> None:
 
     def values(x: Description) -> dict[str, Any]:
         keys = ("name", "type", "default", "help")
-        return {
-            "role": x.listing.role,
-            "name": x.listing.name,
-            "distribution": x.listing.distribution,
-            "version": x.listing.version,
+        return _identity(x.listing) | {
             "doc": x.doc,
             "options": [dict(zip(keys, row, strict=True)) for row in x.options],
             "hooks": list(x.hooks),
@@ -123,17 +114,15 @@ def _description(values: dict[str, Any]) -> str:
         *(f"  {line}".rstrip() for line in values["doc"].splitlines()),
         "",
     ]
-    preset = not values["hooks"]
-    prefix = "" if preset else f"{values['name']}."
-    rows = [(prefix + x["name"], x["type"], x["default"], x["help"]) for x in values["options"]]
-    if preset:
-        lines.append(table([(name, default) for name, _, default, _ in rows]))
+    options = values["options"]
+    if not values["hooks"]:  # a preset
+        lines.append(table([(x["name"], x["default"]) for x in options]))
     else:
-        lines.append("options (-o):" if rows else "no options")
-        for name, kind, default, help in rows:
-            lines += [f"  {name}: {kind}", *([f"    {help}"] if help else [])]
-            lines.append(f"    default: {default}")
-    if not preset:
+        lines.append("options (-o):" if options else "no options")
+        for x in options:
+            lines.append(f"  {values['name']}.{x['name']}: {x['type']}")
+            lines += [f"    {x['help']}"] if x["help"] else []
+            lines.append(f"    default: {x['default']}")
         lines += ["", f"hooks: {', '.join(values['hooks'])}"]
     if values["source"]:
         lines += [f"source: {values['source']}", f"sha256: {values['sha256']}"]
@@ -142,7 +131,6 @@ def _description(values: dict[str, Any]) -> str:
 
 @plugins.command(
     "new",
-    cls=Command,
     examples=[
         "neuroal plugins new my_score --role pruner",
         "neuroal plugins new my-search --role block-ratios --out here",
@@ -163,7 +151,7 @@ def _description(values: dict[str, Any]) -> str:
     group="Plugin",
     help="Folder to write.  [default: neuroal- and the name]",
 )
-@verbose_option
+@message_options()
 def new_plugin(name: str, role: str, out: str | None) -> None:
     """Write a package with a working plugin called NAME, its tests and all it takes to publish it.
 
@@ -184,17 +172,11 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
 
 
 @plugins.command(
-    "check",
-    cls=Command,
-    examples=[
-        "neuroal plugins check",
-        "neuroal plugins check wanda evolution",
-    ],
+    "check", examples=["neuroal plugins check", "neuroal plugins check wanda evolution"]
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_role_option
-@json_option("the result")
-@verbose_option
+@message_options(json="the result")
 @click.pass_context
 def check_plugins(
     ctx: click.Context, names: tuple[str, ...], role: str | None, as_json: bool
@@ -215,8 +197,7 @@ def check_plugins(
             click.echo(error or f"{x}: ok")
     broken = sum(bool(error) for _, error in results)
     if as_json:
-        keys = ("role", "name", "distribution", "version")
-        values = [{k: getattr(x, k) for k in keys} | {"error": e or None} for x, e in results]
+        values = [_identity(x) | {"error": error or None} for x, error in results]
         print_json({"broken": broken, "plugins": values})
     else:
         click.echo(f"{len(results)} plugins, {broken} broken")

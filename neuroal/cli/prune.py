@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,12 @@ from neuroal.cli.command import (
     Command,
     Stopped,
     clean_stdout,
-    json_option,
     leads,
+    message_options,
     option,
     print_json,
-    progress_option,
-    quiet_option,
     say,
-    shows_progress,
     trust_option,
-    verbose_option,
 )
 from neuroal.cli.recipe import default_out, read_recipe, recipe_of
 from neuroal.errors import UsageError
@@ -33,6 +30,10 @@ if TYPE_CHECKING:
 
 _DEFAULT = Recipe()
 _PLUGIN = "NAME"
+_method = partial(option, group="Method")
+_calibration = partial(option, group="Calibration")
+_model = partial(option, group="Model")
+_run_option = partial(option, group="Run")
 
 
 @click.command(
@@ -48,176 +49,129 @@ _PLUGIN = "NAME"
     ],
 )
 @click.argument("model", required=False)
-@option("--sparsity", type=float, group="Method", help="Ratio to prune, in [0, 1).  [default: 0.5]")
-@option(
+@_method("--sparsity", type=float, help="Ratio to prune, in [0, 1).  [default: 0.5]")
+@_method(
     "--pruner",
     default=_DEFAULT.pruner,
     metavar=_PLUGIN,
-    group="Method",
     help="Base pruner: a name from `neuroal plugins list`, distribution:name, or ./mine.py:Mine.",
 )
-@option(
+@_method(
     "--top-up",
     default=_DEFAULT.top_up,
     metavar=_PLUGIN,
-    group="Method",
     help="Preset that decides the ratios: uniform, neuroal, owl and more: `neuroal plugins list`.",
 )
-@option(
+@_method(
     "--block-ratios",
     multiple=True,
     metavar=_PLUGIN,
-    group="Method",
-    show_default=False,
     help="In place of the preset's; given more than once, they compete.",
 )
-@option("--row-ratios", metavar=_PLUGIN, group="Method", help="In place of the preset's.")
-@option("--alignment", metavar=_PLUGIN, group="Method", help="In place of the preset's metric.")
-@option(
+@_method("--row-ratios", metavar=_PLUGIN, help="In place of the preset's.")
+@_method("--alignment", metavar=_PLUGIN, help="In place of the preset's metric.")
+@_method(
     "--refiner",
     metavar=_PLUGIN,
-    group="Method",
     help="Goes over the masks of the final pruning; none removes the preset's.",
 )
-@option(
+@_method(
     "-o",
     "plugin_options",
     multiple=True,
     metavar="PLUGIN.KEY=VALUE",
-    group="Method",
-    show_default=False,
     help="Option of a plugin: see `neuroal plugins show PLUGIN`.",
 )
-@option(
+@_method(
     "--pattern",
     default=_DEFAULT.pattern,
     metavar="PATTERN",
-    group="Method",
     help="unstructured, or N:M such as 2:4, which keeps N of every M inputs of a row.",
 )
-@option(
+@_method(
     "--comparison",
     type=click.Choice(["row", "matrix"]),
-    group="Method",
     help="Scores compete within a row or a whole matrix.  [default: the pruner's own]",
 )
-@option(
+@_calibration(
     "--all-experts",
     is_flag=True,
-    group="Calibration",
     help="Score every expert by all tokens, not only those routed to it.",
 )
-@option(
-    "--skip-indivisible",
-    is_flag=True,
-    group="Method",
-    help="Leave linears dense whose inputs M does not divide.",
+@_method(
+    "--skip-indivisible", is_flag=True, help="Leave linears dense whose inputs M does not divide."
 )
-@option(
+@_method(
     "--budget",
     type=click.Choice(["exact", "paper"]),
     default=_DEFAULT.budget,
-    group="Method",
     help="exact meets the sparsity to the weight; paper rounds and clips as published.",
 )
-@option(
+@_method(
     "--allocation",
     metavar="FILE",
-    group="Method",
     help="Ratios of an earlier run (its folder or allocation.safetensors), and importance, "
     "in place of a search; at its sparsity where none is given.",
 )
-@option("--calibration", metavar="SOURCE", group="Calibration", help=f"{SOURCES}.".capitalize())
-@option(
-    "--samples",
-    type=int,
-    default=_DEFAULT.samples,
-    group="Calibration",
-    help="Calibration windows of the final pruning.",
+@_calibration("--calibration", metavar="SOURCE", help=f"{SOURCES}.".capitalize())
+@_calibration(
+    "--samples", default=_DEFAULT.samples, help="Calibration windows of the final pruning."
 )
-@option(
+@_calibration(
     "--search-samples",
     type=int,
-    group="Calibration",
     help="How many of them the search uses.  [default: the top-up's own, 8 for most]",
 )
-@option(
+@_calibration(
     "--length",
     type=int,
-    group="Calibration",
     help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
 )
-@option(
-    "--seed", type=int, default=_DEFAULT.seed, group="Calibration", help="Of every random draw."
+@_calibration("--seed", default=_DEFAULT.seed, help="Of every random draw.")
+@_model(
+    "--device", metavar="DEVICE", default=_DEFAULT.device, help="auto, cpu, cuda, cuda:0 or mps."
 )
-@option(
-    "--device",
-    metavar="DEVICE",
-    default=_DEFAULT.device,
-    group="Model",
-    help="auto, cpu, cuda, cuda:0 or mps.",
-)
-@option(
+@_model(
     "--dtype",
     type=click.Choice(DTYPES),
     default=_DEFAULT.dtype,
-    group="Model",
     help="Dtype to load and save the weights in; auto is the checkpoint's own.",
 )
-@option(
+@_model(
     "--search-dtype",
     type=click.Choice(DTYPES),
     default=_DEFAULT.search_dtype,
-    group="Model",
     help="Dtype in which the search runs the blocks; bfloat16 is faster and may choose another λ.",
 )
-@option(
-    "--batch",
-    type=int,
-    group="Model",
-    help="Windows that pass a block together.  [default: by their tokens]",
-)
+@_model("--batch", type=int, help="Windows that pass a block together.  [default: by their tokens]")
 @trust_option
-@option(
+@_run_option(
     "--recipe",
     "recipe_file",
     metavar="FILE",
-    group="Run",
     help="Repeat the run of a neuroal.json (or a recipe alone); what is given beside it overrides.",
 )
-@option(
+@_run_option(
     "--out",
     metavar="DIR",
-    group="Run",
     help="Folder to write.  [default: named after model, method and sparsity]",
 )
-@option("--overwrite", is_flag=True, group="Run", help="Replace an earlier run in the folder.")
-@option("--resume", is_flag=True, group="Run", help="Go on with a run that was interrupted.")
-@option(
+@_run_option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
+@_run_option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@_run_option(
     "--stream/--no-stream",
-    "stream",
     default=None,
-    show_default=False,
-    group="Run",
     help="Read blocks from the disk one at a time; the result is the same.  [default: where the "
     "model would not fit into memory]",
 )
-@option(
+@_run_option(
     "--spill/--no-spill",
-    "spill",
     default=None,
-    show_default=False,
-    group="Run",
     help="Hold activations between blocks on the disk of --out; the result is the same.  [default: "
     "where they would not fit into memory]",
 )
-@option(
-    "--dry-run", is_flag=True, group="Run", help="Show the plan; load no weights, write nothing."
-)
-@json_option("the report (or the plan)")
-@quiet_option
-@progress_option
-@verbose_option
+@_run_option("--dry-run", is_flag=True, help="Show the plan; load no weights, write nothing.")
+@message_options(json="the report (or the plan)", quiet=True, progress=True)
 @click.pass_context
 def prune(
     ctx: click.Context,
@@ -234,7 +188,7 @@ def prune(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
-    progress: bool | None,
+    progress: bool,
     **_: Any,  # the fields of the recipe, which `recipe_of` reads
 ) -> None:
     """Prune MODEL and write an ordinary Hugging Face checkpoint with a report.
@@ -267,20 +221,12 @@ def prune(
         return
     if leads():
         run_folder.check(target, overwrite, resume)
-    says = not quiet and leads()
+    says = leads() and not quiet
     ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
+    options = {"overwrite": overwrite, "resume": resume, "stream": stream, "spill": spill}
+    options |= {"trust_remote_code": trust_remote_code, "progress": progress}
     with clean_stdout(as_json):
-        report = _run(
-            recipe,
-            target,
-            overwrite=overwrite,
-            resume=resume,
-            stream=stream,
-            spill=spill,
-            trust_remote_code=trust_remote_code,
-            progress=shows_progress(progress, quiet),
-            prepared=ready,
-        )
+        report = _run(recipe, target, prepared=ready, **options)
     if not leads():
         return
     if as_json:

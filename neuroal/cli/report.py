@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
-from neuroal.cli.command import (
-    Command,
-    option,
-    progress_option,
-    quiet_option,
-    shows_progress,
-    verbose_option,
-)
+from neuroal.cli.command import Command, message_options, option
 from neuroal.units import size
+
+_output = partial(option, group="Output")
 
 
 @click.command(
@@ -24,19 +21,17 @@ from neuroal.units import size
     ],
 )
 @click.argument("subjects", nargs=-1, metavar="RUN_OR_STUDY...")
-@option("--out", default="report.html", metavar="FILE", group="Output", help="The file to write.")
-@option("--title", group="Output", help="Its heading.  [default: that of the only subject]")
-@option("--overwrite", is_flag=True, group="Output", help="Replace an earlier file.")
-@quiet_option
-@progress_option
-@verbose_option
+@_output("--out", default="report.html", metavar="FILE", help="The file to write.")
+@_output("--title", help="Its heading.  [default: that of the only subject]")
+@_output("--overwrite", is_flag=True, help="Replace an earlier file.")
+@message_options(quiet=True, progress=True)
 def report(
     subjects: tuple[str, ...],
     out: str,
     title: str | None,
     overwrite: bool,
     quiet: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Show runs and studies in one HTML file.
 
@@ -48,8 +43,6 @@ def report(
     """
     from neuroal.html_report import write
 
-    count = write(
-        subjects, out, title=title, overwrite=overwrite, progress=shows_progress(progress, quiet)
-    )
+    count = write(subjects, out, title=title, overwrite=overwrite, progress=progress)
     if not quiet:
         click.echo(f"written to {out} ({size(count)})")

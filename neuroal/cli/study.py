@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import time
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -11,19 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from neuroal.cli.command import (
-    Command,
     Group,
     Stopped,
     clean_stdout,
-    json_option,
+    message_options,
     option,
     print_json,
-    progress_option,
-    quiet_option,
     say,
-    shows_progress,
     trust_option,
-    verbose_option,
 )
 from neuroal.cli.study_text import (
     csv_text,
@@ -40,6 +36,7 @@ if TYPE_CHECKING:
     from neuroal.study.run import Execution, PreparedStudy
 
 _OUT_HELP = "Results folder.  [default: the file's name and -results]"
+_run_option = partial(option, group="Run")
 
 
 @click.group(
@@ -55,13 +52,10 @@ def study() -> None:
     """Compare methods: models × pruners × top-ups × sparsities, from one file."""
 
 
-@study.command(
-    cls=Command,
-    examples=["neuroal study init", "neuroal study init paper.toml --paper"],
-)
+@study.command(examples=["neuroal study init", "neuroal study init paper.toml --paper"])
 @click.argument("file", default="study.toml")
 @option("--paper", is_flag=True, group="Study", help="Write the grid of NeuroAL's paper.")
-@verbose_option
+@message_options()
 def init(file: str, paper: bool) -> None:
     """Write a study FILE to begin with: a small one of the built-in model, ready to run."""
     path = Path(file)
@@ -76,29 +70,24 @@ def init(file: str, paper: bool) -> None:
 
 
 @study.command(
-    cls=Command,
     examples=[
         "neuroal study plan study.toml",
         "neuroal study plan study.toml --jobs 4 --no-time",
         "neuroal study plan study.toml --json",
-    ],
+    ]
 )
 @click.argument("file")
-@option("--out", metavar="DIR", group="Run", help=_OUT_HELP)
-@option("--jobs", type=click.IntRange(1), default=1, group="Run", help="Cases at once.")
-@option(
+@_run_option("--out", metavar="DIR", help=_OUT_HELP)
+@_run_option("--jobs", type=click.IntRange(1), default=1, help="Cases at once.")
+@_run_option(
     "--time/--no-time",
     "timed",
     default=True,
-    group="Run",
     show_default=False,
     help="Say how long it will take, from finished cases or by loading models to time them.",
 )
 @trust_option
-@json_option("the plan with every case")
-@quiet_option
-@progress_option
-@verbose_option
+@message_options(json="the plan with every case", quiet=True, progress=True)
 def plan(
     file: str,
     out: str | None,
@@ -107,7 +96,7 @@ def plan(
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Say how many cases the study in FILE has, what is left of them, and how long that takes."""
     from neuroal.study.run import prepare
@@ -123,7 +112,7 @@ def plan(
                 prepared.study.evaluations,
                 prepared.known,
                 trust_remote_code,
-                shows_progress(progress, quiet),
+                progress,
             )
     if as_json:
         print_json(plan_json(prepared, guess))
@@ -132,41 +121,32 @@ def plan(
 
 
 @study.command(
-    cls=Command,
     examples=[
         "neuroal study run study.toml",
         "neuroal study run study.toml --jobs 4 --out results",
         "neuroal study run study.toml --executor ray --gpus-per-case 0.5",
-    ],
+    ]
 )
 @click.argument("file")
-@option("--out", metavar="DIR", group="Run", help=_OUT_HELP)
-@option(
-    "--jobs",
-    type=click.IntRange(1),
-    group="Run",
-    help="Cases at once.  [default: 1; on Ray, as many as fit]",
+@_run_option("--out", metavar="DIR", help=_OUT_HELP)
+@_run_option(
+    "--jobs", type=click.IntRange(1), help="Cases at once.  [default: 1; on Ray, as many as fit]"
 )
-@option(
+@_run_option(
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
-    group="Run",
     help="Where: processes of this machine, or a Ray cluster (the one of RAY_ADDRESS, or here).",
 )
-@option(
+@_run_option(
     "--gpus-per-case",
     type=click.FloatRange(0),
     default=0.0,
-    group="Run",
     metavar="F",
     help="GPUs of a case on Ray; below 1, cases share one.",
 )
 @trust_option
-@json_option("what became of the study")
-@quiet_option
-@progress_option
-@verbose_option
+@message_options(json="what became of the study", quiet=True, progress=True)
 def run(
     file: str,
     out: str | None,
@@ -176,7 +156,7 @@ def run(
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Run what is left of the study in FILE; stop it and start it again at will.
 
@@ -186,11 +166,10 @@ def run(
     from neuroal.study.run import Execution, prepare
 
     start = time.perf_counter()
-    shown = shows_progress(progress, quiet)
     with clean_stdout(as_json):
-        execution = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=shown)
+        execution = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=progress)
         prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
-        failed = _run(prepared, execution, shown)
+        failed = _run(prepared, execution, progress)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(outcome_json(prepared, failed, seconds))
@@ -208,7 +187,7 @@ def _folder(file: str, out: str | None) -> Path:
     return Path(out or f"{Path(file).stem}-results")
 
 
-def _run(prepared: PreparedStudy, execution: Execution, shown: bool) -> list[dict[str, str]]:
+def _run(prepared: PreparedStudy, execution: Execution, progress: bool) -> list[dict[str, str]]:
     """Run what is left and return what failed."""
     from tqdm import tqdm
 
@@ -218,7 +197,9 @@ def _run(prepared: PreparedStudy, execution: Execution, shown: bool) -> list[dic
 
     failed = []
     total = len(prepared.expansion.distinct)
-    bar = tqdm(total=total, initial=prepared.finished, desc="study", unit="case", disable=not shown)
+    bar = tqdm(
+        total=total, initial=prepared.finished, desc="study", unit="case", disable=not progress
+    )
     with bar:
         try:
             for result in run(prepared, execution):
@@ -235,7 +216,6 @@ def _run(prepared: PreparedStudy, execution: Execution, shown: bool) -> list[dic
 
 @study.command(
     "table",
-    cls=Command,
     examples=[
         "neuroal study table study-results",
         "neuroal study table study-results --metric wikitext2 --format latex",
@@ -251,14 +231,8 @@ def _run(prepared: PreparedStudy, execution: Execution, shown: bool) -> list[dic
     group="Table",
     help="csv has a line per model, method, sparsity and evaluation.",
 )
-@option(
-    "--metric",
-    metavar="NAME",
-    group="Table",
-    help="One evaluation.  [default: all of them]",
-)
-@json_option("the lines of --format csv")
-@verbose_option
+@option("--metric", metavar="NAME", group="Table", help="One evaluation.  [default: all of them]")
+@message_options(json="the lines of --format csv")
 def table_command(folder: str, style: str, metric: str | None, as_json: bool) -> None:
     """Show the results in FOLDER, finished or not: mean ± deviation over seeds, the best in bold.
 
