@@ -211,28 +211,6 @@ def windows_for(config: Any, source: Source | str, tokenizer: Any, **options: An
     return evaluation_windows(source, tokenizer, context=context, vocabulary=vocabulary, **options)
 
 
-def evaluation_text(source: Source | str, *, progress: bool = False) -> str:
-    """Return the test text: a .txt file as it is, of other sources the documents joined.
-
-    Documents are joined by a blank line, as WikiText-2's; those of ptb and c4 (the first 1100 of
-    its validation split) by a space.
-
-    Args:
-        source: A `Source` or its text.
-        progress: Show the bars of a download.
-
-    Raises:
-        UsageError: The source text is wrong.
-        NeuroalError: The source cannot be read, or holds token ids.
-    """
-    source = parse_source(source) if isinstance(source, str) else source
-    rows = read(source, "test", progress=progress)
-    if calibration.holds_tokens(rows):
-        raise NeuroalError(f"'{source.text}' holds token ids, not text")
-    texts, separator = _joining(source, rows)
-    return calibration.joined(source, texts, separator)
-
-
 def _joining(source: Source, rows: Sequence[Any]) -> tuple[Sequence[Any], str]:
     if source.kind == "c4":
         return rows[:C4_DOCUMENTS], " "

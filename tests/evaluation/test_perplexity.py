@@ -23,7 +23,6 @@ from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation import perplexity as module
 from neuroal.evaluation.perplexity import (
     Perplexity,
-    evaluation_text,
     evaluation_windows,
     perplexity,
 )
@@ -245,8 +244,18 @@ def test_rows_of_token_ids_are_evaluated_as_they_stand(tmp_path: Path) -> None:
         evaluation_windows(str(path), None, length=4)
     with pytest.raises(NeuroalError, match="token id 4, which is none of the model's"):
         evaluation_windows(str(path), None, vocabulary=4)
-    with pytest.raises(NeuroalError, match="holds token ids, not text"):
-        evaluation_text(str(path))
+
+
+def tokenised(source: str) -> str:
+    """The text that a tokenizer is given."""
+    texts = []
+
+    def tokenizer(text: str, verbose: bool) -> dict[str, list[int]]:
+        texts.append(text)
+        return {"input_ids": [0] * len(text)}
+
+    evaluation_windows(source, tokenizer, length=2)
+    return texts[0]
 
 
 def test_a_txt_file_is_taken_as_it_is_and_documents_are_joined_by_blank_lines(
@@ -254,15 +263,15 @@ def test_a_txt_file_is_taken_as_it_is_and_documents_are_joined_by_blank_lines(
 ) -> None:
     text = " a \r\n\n\tb\x85 日本 \n"
     (tmp_path / "x.txt").write_bytes(text.encode())
-    assert evaluation_text(str(tmp_path / "x.txt")) == text
+    assert tokenised(str(tmp_path / "x.txt")) == text
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b\\n"}\n{"text": ""}\n')
-    assert evaluation_text(str(tmp_path / "x.jsonl")) == "a\n\nb\n\n\n"
+    assert tokenised(str(tmp_path / "x.jsonl")) == "a\n\nb\n\n\n"
 
 
 def test_the_demo_is_evaluated_on_its_held_out_documents() -> None:
     from neuroal.demo import documents
 
-    assert evaluation_text("demo") == "\n\n".join(documents("heldout"))
+    assert tokenised("demo") == "\n\n".join(documents("heldout"))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +321,7 @@ def test_hub_texts_are_joined_as_the_protocol_says(
         return datasets.Dataset.from_dict({column: rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert evaluation_text(source) == (joined or "\n\n".join(rows))
+    assert tokenised(source) == (joined or "\n\n".join(rows))
     assert call.items() <= calls[0].items()
     found = evaluation_windows(source, tokenizer, length=4)
     assert found.ids.shape == (256 if source == "c4" else 300, 4)
