@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from neuroal import (
 from neuroal_plugins import second_order
 
 STRIP = 16  # columns whose errors move all later columns in one product
+COLUMNAR = 0.5  # relative range of the slices' losses above which ROSE moves them
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class SparseGPT:
 
     damping: float = option(0.01, "added to the Gram matrix's diagonal, times its mean")
     slice: int = option(128, "columns that are masked together")
+    order: Literal["natural", "rose"] = option(
+        "natural", "of the columns; rose: those of most expected loss first (not with N:M)"
+    )
     published_code: bool = option(
         False,
         "weigh the k-th window by 1/k in input norms, as the published search; dsnot reads them",
@@ -80,8 +84,9 @@ class SparseGPT:
 
     @hookimpl
     def describe(self) -> PrunerTraits:
-        """Return that weights compete in the matrix."""
-        return PrunerTraits(comparison="matrix", row_ratios=False)
+        """Return that weights compete in the matrix, and in N:M groups if columns keep their order."""
+        patterns = self.order == "natural"
+        return PrunerTraits(comparison="matrix", row_ratios=False, patterns=patterns)
 
     @hookimpl
     def required_statistics(self) -> frozenset[str | Accumulator]:
@@ -108,12 +113,41 @@ class SparseGPT:
         Weights of dead inputs go first; those that the exact budget has no room for stay as they
         are, where the published code zeroes them too.
         """
+        if self.order == "rose":
+            return self._prune_reordered(weights, targets, statistics, linears)
         upper, dead = self._factors(statistics, linears)
         dead = dead[:, None]  # (n, 1, in)
         moved, masks = self._sweep(weights.masked_fill(dead, 0), upper, targets)
         if targets[0].budget == "exact":
             moved = torch.where(dead & ~masks, weights, moved)
         return [PrunedLinear(*answer) for answer in zip(moved, masks, strict=True)]
+
+    def _prune_reordered(
+        self,
+        weights: Tensor,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistics],
+        linears: Sequence[Linear],
+    ) -> list[PrunedLinear]:
+        """Prune the columns of every linear in ROSE's order, and put them back in their places."""
+        grams = [second_order.gram_matrix(*x) for x in zip(statistics, linears, strict=True)]
+        norms = torch.stack([gram.diagonal() for gram in grams]).sqrt()
+        orders = rose_order(weights, norms, targets, self.slice)
+        natural = torch.arange(weights.shape[2], device=weights.device)
+        answers = replace(self, order="natural").prune_linears(
+            weights.gather(2, orders[:, None].expand_as(weights)),
+            targets,
+            [
+                # Linears that keep their order go on sharing one Gram matrix, and its factor.
+                Statistics({"gram": gram if order.equal(natural) else gram[order][:, order]})
+                for gram, order in zip(grams, orders, strict=True)
+            ],
+            linears,
+        )
+        return [
+            PrunedLinear(answer.weight[:, back], answer.mask[:, back])
+            for answer, back in zip(answers, orders.argsort(1), strict=True)
+        ]
 
     def _factors(
         self, statistics: Sequence[Statistics], linears: Sequence[Linear]
@@ -144,13 +178,7 @@ class SparseGPT:
         target = targets[0]
         turned = weights.mT.contiguous()  # (n, in, out): a column lies in one piece
         masks = torch.zeros_like(weights, dtype=torch.bool)
-        starts = range(0, weights.shape[2], self._width(target))
-        slices = [slice(start, start + starts.step) for start in starts]
-        widths = torch.tensor([len(turned[0, columns]) for columns in slices])
-        counts = second_order.counts_of(targets, weights.shape[1]).flatten().cpu()
-        shares = counts.double()[:, None] * widths / widths.sum()  # (rows, slices)
-        shares = largest_remainder(shares, counts)
-        for columns, share in zip(slices, shares.unbind(1), strict=True):
+        for columns, share in _shares(weights, targets, self._width(target)):
             block, rest = upper[:, columns, columns], slice(columns.stop, None)
             chosen = masks[..., columns]
             if target.pattern is None:
@@ -165,6 +193,57 @@ class SparseGPT:
         if target.pattern is None:
             return self.slice
         return max(self.slice // target.pattern.of, 1) * target.pattern.of
+
+
+def rose_order(weights: Tensor, norms: Tensor, targets: Sequence[Target], width: int) -> Tensor:
+    """Return the columns in the order in which ROSE prunes them (Su and Wang 2026).
+
+    The loss of a column is the sum of the Wanda scores that would be pruned of it, if every slice
+    were pruned by them. Within a slice, columns go in the order of falling loss, and slices too. A
+    linear whose slices differ by at most half of the largest loss keeps its order; a last slice
+    that is narrower than the others stays the last.
+
+    Args:
+        weights: float32 `(n, out, in)`.
+        norms: Of the inputs, up to a factor, `(n, in)`.
+        targets: One a linear.
+        width: Columns of a slice.
+
+    Returns:
+        int64 `(n, in)`.
+    """
+    scores = weights.abs() * norms[:, None]
+    natural = torch.arange(weights.shape[2], device=weights.device)
+    losses = torch.zeros_like(norms)
+    for columns, share in _shares(weights, targets, width):
+        part = scores[..., columns]
+        losses[:, columns] = (part * _slice_masks(part, share, targets)).sum(1)
+    whole = weights.shape[2] // width * width
+    if whole == 0:
+        return natural.expand_as(losses)
+    by_slice = losses[:, :whole].reshape(len(losses), -1, width)  # (n, slices, width)
+    totals = by_slice.sum(2)
+    slices = totals.argsort(dim=1, descending=True, stable=True)[..., None]
+    within = by_slice.argsort(dim=2, descending=True, stable=True)
+    order = (within + natural[:whole:width, None]).gather(1, slices.expand_as(within)).flatten(1)
+    most, least = totals.amax(1, keepdim=True), totals.amin(1, keepdim=True)
+    moved = torch.cat((order, natural[whole:].expand(len(order), -1)), 1)
+    return torch.where(most - least > COLUMNAR * most, moved, natural)
+
+
+def _shares(
+    weights: Tensor, targets: Sequence[Target], width: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the slices of weights `(n, out, in)`, and how many weights go from each.
+
+    The counts are of every matrix, or of every row of it, on the CPU.
+    """
+    starts = range(0, weights.shape[2], width)
+    slices = [slice(start, min(start + width, weights.shape[2])) for start in starts]
+    widths = torch.tensor([columns.stop - columns.start for columns in slices])
+    counts = second_order.counts_of(targets, weights.shape[1]).flatten().cpu()
+    shares = counts.double()[:, None] * widths / widths.sum()  # (rows, slices)
+    yield from zip(slices, largest_remainder(shares, counts).unbind(1), strict=True)
 
 
 def _saliencies(turned: Tensor, upper: Tensor) -> Tensor:
