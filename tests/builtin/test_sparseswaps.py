@@ -263,6 +263,19 @@ def test_importance_is_not_looked_at() -> None:
     assert first.equal(second) and first.equal(refine(weight, mask, gram))
 
 
+def test_shrinkage_leads_from_all_of_h_to_its_diagonal() -> None:
+    weight, mask, gram = problem(8, 24, [12] * 8)
+    part = gram.clone()
+    for i, j in product(range(24), range(24)):
+        part[i, j] *= 1.0 if i == j else 0.25
+    assert refine(weight, mask, gram, shrinkage=0.75).equal(refine(weight, mask, part))
+    wanda = weight.abs() * gram.diagonal().sqrt()
+    best = torch.zeros_like(mask).scatter(1, wanda.argsort(1)[:, :12], True)
+    assert refine(weight, mask, gram, shrinkage=1.0).equal(best)
+    assert refine(weight, best, gram, shrinkage=1.0).equal(best)
+    assert not refine(weight, best, gram).equal(best)
+
+
 def test_the_same_call_gives_the_same_bits() -> None:
     weight, mask, gram = problem(16, 64, list(range(16, 48, 2)))
     first = refine(weight, mask, gram)
@@ -281,7 +294,7 @@ def test_a_gram_matrix_that_is_not_finite_fails_by_name() -> None:
         refine(weight, mask, gram)
 
 
-@pytest.mark.parametrize("name", ["candidates", "swaps"])
+@pytest.mark.parametrize("name", ["candidates", "swaps", "shrinkage"])
 def test_an_option_out_of_range_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         SparseSwaps(**{name: -1})

@@ -26,12 +26,17 @@ class SparseSwaps:
 
     candidates: int = option(64, "kept and pruned weights of a row that are paired; 0 for all")
     swaps: int = option(100, "exchanges per row at most")
+    shrinkage: float = option(
+        0.0, "share taken from H between inputs; 1 leaves what Wanda sees, the diagonal"
+    )
 
     def __post_init__(self) -> None:
         if self.candidates < 0:
             raise ValueError(f"candidates {self.candidates} is negative")
         if self.swaps < 0:
             raise ValueError(f"swaps {self.swaps} is negative")
+        if not 0 <= self.shrinkage <= 1:
+            raise ValueError(f"shrinkage {self.shrinkage} is outside [0, 1]")
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:
@@ -48,6 +53,8 @@ class SparseSwaps:
         weights, in pairs of one group.
         """
         gram = second_order.gram_matrix(statistics, linear)
+        if self.shrinkage:
+            gram = gram.lerp(torch.diag(gram.diagonal()), self.shrinkage)
         state = SwapState(weight, mask.clone(), gram, (weight * mask) @ gram)
         limit = self.candidates or mask.shape[1]
         kept, pruned = (min(limit, int(x.sum(1).max())) for x in (~mask, mask))
