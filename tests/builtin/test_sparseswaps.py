@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuroal import NeuroalError, Pattern, Statistics, Target, testing
+from neuroal import Importance, NeuroalError, Pattern, Statistics, Target, testing
 from neuroal_plugins.refiner import sparseswaps
 from neuroal_plugins.refiner.sparseswaps import SparseSwaps
 
@@ -253,9 +253,8 @@ def test_importance_is_not_looked_at() -> None:
     """That of a row multiplies its error; that of inputs is about scores."""
     weight, mask, gram = problem(4, 8, [4] * 4)
     target = Target(mask.sum().view(1), 0.5, comparison="matrix")
-    weighed = replace(
-        target, row_importance=torch.tensor([1, 0.1, 0.01, 0.5]), input_importance=torch.ones(8) / 2
-    )
+    importance = Importance(torch.tensor([1, 0.1, 0.01, 0.5]), torch.ones(8) / 2)
+    weighed = replace(target, importance=importance)
     known, linear = Statistics({"gram": gram}), testing.linear(4, 8)
     first, second = (
         SparseSwaps().refine_mask(weight, mask, x, known, linear) for x in (target, weighed)

@@ -84,7 +84,7 @@ class SparseGPT:
 
     @hookimpl
     def describe(self) -> PrunerTraits:
-        """Return that weights compete in the matrix, and in N:M groups if columns keep their order."""
+        """Return that weights compete in the matrix; in N:M groups too, in the natural order."""
         patterns = self.order == "natural"
         return PrunerTraits(comparison="matrix", row_ratios=False, patterns=patterns)
 
