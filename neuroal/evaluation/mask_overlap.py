@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from neuroal.layout import Layout
-from neuroal.layout import matrices as matrices
+from neuroal.layout import Layout, matrices
 
 Masks = Mapping[str, int]
 """A linear's mask by name, as the bits of one number: 1 = pruned, row by row."""

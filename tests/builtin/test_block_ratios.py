@@ -24,7 +24,7 @@ from neuroal_plugins.block_ratios.evolution import Evolution
 from neuroal_plugins.block_ratios.lambda_search import LambdaSearch
 from neuroal_plugins.block_ratios.linear_schedule import LAMBDAS, LinearSchedule
 from neuroal_plugins.block_ratios.owl import Owl
-from neuroal_plugins.block_ratios.uniform import Uniform
+from neuroal_plugins.block_ratios.uniform import UniformBlocks
 
 WINDOWS = 8  # all search windows
 GRID = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2, 0.25]
@@ -160,7 +160,7 @@ def test_equal_scores_spread_nothing(scores: list[float]) -> None:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.999])
 def test_uniform(sparsity: float) -> None:
     model = layout()
-    proposal = returned(Uniform().propose_block_ratios(model, sparsity))
+    proposal = returned(UniformBlocks().propose_block_ratios(model, sparsity))
     assert proposal.ratios == dict.fromkeys(model.linears, sparsity)
 
 
@@ -622,7 +622,7 @@ def test_evolution_ignores_a_dropped_start() -> None:
 def test_statistics() -> None:
     for plugin in (Owl(), Dlp()):
         assert plugin.required_statistics() == {"input_norm"}
-    for other in (Uniform(), LinearSchedule(), LambdaSearch(), Evolution(), Alphapruning()):
+    for other in (UniformBlocks(), LinearSchedule(), LambdaSearch(), Evolution(), Alphapruning()):
         assert not hasattr(other, "required_statistics")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal
 from neuroal_plugins.row_ratios.neuroal import LAMBDAS, Neuroal
-from neuroal_plugins.row_ratios.uniform import Uniform
+from neuroal_plugins.row_ratios.uniform import UniformRows
 
 WIDTH, INNER = 6, 9
 
@@ -69,7 +69,9 @@ def slow(scores: list[float], lam: float, base: float) -> list[float]:
 
 
 def test_uniform_returns_the_base() -> None:
-    steps: Generator[Generation, list[Measurement], Any] = Uniform().propose_row_ratios({"a": 0.5})
+    steps: Generator[Generation, list[Measurement], Any] = UniformRows().propose_row_ratios(
+        {"a": 0.5}
+    )
     with pytest.raises(StopIteration) as stop:
         next(steps)
     assert stop.value.value == Proposal({"a": 0.5})
@@ -215,7 +217,7 @@ def test_the_last_block_is_scored_where_asked() -> None:
 
 def test_statistics() -> None:
     assert Neuroal().required_statistics() == {"input_norm"}
-    assert not hasattr(Uniform(), "required_statistics")
+    assert not hasattr(UniformRows(), "required_statistics")
     assert len(LAMBDAS) == 15
 
 

@@ -9,7 +9,7 @@ from neuroal import Generation, Layout, Measurement, Proposal, hookimpl
 
 
 @dataclass(frozen=True, eq=False)
-class Uniform:
+class UniformBlocks:
     """ratio = S for every linear."""
 
     @hookimpl

@@ -9,7 +9,7 @@ from neuroal import Generation, Measurement, Proposal, hookimpl
 
 
 @dataclass(frozen=True, eq=False)
-class Uniform:
+class UniformRows:
     """Every row of a linear gets the linear's ratio: the block step's allocation as it is."""
 
     @hookimpl
