@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evolution": {"generations": 1, "offspring": 2, "windows": (1,), "survivors": (1,)},
     "sensitivity": {"candidates": 5},
     "neuroal": {"lambdas": (0.0, 0.1)},
-    "row_sensitivity": {"reads": (0.25,), "own": (0.0,), "norm": (0.5,), "probe_windows": 1},
+    "row_sensitivity": {"candidates": 4, "own": (0.0,), "probe_windows": 1},
     "alps": {"iterations": 10},
 }
 
