@@ -79,7 +79,7 @@ def prune(
             files without `out`); None does so where they would not fit. The result is the same.
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
-        shared: What this run has in common with others on the same dense model.
+        shared: Windows and measurements that runs on the same dense model reuse.
         prepared: What `prepare` has made of the same recipe and path; None prepares here.
 
     Returns:
@@ -243,7 +243,7 @@ class _Run:
     def _load(
         self, model: nn.Module | str | Path, needed: Needs, out: Path | None
     ) -> tuple[Blocks, str | None, Offload]:
-        """Return the model's blocks, its SHA-256 (if it is asked for), and what is on the disk.
+        """Return the model's blocks, its SHA-256 (if it is asked for), and what is kept on disk.
 
         Raises:
             NeuroalError: Memory or disk are too small, or the model cannot be loaded.
@@ -265,7 +265,7 @@ class _Run:
         return blocks, fingerprint or state_sha256(blocks.model), offload
 
     def _offload(self, path: str | None, device: str, needed: Needs) -> Offload:
-        """Return what of the run is on the disk, where there has to be room for it.
+        """Decide what the run keeps on disk, and check the free space there.
 
         Raises:
             NeuroalError: Memory or disk are too small.
@@ -282,7 +282,7 @@ class _Run:
         return offload
 
     def _stores(self, offload: Offload) -> AbstractContextManager[MakeStore]:
-        """Return what makes the sequences of activations, for as long as these are there."""
+        """Return a context in which stores for activations can be made; it deletes them."""
         if offload.activations:
             return activations.on_disk(activations_folder(self.folder))
         in_memory: MakeStore = list
@@ -356,6 +356,6 @@ class _Run:
 
 
 def _fails_again(error: BaseException | None) -> bool:
-    """Return whether an error is the input's, not that of a full disk or a lack of memory."""
+    """Return whether an error comes from the input, not from too little disk or memory."""
     lack = (OSError, MemoryError, torch.cuda.OutOfMemoryError)
     return error is None or (not isinstance(error, lack) and _fails_again(error.__cause__))

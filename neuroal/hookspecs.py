@@ -40,8 +40,9 @@ class _AnyRole:
     def required_statistics(self) -> frozenset[str | Accumulator]:  # type: ignore[empty-body]
         """Name the statistics that the plugin's other hooks read.
 
-        Called once, before any weight is read. The engine collects the union over all plugins of
-        a run and nothing else. Optional; nothing is collected without it.
+        Called often, first before any weight is read: the answer must not change. The engine
+        collects the union over all plugins of a run and nothing else. Optional; nothing is
+        collected without it.
         """
 
 
@@ -110,7 +111,7 @@ class PrunerSpec:
 
         For methods that are faster on several linears at once; used in place of `prune_linear`
         where both are there. No answer depends on which linears come together. Their targets have
-        the same pattern, comparison and budget, and all of them ask for weights or none does.
+        the same pattern, comparison and budget; every one of them prunes a weight, or none does.
 
         Args:
             weights: float32 `(n, out, in)`, the dense weights; read-only.
@@ -195,13 +196,13 @@ class RowRatiosSpec:
                 winning candidate's own evaluation; empty unless `required_statistics` names
                 `input_norm`.
             measurements: What `measure_block` returned, in block order; empty without it.
-            weighs_inputs: Whether importance may be that of inputs too: the pruner only scores.
+            weighs_inputs: Whether importance of inputs is allowed: the pruner only scores.
             windows: How many search windows there are.
             rng: CPU generator seeded from seed, role and plugin name.
 
         Returns:
-            A generator, as for `propose_block_ratios`; of a plugin that weighs rows, of proposals
-            whose ratios are `base`. Returning `Proposal(base)` at once leaves the block step's
+            A generator, as for `propose_block_ratios`. If the plugin weighs rows, the ratios of
+            every proposal equal `base`. Returning `Proposal(base)` at once leaves the block step's
             allocation as it is.
         """
 
@@ -216,7 +217,7 @@ class AlignmentSpec:
         """Measure the misalignment at one linear's input.
 
         Args:
-            dense: Statistics of the dense block on the candidate's own prefix.
+            dense: Of the dense block, on the output of the candidate's own pruned blocks before.
             pruned: Statistics of the pruned block on the same inputs.
             linear: Name, shape and place of the linear.
 
@@ -252,7 +253,7 @@ class RefinerSpec:
         statistics: Statistics,
         linear: Linear,
     ) -> Tensor:
-        """Exchange pruned for kept weights.
+        """Exchange some pruned weights for kept ones.
 
         Args:
             weight: float32 `(out, in)`, the dense weight; read-only.

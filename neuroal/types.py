@@ -22,7 +22,7 @@ Budget = Literal["exact", "paper"]
 _IMPORTANCE = "say importance={linear: Importance(rows, inputs)}"
 REMOVED: Mapping[str, Mapping[str, str]] = {
     "Generation": {
-        "keep": "say drop_early=False where more than the best need an exact cost",
+        "keep": "write drop_early=False to have the exact cost of more than the best",
         "around_first": "say reuse_first_weights",
     },
     "Proposal": {
@@ -30,7 +30,9 @@ REMOVED: Mapping[str, Mapping[str, str]] = {
         "row_importance": _IMPORTANCE,
         "input_importance": _IMPORTANCE,
     },
-    "PrunerTraits": {"second_order": "prune_linear or prune_linears says that weights are moved"},
+    "PrunerTraits": {
+        "second_order": "leave it out: prune_linear or prune_linears shows that weights are moved"
+    },
     "hook": {
         "needs_paper_budget": "return RefinerTraits(needs_paper_budget=...) from describe",
         "propose_row_importance": (
@@ -113,8 +115,8 @@ class RefinerTraits:
     """What a refiner needs.
 
     Attributes:
-        needs_paper_budget: Why its masks do not keep their counts, for which budget "exact" is
-            refused; empty if they do.
+        needs_paper_budget: Why a refined mask may prune another number of weights; budget "exact"
+            is then refused for this reason. Empty if counts are kept.
     """
 
     needs_paper_budget: str = ""
@@ -122,7 +124,7 @@ class RefinerTraits:
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """How much an error in the output of each row of a linear, and by each of its inputs, counts.
+    """How much an error of a linear counts: for each of its rows, and for each of its inputs.
 
     The scores of a linear's weights are multiplied by both, and its rows compete for its ratio.
     Only proportions count.
@@ -130,7 +132,7 @@ class Importance:
     Attributes:
         rows: `(out,)`, positive, the largest at most 1e12 times the least; float64 in a proposal,
             float32 and at most 1 in a target.
-        inputs: The same of inputs, `(in,)`; None for inputs that count as the pruner has them. For
+        inputs: The same for inputs, `(in,)`; None: scores are not multiplied per input. For
             pruners that only score.
     """
 
@@ -150,9 +152,9 @@ class Target:
         budget: "exact" (`counts` is met to the weight) or "paper" (published roundings).
         prune_last: Which of equal scores goes: the one of higher index (the published rule under
             row ratios) or of lower index (everywhere else).
-        importance: By which scores are multiplied before the matrix competes; None for rows and
-            inputs that count alike. A pruner never sees it: one that moves weights is given rows
-            that are multiplied by it.
+        importance: Scores are multiplied by it before the weights of the matrix compete; None if
+            all count alike. A pruner never sees it: for one that moves weights, the engine
+            multiplies the rows by it first and divides them afterwards.
     """
 
     counts: Tensor
@@ -169,7 +171,7 @@ class PrunedLinear:
     """What `prune_linear` returns, and `prune_linears` for each linear.
 
     Attributes:
-        weight: float32 `(out, in)`, zero where pruned.
+        weight: Floating `(out, in)`; the engine sets it to zero where `mask` prunes.
         mask: bool `(out, in)`, True = pruned.
     """
 
@@ -183,9 +185,8 @@ class Proposal:
     """A candidate allocation and the parameters that made it.
 
     Attributes:
-        ratios: For every prunable linear by full name: one ratio in [0, 1), or a float64 tensor
-            `(out,)` of ratios per row. Ratios per row for one linear mean that the proposal is a
-            row allocation; its other linears then have tensors too.
+        ratios: For every prunable linear by full name: one ratio in [0, 1], or a float64 tensor
+            `(out,)` of ratios per row.
         parameters: JSON values that identify the proposal; NeuroAL's λ is `parameters["lam"]`.
         importance: For some linears, by full name, how much rows and inputs count. The ratio of
             such a linear is one number. For plugins of role `row_ratios` that weigh rows.
@@ -211,7 +212,7 @@ class Generation:
             them can win.
         reuse_first_weights: For probes that are small changes of the first one. Where the targets
             of a block are those of the first probe, the block keeps the weights that the first
-            probe has there: it is not pruned again, though its inputs are others.
+            probe has there: it is not pruned again, even though its inputs differ.
     """
 
     proposals: Sequence[Proposal]
@@ -229,7 +230,7 @@ class Measurement:
     Attributes:
         misalignment: >= 0, lower is better; for a dropped one the partial sum at which it left.
         dropped: Left the walk early because it could not win any more.
-        block_runs: One block on one window once, dense or pruned, counted for this proposal.
+        block_runs: Block runs (one block on one window once) that were done for this proposal.
     """
 
     misalignment: float

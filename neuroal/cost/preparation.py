@@ -1,4 +1,4 @@
-"""The opening of every run: what is known, and can be refused, before a weight is read."""
+"""The first step of every run: plugins and structure; what cannot work is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Prepared:
         model: The model, or its shapes alone on the meta device.
         layout: Its blocks and linears.
         rules: How ratios become counts.
-        allocation: That of an earlier run, which takes the place of a search; None without.
+        allocation: Of an earlier run, used in place of a search; None if there is none.
         notes: What is left out, one line each.
         trust_remote_code: Whether the model's own code may run.
     """
@@ -116,7 +116,7 @@ def prepare(
 
     Args:
         recipe: What is asked.
-        model: A model in memory or its skeleton; None makes the skeleton of the recipe's.
+        model: A model in memory or its skeleton; None: the skeleton of the recipe's model is made.
         plugins: `setup(recipe)`, if it has been made.
         layout: The model's layout, if it has been found.
         trust_remote_code: Let the model's own code run.
@@ -157,7 +157,7 @@ def with_its_calibration(recipe: Recipe) -> Recipe:
 
 
 def check_calibrated(prepared: Prepared) -> None:
-    """Refuse a run without a calibration source of which anything reads activations.
+    """Refuse a run that reads activations and names no calibration source.
 
     Raises:
         UsageError: It needs one.

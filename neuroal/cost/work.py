@@ -49,7 +49,7 @@ class Work:
 def generation_work(
     metric: Plugin, pruner: Plugin, deviation: bool, *, blocks: int, candidates: int, windows: int
 ) -> Work:
-    """Return the work of one generation of candidates of which none is dropped early.
+    """Return the work of one generation of candidates, if none is dropped early.
 
     Every candidate runs every block dense and pruned; the first block runs dense once for all. The
     dense run stops before the block's output, and there is none where nothing reads statistics.

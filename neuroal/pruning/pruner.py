@@ -20,12 +20,12 @@ _NONE = Statistics({})
 
 @dataclass(eq=False)
 class ScoreCache:
-    """Scores of one block that the candidates which prune it have in common.
+    """Scores of one block, shared by all candidates that prune it.
 
     Attributes:
         scores: Of every linear, with the statistics that they were made from.
-        finite: Whether scores are finite, 0-d bool, not looked at yet: one look at the end of the
-            block is one wait for the device.
+        finite: Whether scores are finite, 0-d bool on the device; read only at the end of the
+            block, so that the device is waited for once.
         keep: Whether another candidate may use the scores; if not, they are discarded.
     """
 
@@ -57,7 +57,7 @@ class BasePruner:
             module: Its module, dense; not changed.
             statistics: By linear name; none for a pruner that reads none.
             targets: By linear name.
-            cache: Scores of other candidates, and for them; the caller calls `check_scores` later.
+            cache: Scores of earlier candidates, for later ones; the caller calls `check_scores`.
 
         Returns:
             New weights by linear name, in the model's own dtype.
@@ -166,7 +166,7 @@ class BasePruner:
 
 
 def unseen(linear: Linear, statistics: Statistics) -> bool:
-    """Return whether a linear is of an expert that no token was routed to: magnitude decides."""
+    """Return whether no token was routed to a linear's expert: it is then pruned by magnitude."""
     return linear.expert is not None and len(statistics) > 0 and not statistics.tokens
 
 

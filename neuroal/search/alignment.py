@@ -60,7 +60,7 @@ class Aligner:
         return self.walker.layout
 
     def measure(self, trials: Sequence[Trial], inputs: Inputs, tick: Tick = int) -> list[Outcome]:
-        """Return the candidates' outcomes in order: all pass a block while it is at hand.
+        """Return the candidates' outcomes in order: all pass a block before the next.
 
         `tick` is called once per candidate and block.
 
@@ -96,7 +96,7 @@ class Aligner:
             reused = at.reused(walk, targets)
             key = (state, None if reused is None else id(walk.first), targets)
             if key not in known:
-                # Scores that no other candidate can use, or that memory is short for, are let go.
+                # Kept only if another candidate can use them and blocks are not streamed.
                 reads = bool(self.pruner.pruner.required_statistics())
                 at.scores.keep = not self.walker.streams and (at.waiting[state] > 1 or not reads)
                 known[key] = self._passed(at, walk, reused)
@@ -109,7 +109,7 @@ class Aligner:
     def _passed(
         self, at: BlockPass, walk: TrialWalk, reused: Mapping[str, Tensor] | None
     ) -> PassedBlock:
-        """Run one candidate's block: dense for the statistics, and pruned for what follows.
+        """Run one candidate's block: dense for the statistics, pruned for the next block's input.
 
         With weights that are reused the pruner reads no statistics, and no deviation is measured.
         """
@@ -132,7 +132,7 @@ class Aligner:
         return PassedBlock(state, misalignment, deviation, weights if walk.lends else None)
 
     def _unpruned(self, at: BlockPass, walk: TrialWalk, output: bool) -> PassedBlock:
-        """Run a block that is pruned nowhere: nothing differs at its linears."""
+        """Run a block in which no weight is pruned: its misalignment is 0."""
         state = None
         if output:
             state = self.walker.run(at.block, at.module, at.inputs, walk.state).state

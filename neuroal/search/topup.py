@@ -42,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a step decided: the allocation, and the deviation of its own evaluation."""
+    """What a step decided: the allocation, and the winner's deviation, from its own measurement."""
 
     allocation: Allocation
     deviation: Mapping[str, Tensor]
@@ -57,7 +57,7 @@ class TopUpSearch:
         aligner: Measures candidates; None without calibration data.
         layout: The model's linears.
         rules: Budget, comparison, pattern.
-        inputs: Search windows, cut to the first n.
+        inputs: Returns the first n search windows.
         windows: All search windows.
         journal: Earlier outcomes to replay and new ones to keep: `(key, make) -> bytes`.
         progress: Opens a progress bar: `(title, total) -> tick`.
@@ -83,7 +83,7 @@ class TopUpSearch:
         measurements: Mapping[Plugin, Sequence[Mapping[str, Tensor]]],
         needs_deviation: bool,
     ) -> Decision:
-        """Run the block step: every plugin hears its own costs, the best-aligned proposal wins.
+        """Run the block step: each plugin is sent the misalignment of its own proposals.
 
         `measurements` are the answers of `measure_block` of the plugins that have it. With
         `needs_deviation` the winner is measured even where nothing competes.
@@ -140,7 +140,7 @@ class TopUpSearch:
         return Decision(winner.allocation, winner.deviation, tuple(candidates))
 
     def _run_to_the_end(self, step: str, strategies: list[Strategy]) -> None:
-        """Advance strategies side by side; generations on as many windows are measured together."""
+        """Advance strategies side by side; those on equally many windows are measured together."""
         active = [s for s in strategies if s.advance()]
         round_number = 0
         while active:
@@ -196,7 +196,7 @@ class TopUpSearch:
             )
 
     def _measure_whole(self, key: str, contender: Contender) -> None:
-        """Measure one on all windows, to the end."""
+        """Measure one contender on all windows, without dropping it."""
         contender.windows, contender.limit = self.windows, None
         self._measure(key, [contender])
 
@@ -225,7 +225,7 @@ class TopUpSearch:
         outcomes = []
         if trials:
             outcomes = self.aligner.measure(trials, self.inputs(mine[0].windows), tick)
-        # Candidates that begin alike share deviations, and these are the bulk of what is sent.
+        # Deviations are most of what is sent between processes.
         outcomes = _trimmed(outcomes, mine)
         if self.team.size > 1:
             shares = [unpack(data) for data in self.team.exchange(pack(outcomes))]
@@ -247,7 +247,7 @@ class TopUpSearch:
 
 
 def _trimmed(outcomes: Sequence[Outcome], contenders: Sequence[Contender]) -> list[Outcome]:
-    """Keep the deviation of the least misaligned only: rarely is another one asked for."""
+    """Keep the deviation of the least misaligned only: another one is rarely needed."""
     pairs = zip(outcomes, contenders, strict=True)
     able = [o for o, c in pairs if not (c.probe or o.measurement.dropped)]
     best = min(able, key=lambda o: o.measurement.misalignment, default=None)

@@ -1,25 +1,27 @@
-"""Running the blocks of a model: the only place that does.
+"""Running the blocks of a model one by one: the only place that does.
 
 How the state of one candidate moves through the blocks:
 
     token ids (windows, tokens)
         |  the model's own embeddings
         v
-    state before block 0: hidden state (windows, tokens, hidden), and what else blocks pass on
+    input of block 0: hidden state (windows, tokens, hidden)
         |
-        |----> dense run of block 0 ----> statistics of each linear's input
-        |                                      |  the pruner
-        |                                      v
-        |                                 pruned weights of block 0
-        |                                      |
-        '----> pruned run of block 0 <---------'
-                   |          '---------> statistics again, for the metric
+        |----> dense run of block 0 ----> statistics of each linear's input ----> the metric
+        |                                      |  the pruner                         ^
+        |                                      v                                     |
+        |                                 pruned weights of block 0                  |
+        |                                      |                                     |
+        '----> pruned run of block 0 <---------'                                     |
+                   |          '---------> statistics of the same inputs -------------'
                    v
-    state before block 1: of the candidate's own pruned blocks; and so on to the head
+    state before block 1: the outputs of the candidate's own pruned blocks that are still read (the
+    hidden state, and what else blocks pass on); and so on, to the head if the metric reads logits
 
 The model's own weights never change here: pruned weights are laid over them for one run. The dense
 run ends at the last linear's input, since nobody reads its output. The first linears of a block
-(q, k, v) see the same input in both runs, so that their statistics are collected once.
+(q, k, v) see the same input in both runs, so that their statistics are collected once, unless the
+metric compares token by token.
 
 walker           `Walker`: runs one block on one state
 states           `Inputs`, `CandidateState`, `BlockRun`: what goes in and what comes out

@@ -1,4 +1,4 @@
-"""What is read while a block runs: statistics of its linears' inputs, or these themselves."""
+"""What is read while a block runs: statistics of its linears' inputs, or the inputs themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Observer:
     Linears that share an input are a group; the first of them to run reports it for all.
 
     Attributes:
-        counts_now: Whether what an expert is given now counts; None where everything does.
+        counts_now: Says whether the tokens that an expert gets now count; None: all of them do.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Observer:
 
     @property
     def reads(self) -> bool:
-        """Return whether anything of the block's products has to be seen."""
+        """Return whether the input of any linear has to be read."""
         return bool(self._collectors) or self.keep_inputs or not self._output
 
     @property
@@ -73,7 +73,7 @@ class Observer:
         return bool(self._collectors) and any(x.expert is not None for x in self.block.linears)
 
     def start_batch(self, index: int, windows: int) -> None:
-        """Begin with the batch of an index, of a number of windows."""
+        """Begin batch number `index`, which has `windows` windows."""
         self._windows = windows
         self._runs: Counter[int] = Counter()
         self._inputs: GroupInputs = {}
@@ -103,7 +103,7 @@ class Observer:
             raise EndOfRun
 
     def end_batch(self, device: torch.device) -> GroupInputs:
-        """Count the batch for experts that saw no token; return the inputs that are kept."""
+        """Count the windows for experts without a token too; return the inputs that are kept."""
         for x in self._reporting.values():
             if x.expert is not None and x.group in self._collectors and not self._runs[x.group]:
                 no_tokens = torch.zeros((0, x.in_features), device=device)

@@ -3,7 +3,7 @@
 Calibration windows go through the model's own embeddings and reach `Inputs` together with every
 argument that the model passes to its blocks. A walk then sends hidden states through block after
 block: dense, collecting statistics, and with pruned weights in place of the dense ones. The
-model's own weights change in `commit` alone.
+model's own weights change in `run.commit` alone.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Walker:
     Attributes:
         model: The causal language model, in evaluation mode.
         layout: Its layout.
-        batch: Windows of a batch by default; None is decided by their tokens.
+        batch: Windows of a batch by default; None: as many as fit a fixed number of tokens.
         block_runs: Blocks times windows run so far.
         streams: Whether a block is in memory only while it is open.
-        all_experts: Statistics of experts are of all tokens, not of those routed to them.
+        all_experts: Whether an expert's statistics are over all tokens, not those routed to it.
         make_store: Makes the stores that keep activations from block to block.
     """
 
@@ -101,8 +101,8 @@ class Walker:
         Args:
             ids: int64 `(windows, length)`.
             batch: Windows per batch; None is the walker's own.
-            team: Processes that share the windows: this one gets its part.
-            dtype: Of blocks that run in another than the model's own.
+            team: Processes that share the windows: this process takes its part.
+            dtype: In which the blocks run, if not the model's own.
 
         Raises:
             UsageError: There are more processes than windows.
@@ -135,7 +135,7 @@ class Walker:
 
     @contextmanager
     def block(self, block: Block, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
-        """Hold a block in memory: its module, or a copy in another dtype where one is given."""
+        """Yield a block's module, in memory while the context is open; with a dtype, a copy."""
         with self._open(block) as module:
             yield module if dtype is None else deepcopy(module).to(dtype)
 
@@ -167,8 +167,9 @@ class Walker:
             weights: Weights by linear name to lay over the module's own for this run.
             output: Whether the block's output is needed; without it the run ends at the last
                 linear's input.
-            dense: The dense run of the same state; its statistics of the first group are shared,
-                since nothing pruned lies before it, and comparing accumulators read its inputs.
+            dense: The dense run of the same state. Its statistics of the first group are used
+                again, since that group's input is the same; accumulators that compare read the
+                inputs that it kept.
             keep_inputs: Keep every group's input for comparing accumulators.
 
         Returns:
@@ -220,7 +221,7 @@ class Walker:
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
         observer: Observer,
     ) -> BlockOutputs | None:
-        """Run a block on a batch while an observer reads; return None where it ended the run."""
+        """Run a block on a batch while an observer reads; return None if that ended the run."""
         args, kwargs = arguments
         shows_all = self.all_experts and observer.collects_experts
         routing = every_expert(block, module) if shows_all else nullcontext()
