@@ -72,12 +72,13 @@ def copy_small_files(source: Path, out: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and of those below it, hidden ones apart, in order."""
+    """Yield the files of a folder and of those below it in order, but for hidden ones and runs."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue
         if path.is_dir():
-            yield from _files(path)
+            if not path.name.endswith(".partial") and not (path / MARKER).is_file():
+                yield from _files(path)
         elif path.is_file():
             yield path
 

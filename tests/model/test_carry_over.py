@@ -202,12 +202,19 @@ def test_tied_weights_may_have_either_name(models: Mapping[str, Path], tmp_path:
 
 def test_small_files(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    for folder in (source / "templates", source / ".git", out):
+    for folder in (
+        source / "templates",
+        source / ".git",
+        source / "run",
+        source / "x.partial",
+        out,
+    ):
         folder.mkdir(parents=True)
     texts = {
         "config.json": "new", "LICENSE": "l", "templates/chat.jinja": "c", "modeling_own.py": "m",
         "README.md": "r", "neuroal.json": "n", "pytorch_model.bin": "b", "model.gguf": "g",
         "model.safetensors": "s", "pytorch_model.bin.index.json": "i", ".git/HEAD": "h",
+        "run/neuroal.json": "n", "run/LICENSE": "l", "x.partial/run.json": "r",
     }  # fmt: skip
     for name, text in texts.items():
         (source / name).write_text(text)
