@@ -106,6 +106,8 @@ def _class_of(config: Any) -> Any:
     if unknown and named.__name__.endswith("ForCausalLM"):
         return named
     if any(named is mapping.get(type(config), None) for mapping in multimodal):
+        if int(transformers.__version__.split(".")[0]) < 5:  # names in files are others than here
+            raise NeuroalError(f"{named.__name__} is multimodal: that needs transformers 5")
         return named
     return transformers.AutoModelForCausalLM
 

@@ -103,6 +103,7 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 Tensors = Mapping[str, Tensor]
+OLD = int(transformers.__version__.split(".")[0]) < 5
 
 
 @pytest.fixture(scope="module", params=WRAPPERS)
@@ -112,6 +113,8 @@ def wrapped(request: pytest.FixtureRequest, tmp_path_factory: Any, save: Any) ->
     kind, tiny = WRAPPERS[name]
     if not hasattr(transformers, name) or not hasattr(transformers, kind):
         pytest.skip(f"this transformers has no {name}")
+    if OLD:
+        pytest.skip("multimodal models need transformers 5")
     torch.manual_seed(0)
     config = getattr(transformers, kind)(tie_word_embeddings=False, **tiny)
     folder: Path = save(getattr(transformers, name)(config).eval(), tmp_path_factory.mktemp(name))
@@ -124,8 +127,6 @@ def wrapped(request: pytest.FixtureRequest, tmp_path_factory: Any, save: Any) ->
 def test_a_model_that_sees_keeps_its_sight(
     wrapped: Path, stream: bool, from_file: Recipe, tmp_path: Path, read: Callable[[Path], Tensors]
 ) -> None:
-    if stream and int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("streaming needs transformers 5")
     asked = dataclasses.replace(from_file, top_up="uniform", options={})
     report = neuroal.prune(wrapped, recipe=asked, out=tmp_path / "out", stream=stream)
     before, after = read(wrapped), read(tmp_path / "out")
@@ -138,6 +139,15 @@ def test_a_model_that_sees_keeps_its_sight(
     assert configs[0]["architectures"] == configs[1]["architectures"]
     for name in ("preprocessor_config.json", "LICENSE"):
         assert (tmp_path / "out" / name).read_text() == (wrapped / name).read_text()
+
+
+@pytest.mark.skipif(not OLD, reason="transformers 5 or newer is installed")
+def test_an_old_transformers_is_refused(save: Callable[[Any, Path], Path], tmp_path: Path) -> None:
+    name = "LlavaForConditionalGeneration"
+    config = transformers.LlavaConfig(**WRAPPERS[name][1])
+    folder = save(transformers.LlavaForConditionalGeneration(config), tmp_path / "llava")
+    with pytest.raises(NeuroalError, match=f"{name} is multimodal: that needs transformers 5"):
+        pretrained.load(str(folder))
 
 
 def test_one_block_of_a_model_that_sees(wrapped: Path) -> None:
@@ -156,7 +166,7 @@ def test_tensors_that_the_class_does_not_read(
     read: Callable[[Path], Tensors],
 ) -> None:  # fmt: skip
     """Layers that predict further tokens, as DeepSeek-V3 and GLM-4.5 have them behind the last."""
-    if stream and int(transformers.__version__.split(".")[0]) < 5:
+    if stream and OLD:
         pytest.skip("streaming needs transformers 5")
     source = tmp_path / "source"
     shutil.copytree(models["llama"], source)
