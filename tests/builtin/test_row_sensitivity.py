@@ -15,7 +15,7 @@ from torch import Tensor
 
 import neuroal
 from neuroal import Block, Generation, Layout, Linear, Measurement, Proposal, testing
-from neuroal.layout import Fed, Rows
+from neuroal.layout import Fed
 from neuroal.plugins import load_top_up
 from neuroal.pruning.allocation import Allocation
 from neuroal.testing import tiny_model, windows
@@ -447,26 +447,10 @@ def test_scores_of_plain_rows() -> None:
             assert float(torch.nn.functional.cosine_similarity(*at, dim=0)) == pytest.approx(1)
 
 
-def with_heads(fused: bool) -> Layout:
-    """Four query heads of width 2, two heads of keys and values, up to the output projection."""
-    runs = tuple((2 * (h // 2), 2 * h, 2) for h in range(4))  # row of v, column of o
-    if fused:  # q, k and v are rows 0 to 7, 8 to 11 and 12 to 15
-        named = (Rows("q", ((0, 8),)), Rows("k", ((8, 12),)), Rows("v", ((12, 16),)))
-        fed = Fed("0.o", tuple((r + 12, c, n) for r, c, n in runs))
-        first = [replace(Linear("0.qkv", 0, 16, 8, 0, None), rows=named, fed=fed)]
-    else:
-        first = [
-            replace(Linear("0.q", 0, 8, 8, 0, None), rows=(Rows("q", ((0, 8),)),)),
-            replace(Linear("0.k", 0, 4, 8, 0, None), rows=(Rows("k", ((0, 4),)),)),
-            replace(
-                Linear("0.v", 0, 4, 8, 0, None), rows=(Rows("v", ((0, 4),)),), fed=Fed("0.o", runs)
-            ),
-        ]
-    return Layout((Block(0, "0", (*first, Linear("0.o", 0, 8, 8, 1, None))),))
-
-
 @pytest.mark.parametrize("fused", [False, True])
-def test_queries_and_keys_are_read_by_each_other_and_values_by_the_output(fused: bool) -> None:
+def test_queries_and_keys_are_read_by_each_other_and_values_by_the_output(
+    fused: bool, with_heads: Callable[[bool], Layout]
+) -> None:
     model = with_heads(fused)
     weight, norm = weights(model), norms(model)
     if fused:
