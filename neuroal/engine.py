@@ -30,9 +30,10 @@ from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.pruner import BasePruner
-from neuroal.pruning.targets import targets
+from neuroal.pruning.targets import Rules, targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
+from neuroal.run.kept_zeros import with_kept_zeros
 from neuroal.run.report import Phases, Report, environment, first_report
 from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
 from neuroal.run.save import Pruned, save_run
@@ -206,6 +207,8 @@ class _Run:
         with self.phases.phase("load"):
             blocks, fingerprint, offload = self._load(model, needed, out)
             blocks.check_finite()
+            rules, kept = with_kept_zeros(recipe, prepared.rules, prepared.layout, blocks)
+            self.notes.extend(kept)
         decides = [
             recipe.digest(),
             fingerprint,
@@ -226,8 +229,8 @@ class _Run:
             notes=self.notes,
         )
         try:
-            pruned = self._prune(blocks, data, journal, offload, report)
-            rules, phases = prepared.rules, self.phases
+            pruned = self._prune(blocks, rules, data, journal, offload, report)
+            phases = self.phases
             source = None if isinstance(model, nn.Module) else files.local_folder(str(model))
             save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out, source)
             return first_report(self.team, save) or report
@@ -303,6 +306,7 @@ class _Run:
     def _prune(
         self,
         blocks: Blocks,
+        rules: Rules,
         data: Windows | None,
         journal: Journal,
         offload: Offload,
@@ -327,7 +331,7 @@ class _Run:
                     setup=prepared.setup,
                     recipe=recipe,
                     layout=prepared.layout,
-                    rules=prepared.rules,
+                    rules=rules,
                     walker=walker,
                     data=data,
                     shared=self.shared,
@@ -338,11 +342,12 @@ class _Run:
                 )
                 allocation, candidates = search.choose()
                 report.candidates = [dataclasses.asdict(c) for c in candidates]
-            wanted = targets(allocation, prepared.layout, prepared.rules)
+            wanted = targets(allocation, prepared.layout, rules)
+            chosen = prepared.setup
             with self.phases.phase("prune"):
                 norms = commit(
                     blocks,
-                    BasePruner(prepared.setup.pruner, prepared.setup.refiner, recipe.seed),
+                    BasePruner(chosen.pruner, chosen.refiner, recipe.seed, rules.zeros.keys()),
                     wanted,
                     walker,
                     None if data is None else data.ids,

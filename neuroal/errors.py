@@ -40,3 +40,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"choose from {', '.join(names)}" if names else "there is nothing to choose from"
+
+
+def overflows(what: str, dtype: str, option: str = "--dtype") -> str:
+    """Return the sentence on numbers of a model that are not finite, with the dtype that helps.
+
+    Args:
+        what: Which numbers: `the input of 'model.layers.0.mlp.up_proj' is`.
+        dtype: In which the model runs: `float16`.
+        option: That sets it.
+    """
+    wider = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(dtype)
+    cure = f"give {option} {wider}" if wider else "its weights or inputs are too large"
+    return f"{what} not finite: the model overflows in {dtype}; {cure}"

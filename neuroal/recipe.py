@@ -39,6 +39,8 @@ class Recipe:
         pattern: "unstructured" or "N:M" (N kept of M).
         comparison: Scores compete per "row" or "matrix"; None is the pruner's own.
         skip_indivisible: Leave linears dense whose inputs M does not divide.
+        keep_zeros: Weights that are zero already stay zero, in linears of which they are at least a
+            tenth.
         all_experts: Score every expert by all tokens, not only those routed to it.
         budget: "exact" meets the sparsity to the weight; "paper" rounds and clips as published.
         options: Plugin name to its options.
@@ -70,6 +72,7 @@ class Recipe:
     pattern: str = "unstructured"
     comparison: Comparison | None = None
     skip_indivisible: bool = False
+    keep_zeros: bool = True
     all_experts: bool = False
     budget: Budget = "exact"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

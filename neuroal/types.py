@@ -155,6 +155,9 @@ class Target:
         importance: Scores are multiplied by it before the weights of the matrix compete; None if
             all count alike. A pruner never sees it: for one that moves weights, the engine
             multiplies the rows by it first and divides them afterwards.
+        zeros: bool `(out, in)`, weights that the dense model has at zero and that stay so; None if
+            zeros may come back. `counts` includes them, and `mask_for` prunes them first. Whatever
+            a pruner or refiner answers, the engine keeps them at zero.
     """
 
     counts: Tensor
@@ -164,6 +167,7 @@ class Target:
     budget: Budget = "exact"
     prune_last: bool = False
     importance: Importance | None = None
+    zeros: Tensor | None = None
 
 
 @dataclass(frozen=True)

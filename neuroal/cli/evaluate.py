@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -158,6 +159,7 @@ def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, second
     if read is not None:
         rows += [
             ("perplexity", f"{read.perplexity:.4f}"),
+            *((("reason", fill(read.reason, 60)),) if read.reason else ()),
             ("windows", f"{read.windows} of {read.length} tokens"),
             ("data", read.data),
             ("sha256 of the tokens", read.sha256),

@@ -102,6 +102,11 @@ _run_option = partial(option, group="Run")
     "--skip-indivisible", is_flag=True, help="Leave linears dense whose inputs M does not divide."
 )
 @_method(
+    "--keep-zeros/--no-keep-zeros",
+    default=_DEFAULT.keep_zeros,
+    help="Weights that are zero already stay zero, where they are at least a tenth of a linear's.",
+)
+@_method(
     "--budget",
     type=click.Choice(["exact", "paper"]),
     default=_DEFAULT.budget,

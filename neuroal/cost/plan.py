@@ -14,8 +14,9 @@ from neuroal.cost.preparation import Prepared
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
 from neuroal.errors import NeuroalError
-from neuroal.model import memory
+from neuroal.model import files, memory
 from neuroal.model.memory import available_memory
+from neuroal.model.zeros import sampled_zeros
 
 LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
 
@@ -33,6 +34,7 @@ class Plan:
         offload: What of the run is on the disk: what was asked for, or does not fit into memory.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
+        zeros: Share of the weights that are zero already and stay so, about.
     """
 
     prepared: Prepared
@@ -40,6 +42,7 @@ class Plan:
     needs: Needs
     offload: Offload
     seconds: Mapping[str, float] | None = None
+    zeros: float = 0.0
 
     @property
     def block_runs(self) -> int:
@@ -56,7 +59,15 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """Return what is left out or stays dense, one line each."""
         dense = self.prepared.rules.left_dense(self.prepared.layout)
-        return (*self.prepared.notes, *(f"stays dense: {line}" for line in dense))
+        notes = [*self.prepared.notes, *(f"stays dense: {line}" for line in dense)]
+        if self.zeros:
+            wanted = self.prepared.rules.sparsity
+            more = f"; that is more than the wanted sparsity {wanted:g}"
+            notes.append(
+                f"the model is sparse already: its zeros stay, about {self.zeros:.2f} of all "
+                f"weights by a sample (--no-keep-zeros){more if self.zeros > wanted else ''}"
+            )
+        return tuple(notes)
 
     @property
     def open_ended(self) -> bool:
@@ -97,15 +108,25 @@ def plan(
     stream: bool | None = None,
     spill: bool | None = None,
 ) -> Plan:
-    """Return what a prepared run would cost; loads no weights and no text.
+    """Return what a prepared run would cost; loads no text, and of the weights a sample at most.
 
     Where it is `timed`, one block of random weights says how long the run will take. The rest is as
     in `prune`.
     """
     needed = needs(prepared, prepared.length)
     free = available_memory(memory.device_of(prepared.recipe.device))
-    untimed = Plan(prepared, work(prepared), needed, needed.choose(stream, spill, free))
+    offload = needed.choose(stream, spill, free)
+    untimed = Plan(prepared, work(prepared), needed, offload, zeros=_zeros(prepared))
     return with_seconds(untimed) if timed else untimed
+
+
+def _zeros(prepared: Prepared) -> float:
+    """Return about which share of the weights are zeros that stay; 0 where no folder tells."""
+    recipe = prepared.recipe
+    folder = None if recipe.model is None else files.local_folder(recipe.model)
+    if folder is None or not recipe.keep_zeros or not any(folder.glob("*.safetensors")):
+        return 0.0
+    return sampled_zeros(folder, prepared.layout, prepared.model)
 
 
 def with_seconds(untimed: Plan) -> Plan:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from neuroal.data import calibration
 from neuroal.data.calibration import Windows
 from neuroal.data.source import Source, origin, parse_source, read
-from neuroal.errors import NeuroalError, UsageError
+from neuroal.errors import NeuroalError, UsageError, overflows
 from neuroal.model import pretrained
 
 LOG = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Perplexity:
         sha256: Of the token ids: see `Windows`.
         dtype: Dtype of the model's weights; the loss is taken in float32.
         protocol: How the windows were taken from the data, and the mean that is taken.
+        reason: Why the perplexity is no finite number; empty where it is one.
     """
 
     perplexity: float
@@ -53,12 +54,15 @@ class Perplexity:
     sha256: str
     dtype: str
     protocol: str
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; a perplexity that is not finite becomes "inf" or "nan"."""
         values = asdict(self)
         if not math.isfinite(self.perplexity):
             values["perplexity"] = str(self.perplexity)  # float() reads both back
+        else:
+            del values["reason"]
         return values
 
 
@@ -94,7 +98,7 @@ def perplexity(
         )
     if batch is None:
         batch = max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
-    losses = []
+    losses, finite = [], True
     bar = tqdm(
         total=count, desc="perplexity", unit="window", disable=not progress, leave=None
     )  # as an inner bar it is erased at its end
@@ -103,17 +107,36 @@ def perplexity(
             tokens = part.to(embedding.device)
             logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
             losses.append(_cross_entropy(logits, tokens).cpu())
+            if not bool(losses[-1].isfinite().all()):
+                finite &= bool(logits.isfinite().all())
             bar.update(len(part))
     mean = float(torch.cat(losses).double().mean())
+    value = math.exp(mean) if not mean > 709 else math.inf
+    reason = "" if math.isfinite(value) else _reason(model, mean, finite)
+    if reason:
+        LOG.warning("the perplexity on '%s' is %s: %s", windows.source, value, reason)
     return Perplexity(
-        perplexity=math.exp(mean) if not mean > 709 else math.inf,
+        perplexity=value,
         windows=count,
         length=length,
         data=windows.source,
         sha256=windows.sha256,
         dtype=str(embedding.dtype).removeprefix("torch."),
         protocol="; ".join(filter(None, (windows.protocol, MEAN))),
+        reason=reason,
     )
+
+
+def _reason(model: nn.Module, mean: float, finite: bool) -> str:
+    """Return why a perplexity is not finite, given the mean loss, and whether the logits are."""
+    if finite:
+        return f"the mean cross-entropy of {mean:g} is beyond what exp can give"
+    named = model.named_parameters()
+    broken = next((n for n, x in named if not bool(x.isfinite().all())), None)
+    if broken is not None:
+        return f"'{broken}' holds NaN or infinity"
+    dtype = next(x.dtype for x in model.parameters() if x.is_floating_point())
+    return overflows("the logits are", str(dtype).removeprefix("torch."))
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ are when they are saved: where a number comes out, its row lies.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout import Block, Layout, Linear, matrices
+from neuroal.model.file_names import FileNames
 from neuroal.model.files import Shards
 from neuroal.model.pretrained import file_tensors
+
+MANY = 0.1  # share of zeros from which on a linear is sparse already
+SAMPLED, ROWS = 256, 16  # tensors of a saved model that are looked at, and rows of each
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,55 @@ class Zeros:
     tensors: tuple[str, ...] = ()
 
 
+def rows_of_zeros(block: Block, module: nn.Module) -> dict[str, Tensor]:
+    """Return the zeros in every row of a block's linears, int64 `(out,)`, by linear name."""
+    weights = {x.name: matrices.weight(x, module, block.name) for x in block.linears}
+    return {name: (weight == 0).sum(dim=1).cpu() for name, weight in weights.items()}
+
+
 def count_zeros(model: nn.Module, layout: Layout) -> dict[str, Zeros]:
     """Return the zeros of every linear of a model in memory."""
     result = {}
-    for name, linear in layout.linears.items():
-        zeros = (matrices.weight(linear, model) == 0).sum(dim=1).cpu()  # (out,)
-        result[name] = Zeros(int(zeros.sum()), zeros.double() / linear.in_features)
+    for block in layout.blocks:
+        rows = rows_of_zeros(block, model.get_submodule(block.name))
+        for x in block.linears:
+            zeros = rows[x.name]
+            result[x.name] = Zeros(int(zeros.sum()), zeros.double() / x.in_features)
     return result
+
+
+def sampled_zeros(folder: Path, layout: Layout, model: nn.Module) -> float:
+    """Return about which share of a saved model's weights are zeros that linears have many of.
+
+    A few rows are read of at most `SAMPLED` of the tensors that hold linears.
+
+    Args:
+        folder: Holds the files.
+        layout: Of the model.
+        model: Names alone are read.
+
+    Returns:
+        In [0, 1]; 0 where no linear in the sample has a tenth of zeros.
+
+    Raises:
+        NeuroalError: The folder holds no safetensors files, or broken ones.
+    """
+    shards = Shards(folder)
+    names = FileNames(model)
+    parameters = {x.place.parameter for x in layout.linears.values()}
+    slices = shards.slices(shards.ranges)
+    matrices = [name for name, tensor in slices.items() if len(tensor.get_shape()) > 1]
+    step = -(-len(matrices) // SAMPLED)  # rounded up
+    weights = zeros = 0.0
+    for name in matrices[::step] if matrices else ():
+        if names.parameter(name) not in parameters:
+            continue
+        size = math.prod(slices[name].get_shape())
+        middle = max(0, slices[name].get_shape()[0] // 2 - ROWS // 2)
+        share = float((slices[name][middle : middle + ROWS] == 0).double().mean())
+        weights += size
+        zeros += share * size if share >= MANY else 0
+    return zeros / weights if weights else 0.0
 
 
 def count_saved_zeros(folder: Path, layout: Layout, model: nn.Module) -> dict[str, Zeros]:

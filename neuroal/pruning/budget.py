@@ -11,33 +11,46 @@ HIGHEST = 0.99  # no linear is pruned beyond this unless the wanted sparsity its
 _EPSILON = 1e-9  # products such as 100 * 0.58 = 57.999... are meant to be whole
 
 
-def project(ratios: Tensor, weights: Tensor, mean: float, highest: float = HIGHEST) -> Tensor:
+def project(
+    ratios: Tensor,
+    weights: Tensor,
+    mean: float,
+    highest: float = HIGHEST,
+    lowest: Tensor | float = 0.0,
+) -> Tensor:
     """Shift ratios by one constant and clip them so that their weighted mean is `mean`.
 
-    Of all ratios in [0, highest] with that mean these are the nearest to the given ones: they
+    Of all ratios in [lowest, highest] with that mean these are the nearest to the given ones: they
     minimise Σ weights · (result - ratios)².
 
     Args:
         ratios: float64 `(n,)`, finite.
         weights: float64 `(n,)`, not negative: how many weights each ratio is a share of.
         mean: Wanted weighted mean, in [0, 1].
-        highest: Largest ratio allowed, in [0, 1]; raised to `mean` if that is larger.
+        highest: Largest ratio allowed, in [0, 1]; raised to `mean` and to `lowest` where these are
+            larger.
+        lowest: Least ratio allowed, in [0, 1]: float64 `(n,)`, or one for all.
 
     Returns:
-        float64 `(n,)` in [0, highest], the argument itself where it already fits.
+        float64 `(n,)` in [lowest, highest], the argument itself where it already fits.
 
     Raises:
         NeuroalError: There is no ratio, the tensors differ in shape or are not float64, a ratio is
-            not finite, a weight is negative or all are 0, or `mean` is not in [0, 1].
+            not finite, a weight is negative or all are 0, or `mean` is not in [0, 1] or below that
+            of `lowest`.
     """
     _check(ratios, weights, mean)
     highest = max(highest, mean)
     share = weights / weights.sum()
+    lower = torch.as_tensor(lowest, dtype=torch.float64).expand_as(ratios)
+    upper = lower.clamp(min=highest)
+    if float((lower * share).sum()) > mean + _EPSILON:
+        raise NeuroalError(f"mean {mean} is below that of the least ratios allowed")
 
     def excess(shift: float) -> float:
-        return float(((ratios + shift).clamp(0, highest) * share).sum()) - mean
+        return float(((ratios + shift).clamp(lower, upper) * share).sum()) - mean
 
-    inside = bool(((ratios >= 0) & (ratios <= highest)).all())
+    inside = bool(((ratios >= lower) & (ratios <= upper)).all())
     if inside and abs(excess(0.0)) < 1e-12:
         return ratios
     low, high = -float(ratios.max()), highest - float(ratios.min())
@@ -46,7 +59,7 @@ def project(ratios: Tensor, weights: Tensor, mean: float, highest: float = HIGHE
         if middle in (low, high):
             break
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return (ratios + high).clamp(0, highest)
+    return (ratios + high).clamp(lower, upper)
 
 
 def _check(ratios: Tensor, weights: Tensor, mean: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuroal.layout import Linear
 from neuroal.plugins import Plugin, checks
-from neuroal.pruning.masks import zeroed
+from neuroal.pruning.masks import with_zeros, zeroed
 from neuroal.types import PrunedLinear, Target
 from neuroal.walk.statistics import Statistics
 
@@ -48,6 +48,8 @@ def refine(
 ) -> Tensor:
     """Return a refined mask, bool `(out, in)`, that meets an exact target as `mask` does.
 
+    The zeros that stay are in it.
+
     Raises:
         PluginError: The refiner failed, or its mask does not.
     """
@@ -61,7 +63,7 @@ def refine(
         linear=linear,
     )
     checks.check_mask(refiner, "refine_mask", linear, refined, target)
-    return refined
+    return with_zeros(refined, scores, target)
 
 
 def update_hook(pruner: Plugin) -> str | None:
@@ -140,8 +142,8 @@ def update(
             for i, linear in enumerate(linears)
         ]
     return [
-        _checked_update(pruner, linear, target, answer)
-        for linear, target, answer in zip(linears, targets, answers, strict=True)
+        _checked_update(pruner, linear, weight, target, answer)
+        for linear, weight, target, answer in zip(linears, weights, targets, answers, strict=True)
     ]
 
 
@@ -154,8 +156,14 @@ def _times_importance(weights: Tensor, targets: Sequence[Target]) -> Tensor:
     return weights * torch.stack(rows).to(weights.device)[:, :, None]  # (n, out, 1)
 
 
-def _checked_update(pruner: Plugin, linear: Linear, target: Target, answer: object) -> PrunedLinear:
-    """Return a pruner's answer for one linear, checked, unscaled, and 0 where it prunes."""
+def _checked_update(
+    pruner: Plugin, linear: Linear, dense: Tensor, target: Target, answer: object
+) -> PrunedLinear:
+    """Return a pruner's answer for one linear, checked, unscaled, and 0 where it prunes.
+
+    Where the pruner knows nothing of the zeros that stay, the largest weights that it has pruned in
+    their place come back with their dense values.
+    """
     hook = update_hook(pruner) or ""
     if not isinstance(answer, PrunedLinear):
         raise checks.wrong(pruner, hook, linear, f"returned {type(answer).__name__}")
@@ -166,4 +174,7 @@ def _checked_update(pruner: Plugin, linear: Linear, target: Target, answer: obje
     if not bool(checks.finite(weight)):
         raise checks.wrong(pruner, hook, linear, checks.NOT_FINITE)
     checks.check_mask(pruner, hook, linear, answer.mask, target)
-    return PrunedLinear(zeroed(weight, answer.mask), answer.mask)
+    mask = with_zeros(answer.mask, dense.abs(), target)
+    if mask is not answer.mask:
+        weight = torch.where(answer.mask, dense, weight)
+    return PrunedLinear(zeroed(weight, mask), mask)

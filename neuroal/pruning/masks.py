@@ -208,18 +208,42 @@ def mask_for(scores: Tensor, target: Target) -> Tensor:
 
     Args:
         scores: Finite floating `(out, in)`, higher = keep.
-        target: Counts per row or for the matrix, or a pattern.
+        target: Counts per row or for the matrix, or a pattern. Its zeros go first, whatever their
+            scores, where they have the shape of the scores; in an N:M group, all of them.
 
     Returns:
         bool `(out, in)`, True = pruned.
     """
+    whole = target.comparison == "matrix" and target.pattern is None
+    if whole and target.importance is not None:
+        scores = scores * target.importance.rows.to(scores.device)[:, None]
+        if target.importance.inputs is not None:
+            scores = scores * target.importance.inputs.to(scores.device)
+    zeros = None
+    if target.zeros is not None and target.zeros.shape == scores.shape:
+        zeros = target.zeros.to(scores.device)
+        scores = scores.masked_fill(zeros, -torch.inf)
     if target.pattern is not None:
-        return pattern_mask(scores, target.pattern)
-    if target.comparison == "matrix":
-        if target.importance is not None:
-            scores = scores * target.importance.rows.to(scores.device)[:, None]
-            if target.importance.inputs is not None:
-                scores = scores * target.importance.inputs.to(scores.device)
+        mask = pattern_mask(scores, target.pattern)
+        return mask if zeros is None else mask | zeros
+    if whole:
         flat = scores.reshape(1, -1)
         return row_mask(flat, target.counts, target.prune_last).view_as(scores)
     return row_mask(scores, target.counts, target.prune_last)
+
+
+def with_zeros(mask: Tensor, scores: Tensor, target: Target) -> Tensor:
+    """Return a plugin's mask with the zeros that stay, and as many weights pruned as before.
+
+    Of what it prunes besides, the weights of highest score stay in their place.
+
+    Args:
+        mask: bool `(out, in)`, True = pruned, as the target asks.
+        scores: Finite floating `(out, in)`.
+        target: Its zeros are added; without any the mask is as it was.
+    """
+    if target.zeros is None or bool((mask | ~target.zeros).all()):
+        return mask
+    if target.budget == "paper":  # whose counts a mask need not have
+        return mask | target.zeros
+    return mask_for(scores.masked_fill(~mask, torch.inf), target)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,16 @@ class ScoreCache:
 
 @dataclass(frozen=True)
 class BasePruner:
-    """A pruner, and the refiner of its masks."""
+    """A pruner, and the refiner of its masks.
+
+    Attributes:
+        keeps_zeros: Names of the linears whose zeros stay zero.
+    """
 
     pruner: Plugin
     refiner: Plugin | None
     seed: int
+    keeps_zeros: Collection[str] = ()
 
     def prune_block(
         self,
@@ -67,6 +72,7 @@ class BasePruner:
         updated: list[Linear] = []
         linears = [x for x in block.linears if x.name in targets]
         dense = {x.name: matrices.weight(x, module, block.name) for x in linears}  # (out, in)
+        targets = {x.name: self._with_zeros(x, dense[x.name], targets[x.name]) for x in linears}
         with torch.no_grad():
             for x in linears:
                 weight, target = dense[x.name], targets[x.name]
@@ -90,6 +96,10 @@ class BasePruner:
                 self.check_scores(scores)
         return weights
 
+    def _with_zeros(self, linear: Linear, weight: Tensor, target: Target) -> Target:
+        """Return a target that names the zeros of a dense weight, where these stay."""
+        return replace(target, zeros=weight == 0) if linear.name in self.keeps_zeros else target
+
     def check_scores(self, cache: ScoreCache) -> None:
         """Refuse scores that are not finite; waits for the device once.
 
@@ -110,7 +120,8 @@ class BasePruner:
         cache: ScoreCache,
     ) -> Tensor:
         """Return a copy of the model's own weight, 0 where a pruner that only scores prunes it."""
-        if self.refiner is None and target.pattern is None and target.comparison == "row":
+        by_row = target.pattern is None and target.comparison == "row"
+        if by_row and self.refiner is None and target.zeros is None:
             factor = self.pruner.traits(PrunerTraits).magnitude_times
             if factor is not None:
                 scores = statistics[factor]  # (in,)

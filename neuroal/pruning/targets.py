@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class Rules:
         pattern: N:M or None.
         varies: N of the pattern varies per block to meet the sparsity.
         dense: Linears that stay dense (inputs that M does not divide).
+        zeros: By linear, how many weights of every row are zero and stay so, int64 `(out,)`;
+            zeros of other linears may come back.
     """
 
     sparsity: float
@@ -34,6 +36,7 @@ class Rules:
     pattern: Pattern | None = None
     varies: bool = False
     dense: frozenset[str] = frozenset()
+    zeros: Mapping[str, Tensor] = field(default_factory=dict)
 
     def left_dense(self, layout: Layout) -> list[str]:
         """Return one line that says what the pattern leaves dense; empty if nothing."""
@@ -53,7 +56,8 @@ def targets(
 ) -> dict[str, Target]:
     """Return how many weights to prune in every linear (and row).
 
-    A probe's ratios are taken unchanged, without projection on the budget.
+    A probe's ratios are taken unchanged, without projection on the budget. No linear and no row is
+    pruned of fewer weights than the zeros that stay.
 
     Returns:
         A target per linear that is pruned; under budget "exact" their counts sum to exactly
@@ -65,17 +69,26 @@ def targets(
     if rules.budget == "paper":
         own = allocation.ratios
         return {
-            x.name: _target(allocation, x, own[x.name], int(x.weights * own[x.name]), rules)
+            x.name: _target(
+                allocation,
+                x,
+                own[x.name],
+                max(int(x.weights * own[x.name]), _zeros(x, rules)),
+                rules,
+            )
             for x in linears
         }
     weights = torch.tensor([x.weights for x in linears], dtype=torch.float64)
     ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
+    zeros = torch.tensor([_zeros(x, rules) for x in linears])
+    lowest = zeros / weights
     if probe:
+        ratios = ratios.maximum(lowest)
         total = _round(float((ratios * weights).sum()))
     else:
         total = _round(rules.sparsity * float(weights.sum()))
-        ratios = project(ratios, weights, total / float(weights.sum()))
-    counts = largest_remainder(ratios * weights, total)
+        ratios = project(ratios, weights, total / float(weights.sum()), lowest=lowest)
+    counts = _rounded_above(zeros, ratios * weights, total)
     return {
         x.name: _target(allocation, x, float(r), int(c), rules)
         for x, r, c in zip(linears, ratios, counts, strict=True)
@@ -84,6 +97,17 @@ def targets(
 
 def _round(value: float) -> int:
     return math.floor(value + 0.5)
+
+
+def _zeros(linear: Linear, rules: Rules) -> int:
+    """Return how many weights of a linear are zero and stay so."""
+    rows = rules.zeros.get(linear.name)
+    return 0 if rows is None else int(rows.sum())
+
+
+def _rounded_above(least: Tensor, shares: Tensor, total: int) -> Tensor:
+    """Round shares to whole counts of sum `total`, none of them below its least, int64 `(n,)`."""
+    return least + largest_remainder((shares - least).clamp(min=0), total - int(least.sum()))
 
 
 def _target(
@@ -95,21 +119,27 @@ def _target(
         importance = scaled_importance(allocation.importance.get(linear.name))
         return Target(counts, ratio, None, "matrix", rules.budget, importance=importance)
     rows = allocation.rows.get(linear.name)  # (out,)
+    zeros = rules.zeros.get(linear.name)  # (out,)
     if rules.budget == "exact":
-        return Target(_exact_counts(linear, count, rows), ratio, None, "row", "exact")
+        return Target(_exact_counts(linear, count, rows, zeros), ratio, None, "row", "exact")
     counts = _paper_counts(linear, ratio, rows)
+    counts = counts if zeros is None else counts.maximum(zeros)
     return Target(counts, ratio, None, "row", "paper", prune_last=rows is not None)
 
 
-def _exact_counts(linear: Linear, count: int, rows: Tensor | None) -> Tensor:
-    """Return counts `(out,)` of sum `count`, all alike or in proportion to the rows' ratios."""
+def _exact_counts(linear: Linear, count: int, rows: Tensor | None, zeros: Tensor | None) -> Tensor:
+    """Return counts `(out,)` of sum `count`, all alike or in proportion to the rows' ratios.
+
+    None is below the row's zeros.
+    """
     n = linear.out_features
-    if rows is None:
-        shares = torch.full((n,), count / n, dtype=torch.float64)
-    else:
-        ones = torch.ones(n, dtype=torch.float64)
-        shares = project(rows, ones, count / linear.weights) * linear.in_features
-    return largest_remainder(shares, count)
+    if rows is None and zeros is None:
+        return largest_remainder(torch.full((n,), count / n, dtype=torch.float64), count)
+    mean, ones = count / linear.weights, torch.ones(n, dtype=torch.float64)
+    least = torch.zeros(n, dtype=torch.int64) if zeros is None else zeros
+    wanted = mean * ones if rows is None else rows
+    ratios = project(wanted, ones, mean, lowest=least.double() / linear.in_features)
+    return _rounded_above(least, ratios * linear.in_features, count)
 
 
 def _paper_counts(linear: Linear, ratio: float, rows: Tensor | None) -> Tensor:

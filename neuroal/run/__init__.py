@@ -4,6 +4,7 @@
 - `reuse`: the allocation of an earlier run, or the report of the same run
 - `windows`: the calibration windows
 - `search`: the dense walk of `measure_block`, the block step and the row step
+- `kept_zeros`: the zeros that the dense model has already, which stay
 - `commit`: the final pruning, block by block
 - `report`: what happened, the content of `neuroal.json`; seconds and peak memory of every phase
 - `model_card`: the README of a pruned checkpoint

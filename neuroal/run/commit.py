@@ -69,6 +69,7 @@ def commit(
                 before = journal.norms(block.index)
             else:
                 dense = walker.run(block, module, inputs, state, accumulators, output=False)
+                walker.check_inputs(inputs)
                 before = _mean_norms(dense.statistics)
                 journal.keep_norms(block.index, before)
                 statistics = {n: s.only(read) for n, s in dense.statistics.items()}

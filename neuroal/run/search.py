@@ -53,7 +53,7 @@ class RunSearch:
         setup, recipe, walker = self.setup, self.recipe, self.walker
         aligner = None
         if walker is not None:
-            pruner = BasePruner(setup.pruner, None, recipe.seed)
+            pruner = BasePruner(setup.pruner, None, recipe.seed, self.rules.zeros.keys())
             aligner = Aligner(walker, pruner, setup.alignment, setup.reads_deviation)
         samples = setup.search_samples
         ids = self.data.ids[:samples] if self.data is not None else torch.empty(0, 0)

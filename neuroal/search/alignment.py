@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from neuroal.errors import NeuroalError, overflows
 from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
+from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.trial_walks import (
@@ -104,6 +106,7 @@ class Aligner:
                 at.lent[id(walk)] = state, targets, known[key].weights
             at.leave(state)
             walk.add(known[key], self.walker.block_runs - before)
+        self.walker.check_inputs(at.inputs)
         self.pruner.check_scores(at.scores)
 
     def _passed(
@@ -149,6 +152,8 @@ class Aligner:
             at.block, at.module, at.inputs, walk.state, read,
             output=False, keep_inputs=self._compares,
         )  # fmt: skip
+        if updates_weights(self.pruner.pruner):  # it waits for the device anyway
+            self.walker.check_inputs(at.inputs)
         if not reuses:
             at.dense[id(walk.state)] = dense
         return dense
@@ -196,13 +201,20 @@ class Aligner:
     def _measure_output(self, inputs: Inputs, walks: list[TrialWalk]) -> None:
         """Average the output metric over windows; the reference is the dense walk's output."""
         reference = self._dense_output_of(inputs)
+        finite = []
         for i, ids in enumerate(inputs.batches):
             dense = self.walker.logits(ids, reference[i])  # (windows, tokens, vocabulary)
+            finite.append(dense.isfinite().all())
             share = ids.shape[0] / inputs.windows
             for walk in walks:
                 pruned = self.walker.logits(ids, walk.state.outputs[i], walk.state.weights)
+                finite.append(pruned.isfinite().all())
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 walk.total = walk.total + self._number(value, "measure_output") * share
+        if not bool(torch.stack(finite).all()):
+            name = str(inputs.dtype or self.walker.dtype).removeprefix("torch.")
+            option = "--dtype" if inputs.dtype is None else "--search-dtype"
+            raise NeuroalError(overflows("logits of the model are", name, option))
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:

@@ -109,6 +109,7 @@ def measure_blocks(
                     result = walker.run(block, module, inputs, state, accumulators, output=not last)
                     state, statistics = result.state or state, result.statistics
                 weights = spare_copies(block, module)
+            walker.check_inputs(inputs)
             for plugin, answer in zip(plugins, answers, strict=True):
                 arguments = {"block": block, "weights": weights, "statistics": statistics}
                 answer.append(plugin.call("measure_block", **arguments))

@@ -24,7 +24,7 @@ from neuroal.plugins import listing_of
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry, within
 
-_SHARED = ("budget", "comparison", "skip_indivisible", "requires")  # by all cases
+_SHARED = ("budget", "comparison", "skip_indivisible", "keep_zeros", "requires")  # by all cases
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
 
 
@@ -200,7 +200,7 @@ def _case(
     }
     if prepared is not None:
         setup = prepared.setup
-        fields = ("budget", "pattern", "skip_indivisible", "wanted", "seed")
+        fields = ("budget", "pattern", "skip_indivisible", "keep_zeros", "wanted", "seed")
         decides |= {key: getattr(recipe, key) for key in (*fields, "samples", "length")}
         decides["search_samples"] = setup.search_samples
         decides["comparison"] = setup.comparison

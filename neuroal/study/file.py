@@ -141,6 +141,7 @@ class Study:
     budget: Budget = "exact"
     comparison: Comparison | None = None
     skip_indivisible: bool = False
+    keep_zeros: bool = True
     dtype: str = "auto"
     device: str = "auto"
     requires: tuple[str, ...] = ()

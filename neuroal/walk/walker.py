@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from neuroal.distributed import ALONE, Team
-from neuroal.errors import NeuroalError, UsageError
+from neuroal.errors import NeuroalError, UsageError, overflows
 from neuroal.layout import Block, Layout, matrices
 from neuroal.layout.matrices import Products
 from neuroal.types import Accumulator
@@ -26,10 +26,11 @@ from neuroal.walk.activations import MakeStore
 from neuroal.walk.all_experts import every_expert
 from neuroal.walk.block_arguments import BlockArguments
 from neuroal.walk.observer import EndOfRun, Observer
-from neuroal.walk.states import BlockRun, CandidateState, Inputs, cast_tree
+from neuroal.walk.states import BlockRun, CandidateState, Inputs, LinearStatistics, cast_tree
 from neuroal.walk.stubs import BlockCall, BlockOutputs, OpenBlock, OutputKey
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
+WATCHED = ("input_norm", "gram", "input_sum", "input_var")  # the first shows if inputs are finite
 
 
 def batch_size(device: torch.device, length: int) -> int:
@@ -76,6 +77,7 @@ class Walker:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         self._shared = {name: x[0] for x in names.values() if len(x) > 1 for name in x}
+        self._unchecked: list[tuple[str, Tensor]] = []  # linears, and whether inputs are finite
 
     @property
     def device(self) -> torch.device:
@@ -195,7 +197,30 @@ class Walker:
                 kept_inputs.append(batch_inputs)
             self.block_runs += len(ids)
         after = CandidateState(outputs_after, weights_after) if output else None
-        return BlockRun(observer.statistics(inputs.team), after, kept_inputs)
+        statistics = observer.statistics(inputs.team)
+        self._unchecked += _finite(statistics)
+        if _at_once(self.device):
+            self.check_inputs(inputs)
+        return BlockRun(statistics, after, kept_inputs)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Refuse inputs of linears, in the runs since the last call, that are not finite.
+
+        `run` does so on the CPU. On a device this waits for it, and so is called where something
+        else waits too.
+
+        Raises:
+            NeuroalError: Names the first linear, and the dtype that helps.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked or bool(torch.stack([flag for _, flag in unchecked]).all()):
+            return
+        linear = next(name for name, flag in unchecked if not bool(flag))
+        own = inputs.dtype is None
+        dtype = str(self.dtype if own else inputs.dtype).removeprefix("torch.")
+        raise NeuroalError(
+            overflows(f"the input of {linear} is", dtype, "--dtype" if own else "--search-dtype")
+        )
 
     def _arguments(
         self,
@@ -273,3 +298,19 @@ class Walker:
             pruned = self._from_earlier(block, self.module(block), weights)
             overlays[index] = cast_tree(pruned, self.dtype)
         return overlays
+
+
+def _at_once(device: torch.device) -> bool:
+    """Return whether a number of a device can be read without waiting for other work."""
+    return device.type == "cpu"
+
+
+def _finite(statistics: LinearStatistics) -> Iterator[tuple[str, Tensor]]:
+    """Yield the first linear of every group, and whether its input is finite, 0-d bool."""
+    seen = set()
+    for name, known in statistics.items():
+        values = next((known[key] for key in WATCHED if key in known), None)
+        if values is not None and id(known) not in seen:
+            seen.add(id(known))
+            diagonal = values.diagonal() if values.dim() == 2 else values
+            yield name, diagonal.isfinite().all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,19 +31,34 @@ def counts_of(targets: Sequence[Target], rows: int) -> Tensor:
     return torch.stack([target.counts.expand(size) for target in targets])
 
 
-def choose_masks(scores: Tensor, counts: Tensor, target: Target) -> Tensor:
+def zeros_of(targets: Sequence[Target], weights: Tensor) -> Tensor | None:
+    """Return the zeros that stay of weights `(n, out, in)`, bool; None where all may change."""
+    if all(target.zeros is None for target in targets):
+        return None
+    none = torch.zeros_like(weights[0], dtype=torch.bool)
+    return torch.stack([none if target.zeros is None else target.zeros for target in targets])
+
+
+def choose_masks(
+    scores: Tensor, counts: Tensor, target: Target, zeros: Tensor | None = None
+) -> Tensor:
     """Prune the smallest scores of every row, or of every matrix.
 
     Args:
         scores: `(n, out, in)`, higher = keep.
         counts: int64, one of every row or one of every matrix, in order.
         target: Any of the linears'; its pattern, if it has one, decides instead of `counts`.
+        zeros: bool `(n, out, in)`, weights that go before all others; those beyond the counts of an
+            N:M group go too.
 
     Returns:
         bool `(n, out, in)`, True = pruned.
     """
+    if zeros is not None:
+        scores = scores.masked_fill(zeros, -torch.inf)
     if target.pattern is not None:
-        return mask_for(scores.flatten(0, 1), target).view(scores.shape)
+        groups = replace(target, zeros=None if zeros is None else zeros.flatten(0, 1))
+        return mask_for(scores.flatten(0, 1), groups).view(scores.shape)
     competing = scores.reshape(counts.numel(), -1)
     return row_mask(competing, counts.flatten(), target.prune_last).view(scores.shape)
 
@@ -58,21 +74,6 @@ def prunes_nothing(targets: Sequence[Target]) -> bool:
 def untouched(weights: Tensor) -> list[PrunedLinear]:
     """Return the answers that keep every weight of `(n, out, in)`."""
     return [PrunedLinear(x, torch.zeros_like(x, dtype=torch.bool)) for x in weights.clone()]
-
-
-def gram_matrix(statistics: Statistics, linear: Linear) -> Tensor:
-    """Return the Gram matrix of a linear's input; the same object for linears that share it.
-
-    Raises:
-        NeuroalError: It has NaN or infinite entries.
-    """
-    gram = statistics["gram"]
-    if not bool(gram.isfinite().all()):
-        raise NeuroalError(
-            f"linear {linear.name}: the Gram matrix of its input is not finite; does the dense "
-            "model overflow in this dtype?"
-        )
-    return gram
 
 
 def factors(
@@ -92,11 +93,11 @@ def factors(
         linears: Whose they are.
 
     Raises:
-        NeuroalError: A Gram matrix is not finite, or cannot be factorised.
+        NeuroalError: A Gram matrix cannot be factorised.
     """
     per_linear = []
     for known, linear in zip(statistics, linears, strict=True):
-        gram = gram_matrix(known, linear)
+        gram = known["gram"]
         per_linear.append(once_per_gram(gram, key, partial(build, gram, linear)))
     if all(x is per_linear[0] for x in per_linear):
         return tuple(part.expand(len(per_linear), *part.shape) for part in per_linear[0])

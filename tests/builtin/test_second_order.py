@@ -511,15 +511,6 @@ def test_the_rungs_of_the_ladder() -> None:
     assert list(second_order.ladder(0.0)) == pytest.approx([0.0, 0.001, 0.01, 0.1, 1.0])
 
 
-@each_pruner
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gram_matrix_that_is_not_finite_fails_by_name(pruner: Any, value: float) -> None:
-    weight, gram = problem(4, 6)
-    gram[2, 3] = value
-    with pytest.raises(NeuroalError, match=r"linear model\.layers\.3\.mlp\.up_proj.*not finite"):
-        prune(pruner, weight, gram, matrix(12))
-
-
 def test_linears_on_one_gram_matrix_share_its_factor() -> None:
     _, gram = problem(1, 6)
     made = []

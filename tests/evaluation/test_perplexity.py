@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,33 @@ def test_a_broken_model_has_an_honest_perplexity(
     found = perplexity(model, windows).to_json()
     assert found["perplexity"] == text
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+    if factor == 1e30:
+        assert re.fullmatch(
+            r"the mean cross-entropy of \S+ is beyond what exp can give", found["reason"]
+        )
+    else:
+        assert found["reason"] == (
+            "the logits are not finite: the model overflows in float32; its weights or inputs are "
+            "too large"
+        )
+
+
+def test_it_says_why_a_perplexity_is_nan(
+    windows: Windows, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(3e4)
+    assert math.isfinite(perplexity(model, windows).perplexity)
+    why = (
+        "the logits are not finite: the model overflows in float16; give --dtype bfloat16 or "
+        "float32"
+    )
+    assert perplexity(model.half(), windows).reason == why
+    assert f"the perplexity on 'random' is nan: {why}" in caplog.text
+    with torch.no_grad():
+        model.lm_head.weight[3, 1] = math.nan
+    assert perplexity(model.float(), windows).reason == "'lm_head.weight' holds NaN or infinity"
 
 
 def test_bad_arguments_are_refused(windows: Windows) -> None:

@@ -54,6 +54,37 @@ def test_projection_keeps_the_order_and_shifts_by_one_constant(
     assert (result[order].diff() >= 0).all()
 
 
+@given(projections(), st.data())
+def test_projection_keeps_least_ratios(
+    case: tuple[Tensor, Tensor, float], data: st.DataObject
+) -> None:
+    """What is above its least one is shifted by one constant; what is not would fall below it."""
+    ratios, weights, mean = case
+    least = [data.draw(st.floats(0, mean)) for _ in ratios]
+    lowest = torch.tensor(least, dtype=torch.float64)
+    result = project(ratios, weights, mean, lowest=lowest)
+    assert weighted_mean(result, weights) == pytest.approx(mean, abs=1e-9)
+    assert (result >= lowest).all() and (result <= max(HIGHEST, mean)).all()
+    inside = (result > lowest + 1e-9) & (result < max(HIGHEST, mean) - 1e-9)
+    shifts = (result - ratios)[inside]
+    assert len(shifts) == 0 or shifts.max() - shifts.min() < 1e-9
+    if len(shifts):
+        held = (result <= lowest + 1e-9) & ~inside & (lowest < max(HIGHEST, mean) - 1e-9)
+        assert bool((ratios + shifts[0] <= lowest + 1e-6)[held].all())
+
+
+def test_least_ratios_by_hand() -> None:
+    half = torch.full((4,), 0.5, dtype=torch.float64)
+    lowest = torch.tensor([0.8, 0.0, 0.0, 0.0], dtype=torch.float64)
+    result = project(half, torch.ones_like(half), 0.5, lowest=lowest)
+    assert result.tolist() == pytest.approx([0.8, 0.4, 0.4, 0.4])
+    full = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)  # above HIGHEST
+    result = project(half, torch.ones_like(half), 0.5, lowest=full)
+    assert result.tolist() == pytest.approx([1.0, 1 / 3, 1 / 3, 1 / 3])
+    with pytest.raises(NeuroalError, match=r"mean 0\.1 is below that of the least ratios allowed"):
+        project(half, torch.ones_like(half), 0.1, lowest=lowest)
+
+
 def nearest(ratios: list[Fraction], weights: list[Fraction], mean: Fraction) -> list[Fraction]:
     """The nearest ratios in [0, highest] of a mean, by trying which of them lie on a bound."""
     highest = max(Fraction(HIGHEST), mean)

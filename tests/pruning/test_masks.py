@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neuroal import Importance, Pattern, Target
 from neuroal.pruning import masks
-from neuroal.pruning.masks import mask_for, pattern_mask, row_mask
+from neuroal.pruning.masks import mask_for, pattern_mask, row_mask, with_zeros
 
 # Few distinct values: most rows hold ties. All are exact in half precision.
 VALUES = st.sampled_from([-2.0, -0.5, -0.0, 0.0, 0.25, 1.0, 3.0])
@@ -315,3 +315,37 @@ def test_importance_by_hand() -> None:
     assert mask.int().tolist() == [[1, 0, 1], [0, 0, 1]]
     mask = mask_for(scores, by_matrix(3, torch.tensor([1.0, 8.0]), torch.tensor([4.0, 1.0, 0.1])))
     assert mask.int().tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
+# Zeros that stay
+
+
+def test_zeros_go_first_whatever_their_scores() -> None:
+    scores = torch.tensor([[9.0, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.0]])
+    zeros = torch.tensor([[True, False, False, True], [False, False, False, False]])
+    by_row = Target(torch.tensor([3, 1]), 0.5, zeros=zeros)
+    assert mask_for(scores, by_row).int().tolist() == [[1, 1, 0, 1], [0, 0, 0, 1]]
+    importance = Importance(torch.tensor([1.0, 0.1]))
+    matrix = Target(torch.tensor([4]), 0.5, None, "matrix", importance=importance, zeros=zeros)
+    assert mask_for(scores, matrix).int().tolist() == [[1, 0, 0, 1], [0, 0, 1, 1]]
+
+
+def test_a_group_has_all_of_its_zeros() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]])
+    zeros = torch.tensor([[False, True, True, True, False, False, False, True]])
+    target = Target(torch.tensor([4]), 0.5, Pattern(2, 4), zeros=zeros)
+    assert mask_for(scores, target).int().tolist() == [[0, 1, 1, 1, 1, 0, 0, 1]]
+    other = Target(torch.tensor([2]), 0.5, Pattern(2, 4), zeros=zeros)  # of a slice: not its shape
+    assert mask_for(scores[:, :4], other).int().tolist() == [[1, 1, 0, 0]]
+
+
+def test_a_mask_without_the_zeros_gives_up_the_highest_scores_for_them() -> None:
+    scores = torch.tensor([[1.0, 5.0, 2.0, 3.0]])
+    mask = torch.tensor([[True, True, False, False]])
+    target = Target(torch.tensor([2]), 0.5, zeros=torch.tensor([[False, False, False, True]]))
+    assert with_zeros(mask, scores, target).int().tolist() == [[1, 0, 0, 1]]
+    paper = Target(torch.tensor([2]), 0.5, budget="paper", zeros=target.zeros)
+    assert with_zeros(mask, scores, paper).int().tolist() == [[1, 1, 0, 1]]
+    has = Target(torch.tensor([2]), 0.5, zeros=torch.tensor([[True, False, False, False]]))
+    assert with_zeros(mask, scores, has) is mask
+    assert with_zeros(mask, scores, Target(torch.tensor([2]), 0.5)) is mask

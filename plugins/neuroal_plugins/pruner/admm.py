@@ -47,7 +47,7 @@ class Admm:
     @hookimpl
     def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
         """Return |W_ij| * sqrt(H_jj), by which the first step chooses its mask."""
-        norm = second_order.gram_matrix(statistics, linear).diagonal().sqrt() + 1e-8
+        norm = statistics["gram"].diagonal().sqrt() + 1e-8
         return weight.abs() * norm
 
     @hookimpl
@@ -64,6 +64,7 @@ class Admm:
         key = ("admm", self.damping, self.rho)
         norm, product, inverse = second_order.factors(self._factor, key, statistics, linears)
         counts = second_order.counts_of(targets, weights.shape[1])
+        zeros = second_order.zeros_of(targets, weights)
         norm = norm[:, None]  # (n, 1, in)
         scaled = weights * norm  # W', (n, out, in)
         aim = scaled @ product  # H W'_0
@@ -73,7 +74,8 @@ class Admm:
             if step <= self.ramp:
                 fraction = 1 - (1 - step / self.ramp) ** 3
                 some = (counts.double() * fraction).floor().long()
-                masks = second_order.choose_masks((scaled + dual).abs(), some, targets[0])
+                size = (scaled + dual).abs()
+                masks = second_order.choose_masks(size, some, targets[0], zeros)
             sparse = (scaled + dual) * ~masks  # Z
             dual = dual + scaled - sparse
             scaled = (aim + self.rho * (sparse - dual)) @ inverse

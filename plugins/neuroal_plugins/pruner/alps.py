@@ -52,7 +52,7 @@ class Alps:
     @hookimpl
     def score_weights(self, weight: Tensor, statistics: Statistics, linear: Linear) -> Tensor:
         """Return |W_ij| * sqrt(H_jj), damped, by which the first support is chosen."""
-        gram = second_order.gram_matrix(statistics, linear)
+        gram = statistics["gram"]
         norm = second_order.damped(gram, self.damping).diagonal().sqrt() + 1e-8
         return weight.abs() * norm
 
@@ -106,7 +106,8 @@ class Alps:
         Every linear has a ρ of its own, and leaves the iteration when its support has settled.
         """
         counts = second_order.counts_of(targets, dense.shape[1])
-        masks = checked = second_order.choose_masks(dense.abs(), counts, targets[0])
+        zeros = second_order.zeros_of(targets, dense)
+        masks = checked = second_order.choose_masks(dense.abs(), counts, targets[0], zeros)
         sparse = dense * ~masks  # D
         dual = torch.zeros_like(dense)  # V
         rho = dense.new_full((len(dense), 1, 1), self.rho)
@@ -116,7 +117,7 @@ class Alps:
         for step in range(1, self.iterations + 1):
             split = (aim - dual + rho * sparse) @ inverse  # W
             wanted = split + dual / rho
-            masks = second_order.choose_masks(wanted.abs(), counts, targets[0])
+            masks = second_order.choose_masks(wanted.abs(), counts, targets[0], zeros)
             sparse = wanted * ~masks
             dual = dual + rho * (split - sparse)
             if step % CHECK_EVERY and step < self.iterations:
@@ -131,6 +132,7 @@ class Alps:
                 left, aim, values, vectors, counts, sparse, masks, dual, rho, growth = (
                     x[going.to(x.device)] for x in state
                 )
+                zeros = None if zeros is None else zeros[going.to(zeros.device)]
             rho, checked = rho * growth[:, None, None], masks
             inverse = _inverse(values, vectors, rho)
         return settled, support

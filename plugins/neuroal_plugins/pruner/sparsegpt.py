@@ -130,13 +130,16 @@ class SparseGPT:
         linears: Sequence[Linear],
     ) -> list[PrunedLinear]:
         """Prune the columns of every linear in ROSE's order, and put them back in their places."""
-        grams = [second_order.gram_matrix(*x) for x in zip(statistics, linears, strict=True)]
+        grams = [known["gram"] for known in statistics]
         norms = torch.stack([gram.diagonal() for gram in grams]).sqrt()
         orders = rose_order(weights, norms, targets, self.slice)
         natural = torch.arange(weights.shape[2], device=weights.device)
         answers = replace(self, order="natural").prune_linears(
             weights.gather(2, orders[:, None].expand_as(weights)),
-            targets,
+            [
+                target if target.zeros is None else replace(target, zeros=target.zeros[:, order])
+                for target, order in zip(targets, orders, strict=True)
+            ],
             [
                 # Linears that keep their order go on sharing one Gram matrix, and its factor.
                 Statistics({"gram": gram if order.equal(natural) else gram[order][:, order]})
@@ -175,16 +178,17 @@ class SparseGPT:
         self, weights: Tensor, upper: Tensor, targets: Sequence[Target]
     ) -> tuple[Tensor, Tensor]:
         """Prune `(n, out, in)` from left to right; return the new weights and their masks."""
-        target = targets[0]
+        target, zeros = targets[0], second_order.zeros_of(targets, weights)
         turned = weights.mT.contiguous()  # (n, in, out): a column lies in one piece
         masks = torch.zeros_like(weights, dtype=torch.bool)
         for columns, share in _shares(weights, targets, self._width(target)):
             block, rest = upper[:, columns, columns], slice(columns.stop, None)
             chosen = masks[..., columns]
+            stays = None if zeros is None else zeros[..., columns]
             if target.pattern is None:
                 scores = _saliencies(turned[:, columns], block)
-                chosen.copy_(_slice_masks(scores, share, targets))
-            errors = _prune_slice(turned[:, columns], block, chosen, target)
+                chosen.copy_(_slice_masks(scores, share, targets, stays))
+            errors = _prune_slice(turned[:, columns], block, chosen, target, stays)
             turned[:, rest].baddbmm_(upper[:, columns, rest].mT, errors, alpha=-1)
         return turned.mT.contiguous().masked_fill_(masks, 0), masks  # 0 but for rounding
 
@@ -213,11 +217,13 @@ def rose_order(weights: Tensor, norms: Tensor, targets: Sequence[Target], width:
         int64 `(n, in)`.
     """
     scores = weights.abs() * norms[:, None]
+    zeros = second_order.zeros_of(targets, weights)
     natural = torch.arange(weights.shape[2], device=weights.device)
     losses = torch.zeros_like(norms)
     for columns, share in _shares(weights, targets, width):
         part = scores[..., columns]
-        losses[:, columns] = (part * _slice_masks(part, share, targets)).sum(1)
+        stays = None if zeros is None else zeros[..., columns]
+        losses[:, columns] = (part * _slice_masks(part, share, targets, stays)).sum(1)
     whole = weights.shape[2] // width * width
     if whole == 0:
         return natural.expand_as(losses)
@@ -236,14 +242,24 @@ def _shares(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the slices of weights `(n, out, in)`, and how many weights go from each.
 
-    The counts are of every matrix, or of every row of it, on the CPU.
+    The counts are of every matrix, or of every row of it, on the CPU. Zeros that stay count where
+    they are; of the other weights, all slices lose the same share.
     """
     starts = range(0, weights.shape[2], width)
     slices = [slice(start, min(start + width, weights.shape[2])) for start in starts]
     widths = torch.tensor([columns.stop - columns.start for columns in slices])
     counts = second_order.counts_of(targets, weights.shape[1]).flatten().cpu()
-    shares = counts.double()[:, None] * widths / widths.sum()  # (rows, slices)
-    yield from zip(slices, largest_remainder(shares, counts).unbind(1), strict=True)
+    zeros = second_order.zeros_of(targets, weights)
+    if zeros is None:
+        shares = counts.double()[:, None] * widths / widths.sum()  # (rows, slices)
+        yield from zip(slices, largest_remainder(shares, counts).unbind(1), strict=True)
+        return
+    rows = zeros.reshape(len(counts), -1, weights.shape[2]).sum(1).cpu()  # (rows, in)
+    there = torch.stack([rows[:, columns].sum(1) for columns in slices], dim=1)  # (rows, slices)
+    others = widths * (zeros[..., 0].numel() // len(counts)) - there
+    left = (counts - there.sum(1)).clamp(min=0)  # below 0 only where a pattern decides
+    shares = left.double()[:, None] * others / others.sum(1, keepdim=True).clamp(min=1)
+    yield from zip(slices, (there + largest_remainder(shares, left)).unbind(1), strict=True)
 
 
 def _saliencies(turned: Tensor, upper: Tensor) -> Tensor:
@@ -251,18 +267,24 @@ def _saliencies(turned: Tensor, upper: Tensor) -> Tensor:
     return turned.mT**2 / upper.diagonal(dim1=1, dim2=2)[:, None] ** 2
 
 
-def _slice_masks(scores: Tensor, share: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Return which weights of a slice `(n, out, columns)` are pruned."""
+def _slice_masks(
+    scores: Tensor, share: Tensor, targets: Sequence[Target], zeros: Tensor | None
+) -> Tensor:
+    """Return which weights of a slice `(n, out, columns)` are pruned, `zeros` before others."""
     target = targets[0]
     if target.comparison == "row" or target.budget == "exact":
-        return second_order.choose_masks(scores, share, target)
+        return second_order.choose_masks(scores, share, target, zeros)
+    if zeros is not None:
+        scores = scores.masked_fill(zeros, -torch.inf)
     ordered = scores.flatten(1).sort(dim=1).values
     size = ordered.shape[1]
     places = torch.tensor([[min(int(size * t.ratio), size - 1)] for t in targets])
     return scores <= ordered.gather(1, places.to(ordered.device))[..., None]
 
 
-def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -> Tensor:
+def _prune_slice(
+    turned: Tensor, upper: Tensor, masks: Tensor, target: Target, zeros: Tensor | None
+) -> Tensor:
     """Prune the columns of one slice in order, in place, and return their scaled errors.
 
     A column's error moves the columns of its own strip at once; those after the strip are moved
@@ -273,6 +295,7 @@ def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -
         upper: The slice's diagonal block of U, `(n, columns, columns)`.
         masks: `(n, out, columns)`; under a pattern they are chosen here, a group at a time.
         target: For its pattern.
+        zeros: bool `(n, out, columns)`, weights that are zero and stay so, if any do.
     """
     diagonal = upper.diagonal(dim1=1, dim2=2)
     errors = torch.empty_like(turned)
@@ -282,7 +305,8 @@ def _prune_slice(turned: Tensor, upper: Tensor, masks: Tensor, target: Target) -
         block = upper[:, strip, strip]
         if target.pattern is not None:
             scores = _saliencies(turned[:, strip], block)
-            masks[..., strip] = second_order.choose_masks(scores, target.counts, target)
+            stays = None if zeros is None else zeros[..., strip]
+            masks[..., strip] = second_order.choose_masks(scores, target.counts, target, stays)
         divisors = diagonal[:, strip, None].where(masks[..., strip].mT, torch.inf)
         _prune_strip(turned[:, strip], block, divisors, errors[:, strip])
         turned[:, after].baddbmm_(upper[:, strip, after].mT, errors[:, strip], alpha=-1)

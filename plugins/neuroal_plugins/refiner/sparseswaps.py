@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from neuroal import Linear, Pattern, Statistics, Target, hookimpl, option
-from neuroal_plugins import second_order
 
 AT_ONCE = 2**20  # pairs that are compared in one step, over all its rows
 PER_PASS = 8  # exchanges of a row before its candidates are chosen again
@@ -52,7 +51,7 @@ class SparseSwaps:
         The candidates are those that change the error least on their own; under a pattern, all
         weights, in pairs of one group.
         """
-        gram = second_order.gram_matrix(statistics, linear)
+        gram = statistics["gram"]
         if self.shrinkage:
             gram = gram.lerp(torch.diag(gram.diagonal()), self.shrinkage)
         state = SwapState(weight, mask.clone(), gram, (weight * mask) @ gram)
