@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from neuroal.run.report import Report
     from neuroal.types import (
         Accumulator,
+        BlockBatch,
         Generation,
         Importance,
         Measurement,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Proposal,
         PrunedLinear,
         PrunerTraits,
+        ReconstructionTraits,
         RefinerTraits,
         RowRatiosTraits,
         Target,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Accumulator": "types",
     "Block": "layout",
+    "BlockBatch": "types",
     "Generation": "types",
     "Importance": "types",
     "Layout": "layout",
@@ -51,6 +54,7 @@ _HOME = {
     "PrunedLinear": "types",
     "PrunerTraits": "types",
     "Recipe": "recipe",
+    "ReconstructionTraits": "types",
     "RefinerTraits": "types",
     "Report": "run.report",
     "RowRatiosTraits": "types",
@@ -69,6 +73,7 @@ _HOME = {
 __all__ = [
     "Accumulator",
     "Block",
+    "BlockBatch",
     "Generation",
     "Importance",
     "Layout",
@@ -81,6 +86,7 @@ __all__ = [
     "PrunedLinear",
     "PrunerTraits",
     "Recipe",
+    "ReconstructionTraits",
     "RefinerTraits",
     "Report",
     "RowRatiosTraits",

@@ -354,6 +354,7 @@ class _Run:
                     journal,
                     self._tick("prune", len(prepared.layout.blocks)),
                     self.team,
+                    prepared.setup.reconstruction,
                 )
         runs = json.dumps(walker.block_runs if walker else 0).encode()
         report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))

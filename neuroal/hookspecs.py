@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from neuroal.layout import Block, Layout, Linear
     from neuroal.types import (
         Accumulator,
+        BlockBatch,
         Proposals,
         PrunedLinear,
         PrunerTraits,
+        ReconstructionTraits,
         RefinerTraits,
         RowRatiosTraits,
         Target,
@@ -50,7 +52,7 @@ class _DescribedRole:
     @hookspec(firstresult=True)
     def describe(  # type: ignore[empty-body]
         self,
-    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits:
+    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits | ReconstructionTraits:
         """Return the traits of the plugin's role, by which the engine combines plugins.
 
         Called before any weight is read, possibly more than once. Optional; without it the
@@ -268,6 +270,68 @@ class RefinerSpec:
         """
 
 
+class ReconstructionSpec:
+    """New values for the weights that survive, once the masks stand.
+
+    A plugin has one of the hooks or both; the linears come first, then their block.
+    """
+
+    @hookspec(firstresult=True)
+    def reconstruct_linear(  # type: ignore[empty-body]
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        values: Tensor,
+        target: Target,
+        statistics: Statistics,
+        linear: Linear,
+    ) -> Tensor:
+        """Return new values for the surviving weights of one linear.
+
+        Called for the linears of a block in the order in which they run, after those before have
+        their new weights: the statistics are of the inputs that the linear will see.
+
+        Args:
+            weight: float32 `(out, in)`, the dense weight; read-only.
+            mask: bool `(out, in)`, True = pruned.
+            values: float32 `(out, in)`, the weight as pruned: 0 where `mask` prunes.
+            target: What the mask was made for.
+            statistics: The required statistics of the linear's input, with everything before it
+                pruned. Those that compare with the dense model's own input are not there for
+                experts, whose tokens may have no counterpart.
+            linear: Name, shape and place of the linear.
+
+        Returns:
+            Finite floating tensor `(out, in)`; the engine sets it to 0 where `mask` prunes.
+        """
+
+    @hookspec(firstresult=True)
+    def reconstruct_block(  # type: ignore[empty-body]
+        self,
+        block: Block,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        batches: Sequence[BlockBatch],
+        rng: torch.Generator,
+    ) -> Mapping[str, Tensor]:
+        """Return new values for the surviving weights of one block.
+
+        Called with gradients enabled.
+
+        Args:
+            block: Name and linears of the block.
+            weights: float32 `(out, in)` by linear name, as pruned and reconstructed so far.
+            masks: bool `(out, in)` by linear name, True = pruned.
+            batches: Calibration windows in front of the block, and the dense model's output behind
+                it; an item is made when it is asked for.
+            rng: CPU generator seeded from seed, role, plugin and block name.
+
+        Returns:
+            Finite floating tensors `(out, in)` for some of the linears by name; the engine sets
+            them to 0 where `masks` prune.
+        """
+
+
 @dataclass(frozen=True)
 class Role:
     """One kind of plugin.
@@ -309,6 +373,12 @@ ROLES: dict[str, Role] = {
         Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",), measures=True, described=True),
         Role("alignment", AlignmentSpec, ("measure_linear", "measure_output"), exclusive=True),
         Role("refiner", RefinerSpec, ("refine_mask",), described=True),
+        Role(
+            "reconstruction",
+            ReconstructionSpec,
+            ("reconstruct_linear", "reconstruct_block"),
+            described=True,
+        ),
     )
 }
 

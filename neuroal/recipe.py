@@ -17,7 +17,13 @@ from neuroal.options import values as option_values
 from neuroal.types import Budget, Comparison, Pattern
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-TOP_UP_ROLES = ("block_ratios", "row_ratios", "alignment", "refiner")  # that a top-up decides
+TOP_UP_ROLES = (  # that a top-up decides
+    "block_ratios",
+    "row_ratios",
+    "alignment",
+    "refiner",
+    "reconstruction",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Recipe:
         row_ratios: Row-ratio plugin.
         alignment: Alignment metric of the search.
         refiner: Mask refiner of the final pruning; "none" removes a preset's.
+        reconstruction: What gives the surviving weights new values in the final pruning; "none"
+            removes a preset's.
         pattern: "unstructured" or "N:M" (N kept of M).
         comparison: Scores compete per "row" or "matrix"; None is the pruner's own.
         skip_indivisible: Leave linears dense whose inputs M does not divide.
@@ -69,6 +77,7 @@ class Recipe:
     row_ratios: Any = None
     alignment: Any = None
     refiner: Any = None
+    reconstruction: Any = None
     pattern: str = "unstructured"
     comparison: Comparison | None = None
     skip_indivisible: bool = False

@@ -122,6 +122,20 @@ class RefinerTraits:
     needs_paper_budget: str = ""
 
 
+@dataclass(frozen=True)
+class ReconstructionTraits:
+    """What a plugin of role `reconstruction` needs.
+
+    Attributes:
+        batch_tokens: Tokens of the largest batch that `reconstruct_block` wants; None takes the
+            batches of the run. A batch has at least one window.
+        passes: How often `reconstruct_block` runs a batch at most; the estimate is made from it.
+    """
+
+    batch_tokens: int | None = None
+    passes: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Importance:
     """How much an error of a linear counts: for each of its rows, and for each of its inputs.
@@ -181,6 +195,30 @@ class PrunedLinear:
 
     weight: Tensor
     mask: Tensor
+
+
+class BlockBatch(Protocol):
+    """Some windows in front of a pruned block, and what the dense model has behind it.
+
+    Attributes:
+        windows: How many windows.
+        target: float32 `(windows, tokens, hidden)`: the output of the dense model's own block, on
+            the output of the dense model's own blocks before it.
+    """
+
+    @property
+    def windows(self) -> int: ...
+
+    @property
+    def target(self) -> Tensor: ...
+
+    def run(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return the block's output, float32 `(windows, tokens, hidden)`.
+
+        The input is the output of the pruned blocks before it. Autograd differentiates the result
+        by `weights`, which are float32 `(out, in)` by linear name; linears that are not named have
+        the weights of the pruned block.
+        """
 
 
 @_names_removed
@@ -248,8 +286,8 @@ Proposals = Generator[Generation, list[Measurement], Proposal | None]
 class Accumulator(Protocol):
     """A running statistic over the inputs of a linear; a frozen dataclass in practice.
 
-    Built in by name: `input_norm`, `input_sum`, `input_var`, `gram`, `input_error`. A plugin may
-    return one of its own from `required_statistics`; results are read by `name`.
+    Built in by name: `input_norm`, `input_sum`, `input_var`, `gram`, `input_error`, `cross_gram`. A
+    plugin may return one of its own from `required_statistics`; results are read by `name`.
 
     Attributes:
         name: Key of the result in `Statistics`.
@@ -284,6 +322,7 @@ class TopUp:
         row_ratios: One name; left out where the pruner cannot have row ratios.
         alignment: One name.
         refiner: One name, or None.
+        reconstruction: One name, or None.
         options: Options per plugin name, overridden by the user's own.
         search_samples: Calibration windows that the search uses where the user does not say.
         help: One line for `neuroal plugins list`.
@@ -293,6 +332,7 @@ class TopUp:
     row_ratios: str = "uniform"
     alignment: str = "neuron"
     refiner: str | None = None
+    reconstruction: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     search_samples: int = 8
     help: str = ""

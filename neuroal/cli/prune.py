@@ -76,6 +76,11 @@ _run_option = partial(option, group="Run")
     help="Goes over the masks of the final pruning; none removes the preset's.",
 )
 @_method(
+    "--reconstruction",
+    metavar=_PLUGIN,
+    help="Gives the surviving weights new values: refit, block; none removes the preset's.",
+)
+@_method(
     "-o",
     "plugin_options",
     multiple=True,

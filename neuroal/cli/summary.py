@@ -15,6 +15,7 @@ from neuroal.cost.preparation import SearchStep
 from neuroal.run.report import Report
 from neuroal.units import parameters, rough_duration, size
 
+_FINAL = ("pruner", "refiner", "reconstruction")
 _STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
 
 
@@ -106,7 +107,7 @@ def run_text(report: Report, out: Path) -> str:
     phases = [f"{k.replace('_', ' ')} {v:.1f}" for k, v in seconds.items() if v >= 0.05]
     rows = [
         ("model", report.model["name"]),
-        ("pruner", plugins["pruner"] + (f", {plugins['refiner']}" if "refiner" in plugins else "")),
+        ("pruner", ", ".join(plugins[role] for role in _FINAL if role in plugins)),
         ("sparsity wanted", f"{report.sparsity['wanted']:.6g}"),
         (
             "sparsity achieved",

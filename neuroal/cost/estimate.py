@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from neuroal.cost.offload import Needs
 from neuroal.cost.preparation import Prepared
-from neuroal.cost.work import Work, generation_work
-from neuroal.layout import Layout
+from neuroal.cost.work import Work, generation_work, reconstruction_work
+from neuroal.layout import Layout, Linear
 from neuroal.model import memory, pretrained
 from neuroal.model.lazy_matrix import PART
 from neuroal.model.memory import resident_memory
 from neuroal.pruning.hooks import BATCH_BYTES
+from neuroal.run.reconstruction import reads_dense, reads_dense_inputs, stages
 from neuroal.run.setup import Setup, search_dtype
+from neuroal.types import Accumulator
 from neuroal.walk import batch_size
 from neuroal.walk.statistics import resolve
 
+_SOLVER = 12  # float32 copies of a linear while its weights are solved for
+_MASTERS = 8  # of a block that is trained: module, masters, gradients, two moments, the best so far
+_GRAPH = 4  # times the inputs and outputs of a block's linears, for what autograd keeps
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
 
@@ -57,7 +62,10 @@ def work(prepared: Prepared) -> Mapping[str, Work]:
                 windows=search,
             )
     phases["prune"] = Work(final_prune=blocks)
-    if any(p.required_statistics() for p in setup.final):
+    new_values = setup.reconstruction
+    if new_values is not None:
+        phases["prune"] += reconstruction_work(new_values, prepared.layout, samples)
+    if new_values is not None or any(p.required_statistics() for p in setup.final):
         phases["prune"] += Work(final_dense=samples * blocks, final_pruned=samples * (blocks - 1))
     return phases
 
@@ -109,10 +117,42 @@ def _at_work(prepared: Prepared, tokens: int) -> int:
     dtype = search_dtype(prepared.recipe)
     if dtype is not None:
         total += _largest_block(prepared) * dtype.itemsize  # the block that the search runs
+    total += _reconstructing(prepared, tokens)
     if setup.alignment.has("measure_output"):
         vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
         total += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
     return total
+
+
+def _reconstructing(prepared: Prepared, tokens: int) -> int:
+    """Return the bytes that give a block's weights new values: of its linears, or of the whole."""
+    plugin, layout = prepared.setup.reconstruction, prepared.layout
+    if plugin is None:
+        return 0
+    linears = whole = 0
+    if plugin.has("reconstruct_linear"):
+        accumulators = resolve(plugin.required_statistics())
+        collected = max(
+            sum(_state_bytes(accumulators, width) for width in _widths(stage))
+            for block in layout.blocks
+            for stage in stages(block)
+        )
+        linears = 2 * collected + _SOLVER * 4 * max(x.weights for x in layout.linears.values())
+    if plugin.has("reconstruct_block"):
+        inside = max(sum(x.in_features + x.out_features for x in b.linears) for b in layout.blocks)
+        whole = 4 * (_MASTERS * _largest_block(prepared) + _GRAPH * tokens * inside)
+    return max(linears, whole)
+
+
+def _widths(stage: Sequence[Linear]) -> list[int]:
+    """Return the inputs of every group of a stage."""
+    return list({x.group: x.in_features for x in stage}.values())
+
+
+def _state_bytes(accumulators: Sequence[Accumulator], width: int) -> int:
+    """Return the bytes of what is collected of one input."""
+    states = [a.init(width, torch.device("meta")) for a in accumulators]
+    return sum(t.numel() * t.element_size() for state in states for t in state.values())
 
 
 def _activations(prepared: Prepared, width: int, compared: int, size: int) -> int:
@@ -127,7 +167,12 @@ def _activations(prepared: Prepared, width: int, compared: int, size: int) -> in
     # on, the dense model's output, and inputs that are compared.
     states = _together(prepared) + search * (2 + at_output)
     searched = (states * width + search * compared) * (dtype.itemsize if dtype else size)
-    pruned = (search + 3 * prepared.recipe.samples) * width * size
+    samples = prepared.recipe.samples
+    pruned = (search + 3 * samples) * width * size
+    plugin = prepared.setup.reconstruction
+    if plugin is not None and reads_dense(plugin):  # the dense model's own, and what is compared
+        inputs = _compared(prepared.layout) if reads_dense_inputs(plugin) else 0
+        pruned += samples * (2 * width + inputs) * size
     return max(searched, pruned)
 
 

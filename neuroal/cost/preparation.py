@@ -98,6 +98,7 @@ class Prepared:
         """Return whether anything reads activations, so that there has to be calibration data."""
         return (
             any(p.required_statistics() for p in self.setup.final)
+            or self.setup.reconstruction is not None
             or self.setup.reads_deviation
             or len(self.setup.block_ratios) > 1
             or any(step.candidates != 0 for step in self.steps)

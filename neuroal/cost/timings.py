@@ -6,7 +6,7 @@ The block is one of random weights, made by the model's own code; nothing of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.pruner import BasePruner, spare_copies
 from neuroal.pruning.targets import targets
+from neuroal.run.reconstruction import Reconstruction, batch_windows, stages
 from neuroal.run.setup import Setup, search_dtype
+from neuroal.types import Target
 from neuroal.walk import BlockRun, CandidateState, Walker, batch_size
 from neuroal.walk.states import LinearStatistics
 from neuroal.walk.statistics import resolve
@@ -72,12 +74,13 @@ def time_block(prepared: Prepared, length: int) -> dict[str, float]:
             return pruner.prune_block(block, module, statistics, goals)
 
         _time_search(clock, setup, search_run, prune, dtype)
-        _time_final_pruning(clock, setup, run, prune)
+        pruned = _time_final_pruning(clock, setup, run, prune)
+        more = _reconstruction_times(device, prepared, walker, ids, module, goals, pruned)
         if setup.alignment.has("measure_output"):
             _time_output_metric(clock, setup, run, partial(walker.logits, inputs.batches[0]))
         if setup.measures:
             _time_measures(clock, setup, run, block, module)
-    return {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
+    return more | {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
 
 
 def _time_search(
@@ -97,16 +100,61 @@ def _time_search(
     clock("pruned", lambda: run(compared, weights=cast, dense=dense))
 
 
-def _time_final_pruning(clock: _Clock, setup: Setup, run: RunBlock, prune: PruneBlock) -> None:
+def _time_final_pruning(
+    clock: _Clock, setup: Setup, run: RunBlock, prune: PruneBlock
+) -> dict[str, Tensor]:
+    """Time the final pruning of a block, and return its pruned weights."""
     required = resolve({s for p in setup.final for s in p.required_statistics()})
     statistics: LinearStatistics = {}
-    if required:
+    if required or setup.reconstruction is not None:
         accumulators = resolve({*required, "input_norm"})
         dense = clock("final_dense", lambda: run(accumulators, output=False))
         names = {a.name for a in required}
         statistics = {name: x.only(names) for name, x in dense.statistics.items()}
         clock("final_pruned", lambda: run(resolve({"input_norm"})))
-    clock("final_prune", lambda: prune(setup.refiner, statistics))
+    weights: dict[str, Tensor] = clock("final_prune", lambda: prune(setup.refiner, statistics))
+    return weights
+
+
+def _reconstruction_times(
+    device: str,
+    prepared: Prepared,
+    walker: Walker,
+    ids: Tensor,
+    module: nn.Module,
+    goals: Mapping[str, Target],
+    weights: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Return the seconds of a unit of every kind of work that a reconstruction does."""
+    plugin = prepared.setup.reconstruction
+    if plugin is None:
+        return {}
+    clock, (block,) = _Clock(device), walker.layout.blocks
+    windows = batch_windows(plugin, len(ids), ids.shape[1])
+    inputs = walker.inputs(ids[:windows], batch=windows)
+    new = Reconstruction(plugin, walker, inputs, prepared.recipe.seed)
+    state = CandidateState.start(inputs)
+    dense = clock("own", lambda: new.dense_run(block, module, state)) if new.reads_dense else None
+    units = {"own": windows, "stage": 0, "reconstruct": 1, "differentiate": windows}
+    if plugin.has("reconstruct_linear"):
+        masks = {name: weight == 0 for name, weight in weights.items()}
+        for stage in stages(block):
+            read = partial(new.statistics, block, module, state, dense, stage, weights)
+            statistics = clock("stage", read)
+            solve = partial(new.linears, block, module, stage, weights, masks, goals, statistics)
+            clock("reconstruct", solve)
+            units["stage"] += windows
+    if plugin.has("reconstruct_block") and dense is not None and dense.state is not None:
+        leaves = {name: w.float().requires_grad_(True) for name, w in weights.items()}
+        batch = new.batches(block, module, state, dense.state, leaves)[0]
+
+        def differentiate() -> object:
+            loss = (batch.run(leaves) - batch.target).square().mean()
+            return torch.autograd.grad(loss, list(leaves.values()))
+
+        with torch.enable_grad():
+            clock("differentiate", differentiate)
+    return {kind: seconds / units[kind] for kind, seconds in clock.spent.items()}
 
 
 def _time_output_metric(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from neuroal.layout import Layout
 from neuroal.plugins import Plugin
+from neuroal.run.reconstruction import reads_dense, stages
+from neuroal.types import ReconstructionTraits
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class Work:
         final_dense: Block runs of the final pruning with its statistics, the block still dense.
         final_pruned: Block runs of the final pruning with input norms alone, the block pruned.
         final_prune: Blocks pruned for good.
+        own: Block runs of the dense model on its own output, beside the final pruning.
+        stage: Block runs up to the inputs of one stage of linears, with the statistics of a
+            reconstruction.
+        reconstruct: Blocks whose linears are reconstructed.
+        differentiate: Block runs forwards and backwards, with which a block is reconstructed.
         measure: Blocks that the `measure_block` hooks see.
         logits: Windows whose logits an output metric reads, the dense model's and candidates'.
     """
@@ -29,6 +37,10 @@ class Work:
     final_dense: int = 0
     final_pruned: int = 0
     final_prune: int = 0
+    own: int = 0
+    stage: int = 0
+    reconstruct: int = 0
+    differentiate: int = 0
     measure: int = 0
     logits: int = 0
 
@@ -39,7 +51,9 @@ class Work:
     @property
     def block_runs(self) -> int:
         """Return the number of block runs of every kind."""
-        return self.dense + self.pruned + self.final_dense + self.final_pruned
+        searched = self.dense + self.pruned
+        final = self.final_dense + self.final_pruned
+        return searched + final + self.own + self.stage + self.differentiate
 
     def seconds(self, timings: Mapping[str, float]) -> float:
         """Return how long the work takes, given the seconds of one of each kind; 0 if left out."""
@@ -63,4 +77,18 @@ def generation_work(
         pruned=windows * candidates * blocks,
         prune=candidates * blocks,
         logits=windows * (candidates + 1) if metric.has("measure_output") else 0,
+    )
+
+
+def reconstruction_work(plugin: Plugin, layout: Layout, windows: int) -> Work:
+    """Return the work of a reconstruction; in a block, at most the passes that it announces."""
+    blocks = len(layout.blocks)
+    steps = sum(len(stages(block)) for block in layout.blocks)
+    linears, whole = (plugin.has(f"reconstruct_{x}") for x in ("linear", "block"))
+    passes = plugin.traits(ReconstructionTraits).passes if whole else 0
+    return Work(
+        own=windows * blocks * reads_dense(plugin),
+        stage=windows * steps * (linears and bool(plugin.required_statistics())),
+        reconstruct=blocks * linears,
+        differentiate=windows * blocks * passes,
     )

@@ -127,7 +127,7 @@ class Plugin:
         """Return what the plugin says of itself; the defaults where it has no `describe`.
 
         Args:
-            kind: `PrunerTraits`, `RowRatiosTraits` or `RefinerTraits`.
+            kind: the traits class of its role, such as `PrunerTraits`.
 
         Raises:
             PluginError: `describe` answered something else.

@@ -15,7 +15,7 @@ from neuroal.pruning.masks import mask_for, prune_rows, zeroed
 from neuroal.types import PrunedLinear, PrunerTraits, Target
 from neuroal.walk.statistics import Statistics
 
-_NONE = Statistics({})
+NONE = Statistics({})
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class BasePruner:
         with torch.no_grad():
             for x in linears:
                 weight, target = dense[x.name], targets[x.name]
-                known = statistics.get(x.name, _NONE)
+                known = statistics.get(x.name, NONE)
                 if unseen(x, known):
                     weights[x.name] = zeroed(weight, mask_for(weight.float().abs(), target))
                 elif hooks.updates_weights(self.pruner):
@@ -87,7 +87,7 @@ class BasePruner:
                 answers = self._update(
                     batch,
                     torch.stack([dense[x.name].float() for x in batch]),  # (n, out, in)
-                    [statistics.get(x.name, _NONE) for x in batch],
+                    [statistics.get(x.name, NONE) for x in batch],
                     [targets[x.name] for x in batch],
                 )
                 for x, answer in zip(batch, answers, strict=True):
@@ -143,7 +143,7 @@ class BasePruner:
     ) -> Tensor:
         """Return scores, made once for all that have the same statistics or need none."""
         if not self.pruner.required_statistics():
-            statistics = _NONE
+            statistics = NONE
         known = cache.scores.get(linear.name)
         if known is None or known[0] is not statistics:
             cache.scores.pop(linear.name, None)

@@ -11,10 +11,12 @@ from neuroal.distributed import ALONE, Team
 from neuroal.layout import Block, matrices
 from neuroal.model.blocks import Blocks
 from neuroal.model.run_folder import Journal
+from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import BasePruner
+from neuroal.run.reconstruction import Reconstruction, batch_windows
 from neuroal.run.report import InputNorms
 from neuroal.types import Target, Tick
-from neuroal.walk import CandidateState, Walker
+from neuroal.walk import CandidateState, Walker, batch_size
 from neuroal.walk.statistics import Statistics, resolve
 
 
@@ -27,11 +29,14 @@ def commit(
     journal: Journal,
     tick: Tick,
     team: Team = ALONE,
+    reconstruction: Plugin | None = None,
 ) -> dict[str, InputNorms]:
     """Prune a model for good; a block that an earlier try finished is taken from there.
 
     Every block runs dense for the statistics, is pruned, and runs pruned: that output is the next
-    block's input. Nothing runs if neither pruner nor refiner reads statistics.
+    block's input. Between the two, a reconstruction gives its surviving weights new values; the
+    dense model walks beside the pruned one if it reads that. Nothing runs if neither pruner nor
+    refiner reads statistics and there is no reconstruction.
 
     Args:
         blocks: The model's blocks.
@@ -42,6 +47,7 @@ def commit(
         journal: Finished blocks of an earlier try, and a place for new ones.
         tick: Called once per block.
         team: The processes that share the windows, and the linears of every block.
+        reconstruction: Gives surviving weights new values; None leaves them.
 
     Returns:
         The mean input norm of every linear, with its block dense and with its block pruned; empty
@@ -49,7 +55,8 @@ def commit(
     """
     plugins = [p for p in (base.pruner, base.refiner) if p is not None]
     accumulators = resolve(s for p in plugins for s in p.required_statistics())
-    if not accumulators or walker is None or ids is None:
+    idle = not accumulators and reconstruction is None
+    if idle or walker is None or ids is None:
         for block in blocks.layout.blocks:
             with blocks.open(block) as module:
                 if not _restore(blocks, block, module, journal, team):
@@ -61,10 +68,17 @@ def commit(
     accumulators = resolve({*accumulators, "input_norm"})
     norm = [a for a in accumulators if a.name == "input_norm"]
     norms: dict[str, InputNorms] = {}
-    inputs = walker.inputs(ids, team=team)
-    state = CandidateState.start(inputs)
+    inputs = walker.inputs(ids, _batch(walker, ids, reconstruction), team)
+    state = dense_state = CandidateState.start(inputs)
+    new_values = None
+    if reconstruction is not None:
+        new_values = Reconstruction(reconstruction, walker, inputs, base.seed)
     for block in blocks.layout.blocks:
         with walker.block(block) as module:
+            own_run = None
+            if new_values is not None and new_values.reads_dense:
+                own_run = new_values.dense_run(block, module, dense_state)
+                dense_state = own_run.state or dense_state
             if _restore(blocks, block, module, journal, team):
                 before = journal.norms(block.index)
             else:
@@ -74,8 +88,12 @@ def commit(
                 journal.keep_norms(block.index, before)
                 statistics = {n: s.only(read) for n, s in dense.statistics.items()}
                 weights = _prune(base, block, module, statistics, targets, team)
+                del dense, statistics
+                if new_values is not None:
+                    weights = new_values.block(block, module, state, own_run, weights, targets)
                 blocks.keep(block, module, weights, journal)
-                del dense, statistics, weights
+                del weights
+            del own_run
             norms_after: Mapping[str, float] = {}
             if block.index < len(blocks.layout.blocks) - 1:
                 after = walker.run(block, module, inputs, state, norm)
@@ -83,6 +101,15 @@ def commit(
         norms |= {n: {"dense": x, "pruned": norms_after.get(n)} for n, x in before.items()}
         tick()
     return norms
+
+
+def _batch(walker: Walker, ids: Tensor, reconstruction: Plugin | None) -> int | None:
+    """Return the windows of a batch where a reconstruction wants fewer; None for the walker's."""
+    if reconstruction is None:
+        return None
+    length = ids.shape[1]
+    default = walker.batch or batch_size(walker.device, length)
+    return batch_windows(reconstruction, default, length)
 
 
 def _restore(blocks: Blocks, block: Block, module: nn.Module, journal: Journal, team: Team) -> bool:

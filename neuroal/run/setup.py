@@ -39,6 +39,7 @@ class Setup:
     Attributes:
         block_ratios: One or more; empty where an earlier allocation is used.
         row_ratios: None where an earlier allocation is used.
+        reconstruction: None where surviving weights stay as the pruner leaves them.
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
         search_samples: Calibration windows that the search may use.
@@ -50,6 +51,7 @@ class Setup:
     row_ratios: Plugin | None
     alignment: Plugin
     refiner: Plugin | None
+    reconstruction: Plugin | None
     comparison: Comparison
     pattern: Pattern | None
     search_samples: int
@@ -58,7 +60,8 @@ class Setup:
     @property
     def plugins(self) -> tuple[Plugin, ...]:
         """Return every plugin of the run."""
-        return (self.pruner, *self.strategies, self.alignment, *self.final[1:])
+        own = (self.reconstruction,) if self.reconstruction else ()
+        return (self.pruner, *self.strategies, self.alignment, *self.final[1:], *own)
 
     @property
     def strategies(self) -> tuple[Plugin, ...]:
@@ -72,7 +75,7 @@ class Setup:
 
     @property
     def final(self) -> tuple[Plugin, ...]:
-        """Return the plugins of the final pruning: the pruner, and the refiner if there is one."""
+        """Return the plugins that make the final masks: the pruner, and the refiner if any."""
         return (self.pruner, *((self.refiner,) if self.refiner else ()))
 
     @property
@@ -162,6 +165,7 @@ def setup(recipe: Recipe) -> Setup:
         row_ratios=next(iter(plugins["row_ratios"]), None),
         alignment=plugins["alignment"][0],
         refiner=next(iter(plugins["refiner"]), None),
+        reconstruction=next(iter(plugins["reconstruction"]), None),
         comparison=comparison,
         pattern=pattern,
         search_samples=recipe.search_samples or top_up.search_samples,
@@ -192,7 +196,8 @@ def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
         "block_ratios": (UNIFORM,) if fixed else top_up.block_ratios,
         "row_ratios": (top_up.row_ratios,),
         "alignment": (top_up.alignment,),
-        "refiner": () if top_up.refiner in (None, "none") else (top_up.refiner,),
+        "refiner": _optional(top_up.refiner),
+        "reconstruction": _optional(top_up.reconstruction),
     }
     if recipe.allocation is not None:
         choices["block_ratios"] = choices["row_ratios"] = ()
@@ -205,6 +210,10 @@ def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
                 options[name] = options.get(name, {}) | dict(values)
     loaded = iter(load(flat, options))
     return {role: [next(loaded) for _ in of_role] for role, of_role in choices.items()}
+
+
+def _optional(choice: Any) -> tuple[Any, ...]:
+    return () if choice in (None, "none") else (choice,)
 
 
 def _left_out_row_step(recipe: Recipe, top_up: TopUp, why: str) -> str:
@@ -261,8 +270,11 @@ def _check_statistics(chosen: Setup) -> None:
         except UsageError as error:
             raise plugin.error("required_statistics", str(error)) from error
         compares = next((a.name for a in needed if a.compares), None)
-        if compares and plugin.role != "alignment":
-            what = f"'{compares}' compares dense with pruned: that is for alignment metrics"
+        if compares and plugin.role not in ("alignment", "reconstruction"):
+            what = (
+                f"'{compares}' compares dense with pruned: that is for alignment metrics and "
+                "reconstructions"
+            )
             raise plugin.error("required_statistics", what)
     together = [chosen.pruner, chosen.alignment, *chosen.final[1:]]
     try:

@@ -64,6 +64,7 @@ class TopUpEntry:
         row_ratios: Plugin in place of the preset's.
         alignment: Plugin in place of the preset's.
         refiner: Plugin in place of the preset's; "none" removes it.
+        reconstruction: Plugin in place of the preset's; "none" removes it.
         options: Plugin name to its options.
     """
 
@@ -73,6 +74,7 @@ class TopUpEntry:
     row_ratios: str | None = None
     alignment: str | None = None
     refiner: str | None = None
+    reconstruction: str | None = None
     options: Options = field(default_factory=dict)
 
 
@@ -295,7 +297,7 @@ def _short(name: str) -> str:
 
 
 def _top_up(top_up: TopUpEntry, folder: Path) -> Any:
-    roles = ("row_ratios", "alignment", "refiner")
+    roles = ("row_ratios", "alignment", "refiner", "reconstruction")
     top_up = _located(top_up, folder, "name", *roles, find=_plugin)
     if top_up.block_ratios is not None:
         block = tuple(_plugin(b, folder) for b in top_up.block_ratios)

@@ -26,6 +26,7 @@ from neuroal.testing.models import (
 )
 from neuroal.testing.pruner import PrunerConformance
 from neuroal.testing.ratios import BlockRatiosConformance
+from neuroal.testing.reconstruction import ReconstructionConformance
 from neuroal.testing.refiner import RefinerConformance
 from neuroal.testing.row_ratios import RowRatiosConformance
 from neuroal.testing.running import CLASSES, check_installed, failures
@@ -39,6 +40,7 @@ __all__ = [
     "AlignmentConformance",
     "BlockRatiosConformance",
     "PrunerConformance",
+    "ReconstructionConformance",
     "RefinerConformance",
     "RowRatiosConformance",
     "check_installed",

@@ -14,6 +14,7 @@ from neuroal.testing.alignment import AlignmentConformance
 from neuroal.testing.checks import Conformance
 from neuroal.testing.pruner import PrunerConformance
 from neuroal.testing.ratios import BlockRatiosConformance
+from neuroal.testing.reconstruction import ReconstructionConformance
 from neuroal.testing.refiner import RefinerConformance
 from neuroal.testing.row_ratios import RowRatiosConformance
 from neuroal.types import TopUp
@@ -26,6 +27,7 @@ CLASSES: dict[str, type[Conformance]] = {
         RowRatiosConformance,
         AlignmentConformance,
         RefinerConformance,
+        ReconstructionConformance,
     )
 }
 
@@ -81,6 +83,8 @@ def _check_top_up(top_up: TopUp) -> None:
     names += [("row_ratios", top_up.row_ratios), ("alignment", top_up.alignment)]
     if top_up.refiner is not None:
         names.append(("refiner", top_up.refiner))
+    if top_up.reconstruction is not None:
+        names.append(("reconstruction", top_up.reconstruction))
     load(names, top_up.options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -37,10 +37,12 @@ class Observer:
         *,
         output: bool,
         keep_inputs: bool,
+        groups: Collection[int] | None = None,
     ) -> None:
         """Prepare to collect; the arguments are those of `Walker.run`."""
         wanted = [a for a in accumulators if dense is not None or not a.compares]
         self.block = block
+        self._linears = [x for x in block.linears if groups is None or x.group in groups]
         self.keep_inputs = keep_inputs
         self.counts_now: Callable[[], bool] | None = None
         self._output = output
@@ -49,16 +51,16 @@ class Observer:
         # Nothing pruned lies before the first group: its statistics are the dense run's.
         shares_first = dense is not None and not self._compares
         self._shared_group = block.linears[0].group if shares_first else None
-        self._last_group = block.linears[-1].group
+        self._last_group = self._linears[-1].group
         # Tokens that are routed to experts may have no dense counterpart.
         of_experts = [a for a in wanted if not a.compares]
         self._collectors = {
             x.group: Collector(wanted if x.expert is None else of_experts, x.in_features)
-            for x in block.linears
+            for x in self._linears
             if accumulators and x.group != self._shared_group
         }
         self._collects = bool(accumulators)
-        first_of_groups = {x.group: x for x in reversed(block.linears)}.values()
+        first_of_groups = {x.group: x for x in reversed(self._linears)}.values()
         self._reporting = {x.place: x for x in first_of_groups}
         self.start_batch(0, 0)
 
@@ -70,7 +72,7 @@ class Observer:
     @property
     def collects_experts(self) -> bool:
         """Return whether statistics of experts are collected."""
-        return bool(self._collectors) and any(x.expert is not None for x in self.block.linears)
+        return bool(self._collectors) and any(x.expert is not None for x in self._linears)
 
     def start_batch(self, index: int, windows: int) -> None:
         """Begin batch number `index`, which has `windows` windows."""
@@ -114,7 +116,7 @@ class Observer:
         """Return the statistics of all batches, of all processes of a team."""
         of_groups = {group: c.statistics(team) for group, c in self._collectors.items()}
         statistics: LinearStatistics = {}
-        for x in self.block.linears if self._collects else ():
+        for x in self._linears if self._collects else ():
             if self._dense is not None and x.group == self._shared_group:
                 statistics[x.name] = self._dense.statistics[x.name]
             else:

@@ -156,8 +156,28 @@ class Gram(_Mean):
         state["windows"].fill_(k)
 
 
+@dataclass(frozen=True)
+class CrossGram(_Mean):
+    """C = (2/N) sum over windows and tokens of x_dense x_pruned^T, `(in, in)`."""
+
+    name: ClassVar[str] = "cross_gram"
+    compares: ClassVar[bool] = True
+
+    def init(self, in_features: int, device: torch.device) -> State:
+        return _empty(self.name, (in_features, in_features), device)
+
+    def update(self, state: State, x: Tensor, pruned: Tensor | None = None) -> None:
+        assert pruned is not None
+        k = _windows(state)
+        cross = state[self.name]
+        for dense_window, window in zip(x, pruned, strict=True):  # (tokens, in)
+            k += 1
+            cross.mul_((k - 1) / k).add_(dense_window.t() @ window, alpha=2 / k)
+        state["windows"].fill_(k)
+
+
 BUILT_IN: dict[str, Accumulator] = {
-    a.name: a for a in (InputNorm(), InputSum(), InputVar(), Gram(), InputError())
+    a.name: a for a in (InputNorm(), InputSum(), InputVar(), Gram(), CrossGram(), InputError())
 }
 
 

@@ -8,7 +8,7 @@ model's own weights change in `run.commit` alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -157,6 +157,7 @@ class Walker:
         output: bool = True,
         dense: BlockRun | None = None,
         keep_inputs: bool = False,
+        groups: Collection[int] | None = None,
     ) -> BlockRun:
         """Run one block on the state of one candidate.
 
@@ -173,11 +174,14 @@ class Walker:
                 again, since that group's input is the same; accumulators that compare read the
                 inputs that it kept.
             keep_inputs: Keep every group's input for comparing accumulators.
+            groups: Groups of linears whose inputs are read; None reads all of them.
 
         Returns:
             Statistics by linear, and the state after the block.
         """
-        observer = Observer(block, accumulators, dense, output=output, keep_inputs=keep_inputs)
+        observer = Observer(
+            block, accumulators, dense, output=output, keep_inputs=keep_inputs, groups=groups
+        )
         linears = {x.name: x for x in block.linears}
         overlay = matrices.overlay(linears, weights or {}, module, block.name)
         weights_after = state.weights | self._read_later(block, overlay)
@@ -221,6 +225,49 @@ class Walker:
         raise NeuroalError(
             overflows(f"the input of {linear} is", dtype, "--dtype" if own else "--search-dtype")
         )
+
+    def differentiable(
+        self,
+        block: Block,
+        module: nn.Module,
+        inputs: Inputs,
+        state: CandidateState,
+        batch: int,
+        weights: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Run one block on one batch, and return its output `(windows, tokens, hidden)`.
+
+        The arguments are those of `run`, and the number of a batch. Autograd differentiates the
+        output by `weights`, which are in the dtype of `module`.
+        """
+        ids, call = inputs.batches[batch], inputs.calls[block.index][batch]
+        linears = {x.name: x for x in block.linears}
+        overlay = matrices.overlay(linears, weights, module, block.name)
+        overlay |= self._from_earlier(block, module, state.weights)
+        args, kwargs = self._arguments(block, inputs, state, ids, call, state.outputs[batch])
+        result = functional_call(module, dict(overlay), args, kwargs)
+        self.block_runs += len(ids)
+        returned = self._block_arguments.returned(block.index, args, kwargs, result)
+        return self.hidden(block, inputs, returned)
+
+    def hidden(self, block: Block, inputs: Inputs, outputs: BlockOutputs) -> Tensor:
+        """Return the hidden state among what a block has returned: the first that is read later.
+
+        Raises:
+            NeuroalError: Nothing reads what the block returns.
+        """
+        for key in sorted((k for k in outputs if k[0] == block.index), key=str):
+            x = outputs[key]
+            read = inputs.last_use.get(key, -1) > block.index
+            if read and isinstance(x, Tensor) and x.is_floating_point():
+                return x
+        raise NeuroalError(f"nothing reads the output of block {block.name}")
+
+    def lends(self, block: Block) -> bool:
+        """Return whether a later block shares weights of a block, or the block runs again."""
+        named = [x.place.parameter for x in block.linears]
+        again = block.index in self._block_arguments.again
+        return again or any(name in self._shared for name in named)
 
     def _arguments(
         self,

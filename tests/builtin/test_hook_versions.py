@@ -120,11 +120,15 @@ def test_a_field_is_added_to_what_the_engine_gives() -> None:
     assert neuroal.PrunerTraits() == neuroal.PrunerTraits("row", True, True)
     assert neuroal.RowRatiosTraits() == neuroal.RowRatiosTraits(weighs_rows=False)
     assert neuroal.RefinerTraits() == neuroal.RefinerTraits(needs_paper_budget="")
+    assert neuroal.ReconstructionTraits() == neuroal.ReconstructionTraits(
+        batch_tokens=None, passes=1
+    )
     assert neuroal.TopUp().refiner is None
+    assert neuroal.TopUp().reconstruction is None
 
 
-def test_eleven_hooks_express_every_plugin() -> None:
-    assert len({hook for role in ROLES.values() for hook in role.hooks}) == 11
+def test_thirteen_hooks_express_every_plugin() -> None:
+    assert len({hook for role in ROLES.values() for hook in role.hooks}) == 13
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_preset(
     preset = PRESETS[name]
     assert preset.block_ratios == (block_ratios,)
     assert (preset.row_ratios, preset.alignment, preset.refiner) == (row_ratios, alignment, refiner)
+    assert preset.reconstruction is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -40,6 +41,7 @@ def test_preset_names_files_that_exist(name: str) -> None:
     named = [("block_ratios", plugin) for plugin in preset.block_ratios]
     named += [("row_ratios", preset.row_ratios), ("alignment", preset.alignment)]
     named += [("refiner", preset.refiner)] if preset.refiner else []
+    named += [("reconstruction", preset.reconstruction)] if preset.reconstruction else []
     for role, plugin in named:
         assert importlib.util.find_spec(f"neuroal_plugins.{role}.{plugin}"), plugin
 

@@ -59,6 +59,7 @@ USAGE = {
     "unknown row ratios": (["--row-ratios", "neurol"], "did you mean 'neuroal'?"),
     "unknown alignment": (["--alignment", "neurons"], "did you mean 'neuron'?"),
     "unknown refiner": (["--refiner", "dsnoot"], "unknown refiner 'dsnoot'"),
+    "unknown reconstruction": (["--reconstruction", "refits"], "did you mean 'refit'?"),
     "plugin of another role": (["--pruner", "linear_schedule"], "it is of role block_ratios"),
     "no such plugin file": (["--pruner", "./mine.py:Mine"], "there is no file ./mine.py"),
     "unknown plugin option": (["-o", "linear_schedule.lambda=0.1"], "did you mean 'lambdas'?"),

@@ -366,6 +366,7 @@ def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
         (Recipe(0.6, "./my file.py:Mine", model="demo"), "demo-Mine-neuroal-0.6"),
         (Recipe(model="demo", block_ratios=("owl", "dlp")), "demo-wanda-neuroal-owl-dlp-0.5"),
         (Recipe(model="demo", refiner="dsnot"), "demo-wanda-neuroal-dsnot-0.5"),
+        (Recipe(model="demo", reconstruction="refit"), "demo-wanda-neuroal-refit-0.5"),
         (Recipe(model="demo", pattern="2:4"), "demo-wanda-neuroal-2of4"),
         (Recipe(0.6, model="demo", pattern="4:8"), "demo-wanda-neuroal-0.6-4of8"),
         (Recipe(model="demo", allocation="x"), "demo-wanda-allocation-0.5"),

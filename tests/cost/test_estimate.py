@@ -76,6 +76,14 @@ def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Reci
         "output": ({"alignment": "output_kl"}, search | final | {"logits"}),
         "owl": ({"top_up": "owl", "options": {}}, search | final | {"measure"}),
         "magnitude": ({"pruner": "magnitude"}, search | {"final_prune"}),
+        "refit": (
+            {"reconstruction": "refit"},
+            search | final | {"own", "stage", "reconstruct"},
+        ),
+        "block": (
+            {"reconstruction": "block"},
+            search | final | {"own", "stage", "reconstruct", "differentiate"},
+        ),
     }
     for changes, used in cases.values():
         changed = dataclasses.replace(asked, **changes)

@@ -85,3 +85,18 @@ def test_the_dense_walk_does_not_run_a_last_block_that_nothing_reads(recipe: Rec
     )
     assert phases_of(weights)["measure"] == Work(dense=6 * 2, measure=3)
     assert phases_of(owl)["measure"] == Work(dense=6 * 3, measure=3)
+
+
+def test_the_block_runs_of_a_reconstruction(recipe: Recipe, windows: Tensor) -> None:
+    """The dense model beside the pruned one, and one run for each of llama's four stages."""
+    for name, exact in (("refit", True), ("block", False)):
+        asked = dataclasses.replace(recipe, top_up="uniform", options={}, reconstruction=name)
+        table = phases_of(asked)["prune"]
+        report = neuroal.prune(tiny_model("llama"), None, asked, windows=windows)
+        runs = report.counts["block_runs"]
+        assert table.own == 6 * 3
+        if exact:
+            assert table.stage == 6 * 3 * 4 and table.reconstruct == 3
+            assert table.block_runs == runs
+        else:  # training may end early
+            assert table.block_runs - table.differentiate < runs <= table.block_runs

@@ -115,6 +115,7 @@ SECTIONS = {
     "row_ratios": "Row ratios",
     "alignment": "Alignment",
     "refiner": "Refiners",
+    "reconstruction": "Reconstructions",
     "top_up": "Presets",
 }
 

@@ -143,6 +143,30 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "a mask of floats": ("refiner", hook("refine_mask(self, mask)", "return mask.float()")),
     "a mask of another size": ("refiner", hook("refine_mask(self, mask)", "return ~mask")),
+    "a number of tokens in place of traits": (
+        "reconstruction",
+        hook("describe(self)", "return 512")
+        + hook("reconstruct_block(self, weights)", "return weights"),
+    ),
+    "new values of the wrong shape": (
+        "reconstruction",
+        hook("reconstruct_linear(self, values)", "return values.sum(1)"),
+    ),
+    "new values of NaN": (
+        "reconstruction",
+        hook("reconstruct_linear(self, values)", "return values / values.sum().sub(values.sum())"),
+    ),
+    "new values without their names": (
+        "reconstruction",
+        hook("reconstruct_block(self, weights)", "return list(weights.values())"),
+    ),
+    "new values of a shortened name": (
+        "reconstruction",
+        hook(
+            "reconstruct_block(self, block, weights)",
+            "return {'q_proj': weights[block.linears[0].name].clone()}",
+        ),
+    ),
     "a defaulted argument": (
         "pruner",
         hook("score_weights(self, weight, power=2)", "return weight.abs()"),
@@ -186,7 +210,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             Path("mine.py").write_text(head + textwrap.indent(body, "    "))
             arguments = ["--sparsity", "0.59", "--out", "out"]
             arguments += ["--calibration", "rows.jsonl", "--samples", "2"]
-            if role in ("pruner", "refiner"):
+            if role in ("pruner", "refiner", "reconstruction"):
                 arguments += ["--top-up", "uniform"]  # the counts of a message
             flag = f"--{role.replace('_', '-')}"
             result = CliRunner().invoke(main, ["prune", "tiny", *arguments, flag, "./mine.py:Mine"])

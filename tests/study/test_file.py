@@ -77,14 +77,16 @@ def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
     row_ratios = "neuroal"
     alignment = "neuron"
     refiner = "dsnot"
+    reconstruction = "refit"
 
     [[top_ups]]
     name = "mine.py:TOP_UP"
     row_ratios = "mine.py:Rows"
     alignment = "mine.py:Distance"
     refiner = "mine.py:Refiner"
+    reconstruction = "mine.py:Values"
     """
-    for name in ("llama", "rows", "wanda", "best", "neuroal", "owl", "neuron", "dsnot"):
+    for name in ("llama", "rows", "wanda", "best", "neuroal", "owl", "neuron", "dsnot", "refit"):
         (tmp_path / name).mkdir()  # such as the results of another study
     (tmp_path / "mine.py").touch()
     study = read(write(tmp_path, text))
@@ -95,10 +97,11 @@ def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
     best, owl, own = study.top_ups
     assert best == TopUpEntry("best", "best")
     assert owl == TopUpEntry(
-        "neuroal:owl", "owl", ("owl", f"{mine}:Blocks"), "neuroal", "neuron", "dsnot"
+        *("neuroal:owl", "owl", ("owl", f"{mine}:Blocks"), "neuroal", "neuron", "dsnot", "refit")
     )
     assert own == TopUpEntry(
-        f"{mine}:TOP_UP", "TOP_UP", None, f"{mine}:Rows", f"{mine}:Distance", f"{mine}:Refiner"
+        *(f"{mine}:TOP_UP", "TOP_UP", None, f"{mine}:Rows", f"{mine}:Distance"),
+        *(f"{mine}:Refiner", f"{mine}:Values"),
     )
 
 
@@ -106,6 +109,12 @@ def test_a_study_can_remove_the_refiner_of_a_preset(tmp_path: Path) -> None:
     top_ups = '[[top_ups]]\nname = "dsnot"\nrefiner = "none"\n'
     study = read(write(tmp_path, SMALL + EVALUATION + top_ups))
     assert study.top_ups == (TopUpEntry("dsnot", "dsnot", refiner="none"),)
+
+
+def test_a_study_can_remove_the_reconstruction_of_a_preset(tmp_path: Path) -> None:
+    top_ups = '[[top_ups]]\nname = "best"\nreconstruction = "none"\n'
+    study = read(write(tmp_path, SMALL + EVALUATION + top_ups))
+    assert study.top_ups == (TopUpEntry("best", "best", reconstruction="none"),)
 
 
 @pytest.mark.parametrize("name", ["wanda", "neuroal:wanda", "x.py:Mine", "x.py", "x.pyc", "x.py.d"])

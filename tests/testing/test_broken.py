@@ -15,6 +15,7 @@ from neuroal import (
     Proposal,
     PrunedLinear,
     PrunerTraits,
+    ReconstructionTraits,
     RowRatiosTraits,
     hookimpl,
     testing,
@@ -338,6 +339,138 @@ REFINERS: list[Broken] = [
 ]
 
 
+# Reconstructions
+
+
+@plugin
+class Values:
+    """Every row times a number, and one that is broken in a way of its own."""
+
+    how: str = "good"
+
+    @hookimpl
+    def required_statistics(self) -> set[str]:
+        return {"gram", "cross_gram"}
+
+    @hookimpl
+    def describe(self) -> Any:
+        match self.how:
+            case "no tokens":
+                return ReconstructionTraits(batch_tokens=0)
+            case "half a token":
+                return ReconstructionTraits(batch_tokens=0.5)  # type: ignore[arg-type]
+            case "true tokens":
+                return ReconstructionTraits(batch_tokens=True)
+            case "two things":
+                return ReconstructionTraits(batch_tokens=1 + next(COUNT))
+            case "no passes":
+                return ReconstructionTraits(passes=None)  # type: ignore[arg-type]
+        return ReconstructionTraits()
+
+    @hookimpl
+    def reconstruct_linear(self, weight: Any, mask: Any, values: Any, statistics: Any) -> Any:
+        cross = statistics["gram"]
+        if "cross_gram" in statistics or self.how == "dense inputs":
+            cross = statistics["cross_gram"]
+        part = (values @ statistics["gram"] * values).sum(1, keepdim=True)  # (out, 1)
+        if self.how == "divided by zero":
+            part = part.sum()
+        wanted = (weight @ cross * values).sum(1, keepdim=True)
+        factor = torch.where(part > 0, wanted / part, 1.0)
+        match self.how:
+            case "a number":
+                return float(values.sum())
+            case "squeezed":
+                return values.squeeze(1)
+            case "whole numbers":
+                return values.long()
+            case "divided by zero":
+                factor = wanted / part
+            case "untouched values":
+                kept = torch.where(mask, 0, weight)
+                factor = factor / (kept == values).all()
+            case "random":
+                return values * factor * (1 + torch.rand(()))
+            case "counted":
+                return values * factor * (1 + next(COUNT))
+            case "numpy":
+                statistics["gram"].numpy()[:] = 7
+        return values * factor
+
+
+@plugin
+class BlockValues:
+    """One gradient step of a block, and one that is broken in a way of its own."""
+
+    how: str = "good"
+
+    @hookimpl
+    def reconstruct_block(
+        self, block: Any, weights: Any, masks: Any, batches: Any, rng: torch.Generator
+    ) -> Any:
+        values = {n: w.clone().requires_grad_() for n, w in weights.items()}
+        index = int(torch.randint(len(batches), (), generator=rng))
+        batch = batches[index]
+        loss = (batch.run(values) - batch.target).square().mean()
+        slopes = torch.autograd.grad(loss, list(values.values()))
+        size = torch.stack([slope.norm() for slope in slopes]).norm()
+        size = size if self.how == "divided by zero" else size + 1e-6
+        new = {n: w - 0.01 * g / size for (n, w), g in zip(values.items(), slopes, strict=True)}
+        first = next(iter(new))
+        match self.how:
+            case "a list":
+                return list(new.values())
+            case "all linears":
+                return {x.name: new.get(x.name, weights[first]) for x in block.linears}
+            case "transposed":
+                return {n: w.t() for n, w in new.items()}
+            case "whole numbers":
+                return {n: w.long() for n, w in new.items()}
+            case "numbers":
+                return dict.fromkeys(new, 0.5)
+            case "random":
+                return {n: w * (1 + torch.rand(())) for n, w in new.items()}
+            case "counted":
+                return {n: w * (1 + next(COUNT)) for n, w in new.items()}
+            case "numpy":
+                weights[first].numpy()[:] = 7
+            case "runs more often":
+                for other in batches:
+                    other.run(values)
+            case "numpy target":
+                batch.target.numpy()[:] = 7
+            case "some":
+                return {first: new[first]}
+        return new
+
+
+# One answer goes to three checks, which differ in what is given.
+VALUES = {"test_values", "test_values_after_updates", "test_values_without_dense_inputs"}
+RECONSTRUCTIONS: list[Broken] = [
+    *(
+        (how, Values(how), {"test_traits"})
+        for how in ("no tokens", "half a token", "true tokens", "two things", "no passes")
+    ),
+    ("dense inputs", Values("dense inputs"), {"test_values_without_dense_inputs"}),
+    ("untouched values", Values("untouched values"), {"test_values_after_updates"}),
+    *((how, Values(how), VALUES) for how in ("a number", "squeezed", "whole numbers")),
+    ("divided by zero", Values("divided by zero"), VALUES),
+    ("random", Values("random"), {"test_values_repeat"}),
+    ("counted", Values("counted"), {"test_values_repeat"}),
+    ("numpy", Values("numpy"), {"test_values_leave_inputs_alone"}),
+    *(
+        (f"block {how}", BlockValues(how), {"test_block_values"})
+        for how in ("a list", "all linears", "transposed", "whole numbers", "numbers")
+    ),
+    ("block divided by zero", BlockValues("divided by zero"), {"test_block_values"}),
+    ("block runs more often", BlockValues("runs more often"), {"test_block_runs"}),
+    ("block random", BlockValues("random"), {"test_block_values_repeat"}),
+    ("block counted", BlockValues("counted"), {"test_block_values_repeat"}),
+    ("block numpy", BlockValues("numpy"), {"test_block_values_leave_inputs_alone"}),
+    ("block target", BlockValues("numpy target"), {"test_block_values_leave_inputs_alone"}),
+]
+
+
 # Strategies
 
 
@@ -545,6 +678,7 @@ BROKEN = {
     "pruner": PRUNERS,
     "alignment": METRICS,
     "refiner": REFINERS,
+    "reconstruction": RECONSTRUCTIONS,
     "block_ratios": BLOCK_RATIOS,
     "row_ratios": ROW_RATIOS,
 }
@@ -557,6 +691,9 @@ GOOD = [
     ("alignment", Metric()),
     ("alignment", OutputMetric()),
     ("refiner", Refiner()),
+    ("reconstruction", Values()),
+    ("reconstruction", BlockValues()),
+    ("reconstruction", BlockValues("some")),
     ("block_ratios", Search()),
     ("row_ratios", Rows()),
     ("row_ratios", Weighs()),
@@ -598,6 +735,13 @@ def test_every_law_is_broken_by_some_plugin(role: str) -> None:
         ("pruner", Prunes("numpy target"), "test_pruning_leaves_inputs_alone", "changes its"),
         ("alignment", Metric("a number"), "test_is_a_number", "returned float, not a tensor"),
         ("alignment", Metric("whole numbers"), "test_is_a_number", "not floating"),
+        ("reconstruction", Values("a number"), "test_values", "returned float, not a tensor"),
+        ("reconstruction", Values("divided by zero"), "test_values", "NaN or infinite"),
+        ("reconstruction", BlockValues("a list"), "test_block_values", "list, not a mapping"),
+        (
+            *("reconstruction", BlockValues("all linears"), "test_block_values"),
+            "returned values of 'blocks.0.o', which is not pruned",
+        ),
         ("block_ratios", Search("a string"), "test_ratios_are_ratios", "is str, neither"),
         ("row_ratios", Weighs("raw norms"), "test_importance", "not positive and finite"),
         ("row_ratios", Weighs("a list"), "test_importance", "is list, not a tensor"),

@@ -12,6 +12,7 @@ from neuroal.testing import (
     AlignmentConformance,
     BlockRatiosConformance,
     PrunerConformance,
+    ReconstructionConformance,
     RefinerConformance,
     RowRatiosConformance,
 )
@@ -49,6 +50,11 @@ class TestRefiner(RefinerConformance):
     plugin = installed("refiner")
 
 
+class TestReconstruction(ReconstructionConformance):
+    plugin = installed("reconstruction")
+
+
 def test_every_role_is_checked() -> None:
-    checked = {TestPruner, TestBlockRatios, TestRowRatios, TestAlignment, TestRefiner}
+    ratios = {TestBlockRatios, TestRowRatios}
+    checked = {TestPruner, *ratios, TestAlignment, TestRefiner, TestReconstruction}
     assert {kind.role for kind in checked} == set(ROLES)

@@ -1,0 +1,1 @@
+"""What gives the surviving weights new values."""

@@ -1,0 +1,180 @@
+"""Refit: the surviving weights of a linear by least squares, drawn towards the dense output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from neuroal import Accumulator, Linear, Statistics, hookimpl, option
+
+FULL_TARGET = 28.0  # tokens for every input of a linear from which on the target is all dense
+RIDGE = 0.5  # damping where there is one token for every input
+LEAST_DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class DenseGram:
+    """D = (2/N) sum over windows and tokens of x_dense x_dense^T, `(in, in)`."""
+
+    name: ClassVar[str] = "dense_gram"
+    compares: ClassVar[bool] = True
+
+    def init(self, in_features: int, device: torch.device) -> dict[str, Tensor]:
+        """Return an empty sum."""
+        return {
+            "sum": torch.zeros((in_features, in_features), device=device),
+            "windows": torch.zeros((), dtype=torch.int64),
+        }
+
+    def update(self, state: dict[str, Tensor], x: Tensor, pruned: Tensor | None = None) -> None:
+        """Add the dense inputs `x (windows, tokens, in)`."""
+        for window in x:
+            state["sum"].addmm_(window.t(), window, alpha=2)
+        state["windows"] += len(x)
+
+    def merge(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums of both."""
+        return {key: a[key] + b[key] for key in a}
+
+    def result(self, state: dict[str, Tensor]) -> Tensor:
+        """Return the mean over windows."""
+        return state["sum"] / state["windows"].clamp(min=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """Masked least squares for all rows at once (OPTIMA, arXiv:2512.13886; GPTAQ, 2504.02692).
+
+    Over the weights v of a row that survive, it minimises v H v' - 2 w (H + a (C - H)) v' +
+    d |v - w|^2, with H of the inputs that the pruned model has, C of the dense model's inputs with
+    those, and w the dense row. a = 0 fits the dense weight's output on the pruned inputs, a = 1 the
+    dense model's own output. Rows then get back the size that their dense output has, which least
+    squares takes from them where it predicts badly.
+    """
+
+    target: float | None = option(
+        None,
+        "a, the share of the dense model's own output in what is fitted, 0 to 1; by default a "
+        "28th of the tokens per input, at most 1",
+    )
+    damping: float | None = option(
+        None,
+        "d, times the mean diagonal of H; by default half the inputs per token, at least 0.01",
+    )
+    steps: int = option(16, "of conjugate gradients")
+    rescale: float = option(1.25, "by which the rows are multiplied at most; 1 leaves them")
+
+    def __post_init__(self) -> None:
+        if self.target is not None and not 0 <= self.target <= 1:
+            raise ValueError(f"target {self.target} is outside [0, 1]")
+        if self.damping is not None and not self.damping > 0:
+            raise ValueError(f"damping {self.damping} is not positive")
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps} is not positive")
+        if self.rescale < 1:
+            raise ValueError(f"rescale {self.rescale} is less than 1")
+
+    @hookimpl
+    def required_statistics(self) -> frozenset[str | Accumulator]:
+        """Return H; C unless the target is the pruned inputs' own; D where rows are rescaled."""
+        dense: set[str | Accumulator] = set() if self.target == 0 else {"cross_gram"}
+        dense |= {DenseGram()} if self.rescale > 1 else set()
+        return frozenset({"gram"} | dense)
+
+    @hookimpl
+    def reconstruct_linear(
+        self, weight: Tensor, mask: Tensor, values: Tensor, statistics: Statistics, linear: Linear
+    ) -> Tensor:
+        """Return the fitted values; a row that they would not make better keeps its own.
+
+        The tokens of experts have no counterpart in the dense model: there a is 0.
+        """
+        gram = statistics["gram"]  # (in, in)
+        per_input = statistics.tokens / linear.in_features
+        share = min(1.0, per_input / FULL_TARGET) if self.target is None else self.target
+        wanted = weight @ gram  # (out, in)
+        if share and "cross_gram" in statistics:
+            wanted = wanted.lerp(weight @ statistics["cross_gram"], share)
+        damping = self.damping
+        if damping is None:
+            damping = max(LEAST_DAMPING, RIDGE / max(per_input, RIDGE))
+        damp = damping * float(gram.diagonal().mean())
+        if damp == 0:  # no input was ever anything but 0
+            return values
+        fitted = solve(gram, wanted, weight, values, mask, damp, self.steps)
+        best = better(fitted, values, gram, wanted)
+        if self.rescale == 1 or "dense_gram" not in statistics:
+            return best
+        size = _times(weight, statistics["dense_gram"]) / _times(best, gram).clamp(min=1e-30)
+        factor = size.sqrt().clamp(1 / self.rescale, self.rescale)  # (out, 1)
+        alive = _times(best, gram) > 0
+        return better(torch.where(alive, best * factor, best), values, gram, wanted, best)
+
+
+def solve(
+    gram: Tensor,
+    wanted: Tensor,
+    weight: Tensor,
+    start: Tensor,
+    mask: Tensor,
+    damp: float,
+    steps: int,
+) -> Tensor:
+    """Return v of every row with (H + d I) v = b + d w on its support, by conjugate gradients.
+
+    Args:
+        gram: H, float32 `(in, in)`.
+        wanted: b, float32 `(out, in)`.
+        weight: w, float32 `(out, in)`, towards which v is drawn.
+        start: First v, float32 `(out, in)`, 0 where pruned.
+        mask: bool `(out, in)`, True = pruned.
+        damp: d > 0.
+        steps: Of every row; the inverse diagonal of H + d I preconditions them.
+
+    Returns:
+        float32 `(out, in)`, 0 where pruned.
+    """
+    kept = (~mask).to(gram)
+    inverse = 1 / (gram.diagonal() + damp)
+
+    def product(x: Tensor) -> Tensor:
+        return (x @ gram) * kept + damp * x
+
+    x = start * kept
+    residual = (wanted + damp * weight) * kept - product(x)
+    step = residual * inverse
+    size = (residual * step).sum(dim=1, keepdim=True)  # (out, 1)
+    for _ in range(steps):
+        along = product(step)
+        curve = (step * along).sum(dim=1, keepdim=True)
+        length = torch.where(curve > 0, size / curve, torch.zeros_like(size))
+        x = x + length * step
+        residual = residual - length * along
+        scaled = residual * inverse
+        new = (residual * scaled).sum(dim=1, keepdim=True)
+        step = scaled + torch.where(size > 0, new / size, torch.zeros_like(size)) * step
+        size = new
+    return x
+
+
+def better(
+    new: Tensor, old: Tensor, gram: Tensor, wanted: Tensor, otherwise: Tensor | None = None
+) -> Tensor:
+    """Return the new values of every row whose error is no larger than that of the old ones.
+
+    The error of a row is v H v' - 2 b v', up to a constant; other rows are `otherwise`, or the old.
+    """
+
+    def error(v: Tensor) -> Tensor:
+        return _times(v, gram) - 2 * (v * wanted).sum(dim=1, keepdim=True)  # (out, 1)
+
+    rest = old if otherwise is None else otherwise
+    return torch.where(error(new) <= error(old), new, rest)
+
+
+def _times(v: Tensor, gram: Tensor) -> Tensor:
+    """Return v H v' of every row, `(out, 1)`."""
+    return ((v @ gram) * v).sum(dim=1, keepdim=True)
