@@ -172,7 +172,9 @@ def main(
     ids = torch.tensor([json.loads(line)["input_ids"] for line in calibration])
     dense, tokenizer = pretrained.load(str(shared / "models/llama"))
     texts = {
-        name: evaluation_windows(str(shared / "data" / f), tokenizer, length=256, windows=100)
+        name: evaluation_windows(
+            str(shared / "data" / f), tokenizer, length=256, windows=100, bos="never"
+        )
         for name, f in TEXTS.items()
     }
     lines = done_file.read_text().splitlines() if done_file.exists() else []

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from neuroal.cost.estimate import needs
 from neuroal.cost.offload import Needs, Offload, activations_folder, decide
 from neuroal.cost.preparation import Prepared, check_calibrated, prepare, with_its_calibration
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.distributed import Team
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.model import files, memory, pretrained, run_folder
@@ -203,6 +203,7 @@ class _Run:
             data = calibrate(
                 recipe, prepared.model, tokenizer, windows, self.shared, progress=self.progress
             )
+        self.notes.extend(data.notes if data is not None else ())
         needed = needs(prepared, 0 if data is None else data.ids.shape[1])
         with self.phases.phase("load"):
             blocks, fingerprint, offload = self._load(model, needed, out)

@@ -14,7 +14,7 @@ from typing import Any
 from neuroal.errors import UsageError, nearest
 from neuroal.options import convert, type_name
 from neuroal.options import values as option_values
-from neuroal.types import Budget, Comparison, Pattern
+from neuroal.types import Bos, Budget, Comparison, Pattern
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TOP_UP_ROLES = (  # that a top-up decides
@@ -57,6 +57,11 @@ class Recipe:
         search_samples: How many of them the search uses, from the first; None is the top-up's own,
             which is 8 unless it says otherwise.
         length: Tokens per window; None is the smaller of 2048 and the model's context.
+        bos: Put the beginning-of-sequence token in front of every window: "always", "never", or
+            "auto", where the tokenizer itself begins a text with it, but not under the budget
+            "paper". Rows of token ids get it under "always" alone.
+        pack_documents: Join documents by the end-of-sequence token and cut windows from them all;
+            None does so where they are conversations.
         seed: Seed of every random draw.
         model: Folder or hub name; "demo" is the built-in model.
         device: "auto", "cpu", "cuda", "cuda:0", "mps".
@@ -89,6 +94,8 @@ class Recipe:
     samples: int = 128
     search_samples: int | None = None
     length: int | None = None
+    bos: Bos = "auto"
+    pack_documents: bool | None = None
     seed: int = 0
     model: str | None = None
     device: str = "auto"
@@ -115,6 +122,7 @@ class Recipe:
         if self.length is not None and self.length < 2:
             raise UsageError("length 1 is too short: a window needs at least 2 tokens")
         _choice("budget", self.budget, typing.get_args(Budget))
+        _choice("bos", self.bos, typing.get_args(Bos))
         if self.comparison is not None:
             _choice("comparison", self.comparison, typing.get_args(Comparison))
         _choice("dtype", self.dtype, DTYPES)
@@ -146,6 +154,11 @@ class Recipe:
             return self.sparsity
         pattern = self.parsed_pattern()
         return 0.5 if pattern is None else (pattern.of - pattern.kept) / pattern.of
+
+    @property
+    def window_bos(self) -> Bos:
+        """Return the rule of `bos` that holds: the published code puts no token there."""
+        return "never" if self.bos == "auto" and self.budget == "paper" else self.bos
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values; a plugin instance becomes its class and options."""

@@ -18,6 +18,8 @@ Tick = Callable[[], object]
 """Called once per unit of work that is done, for a progress bar."""
 Comparison = Literal["row", "matrix"]
 Budget = Literal["exact", "paper"]
+Bos = Literal["auto", "always", "never"]
+"""Whether windows begin with the beginning-of-sequence token; "auto": as the tokenizer does."""
 
 _IMPORTANCE = "say importance={linear: Importance(rows, inputs)}"
 REMOVED: Mapping[str, Mapping[str, str]] = {

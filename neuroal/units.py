@@ -1,4 +1,4 @@
-"""Numbers as text: bytes, durations, shares, and the parameters of a candidate."""
+"""Numbers as text: bytes, durations, shares, windows, and the parameters of a candidate."""
 
 from __future__ import annotations
 
@@ -51,4 +51,25 @@ def parameters(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{'λ' if name == 'lam' else name} = {number(x) if isinstance(x, float) else x}"
         for name, x in values.items()
+    )
+
+
+def begun_with(bos: str | None) -> str:
+    """Return what follows a number of windows: `, each begun with '<s>'`, or nothing."""
+    return "" if bos is None else f", each begun with '{bos}'"
+
+
+def windows(data: Mapping[str, Any], quote: str = "") -> str:
+    """Return what a report's `data` is: `8 windows of 32 tokens, each begun with '<s>', from x`.
+
+    Args:
+        data: The entry of the report.
+        quote: Put around the source.
+    """
+    begun = begun_with(data.get("bos"))
+    packed = "packed documents of " if data.get("packed") else ""
+    source = f"{quote}{data['source']}{quote}"
+    comma = "," if begun else ""
+    return (
+        f"{data['windows']} windows of {data['length']} tokens{begun}{comma} from {packed}{source}"
     )

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ import click
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.recipe import DTYPES
+from neuroal.types import Bos
 
 SOURCES = (
     "a .txt, .jsonl, .json or .parquet file (also .gz), c4, wikitext2, ptb, demo, "
@@ -193,8 +195,32 @@ load_options = _all(
 )
 
 
+def window_options(group: str, unless: str = "") -> Callable[[Any], Any]:
+    """Return the options of how text becomes windows: `--bos` and `--pack-documents`.
+
+    Args:
+        group: Their heading.
+        unless: Where "auto" puts no token.
+    """
+    shared = partial(option, group=group, default=None)
+    bos = (
+        "Begin every window with the beginning-of-sequence token; auto does so where the tokenizer "
+        f"begins a text with it{unless}.  [default: auto]"
+    )
+    packed = (
+        "Join documents by the end-of-sequence token.  [default: conversations are joined, texts "
+        "are not]"
+    )
+    return _all(
+        [
+            shared("--bos", type=click.Choice(typing.get_args(Bos)), help=bos),
+            shared("--pack-documents/--no-pack-documents", help=packed),
+        ]
+    )
+
+
 def text_options(what: str) -> Callable[[Any], Any]:
-    """Return the options of a text to measure perplexity on: `--data`, `--length`, `--windows`."""
+    """Return the options of a text to measure perplexity on: `--data` and how it is cut."""
     text = partial(option, group="Perplexity")
     tokens = "Tokens per window.  [default: the smaller of 2048 and the model's context]"
     most = "At most so many windows.  [default: all]"
@@ -203,6 +229,7 @@ def text_options(what: str) -> Callable[[Any], Any]:
             text("--data", metavar="SOURCE", help=f"{what}: {SOURCES}."),
             text("--length", type=int, help=tokens),
             text("--windows", type=int, help=most),
+            window_options("Perplexity"),
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from neuroal.cli.command import (
 )
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
-from neuroal.units import parameters
+from neuroal.types import Bos
+from neuroal.units import begun_with, parameters
 
 if TYPE_CHECKING:
     from neuroal.evaluation.comparison import ComparedSide, Line
@@ -61,6 +62,8 @@ def compare(
     data: str | None,
     length: int | None,
     windows: int | None,
+    bos: Bos | None,
+    pack_documents: bool | None,
     every: bool,
     device: str,
     dtype: str,
@@ -76,7 +79,9 @@ def compare(
     an allocation on one side, the ratios are the wanted ones. Ratios of rows and importance, where
     there are any, are shown by how far they are apart.
     """
-    check_needed("--data", data, length=length, windows=windows)
+    how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
+    check_needed("--data", data, **how)
+    how["bos"] = bos or "auto"
     from neuroal.evaluation import comparison
 
     sides = (comparison.read_side(a), comparison.read_side(b))
@@ -89,9 +94,7 @@ def compare(
     if runs:
         with clean_stdout(as_json):
             for side in sides:
-                run = _measure(
-                    side, data, length, windows, device, dtype, trust_remote_code, progress
-                )
+                run = _measure(side, data, how, device, dtype, trust_remote_code, progress)
                 measured.append(run)
     layout = measured[0].layout if measured else None
     masks = (measured[0].masks, measured[1].masks) if measured else None
@@ -106,14 +109,13 @@ def compare(
 def _measure(
     side: ComparedSide,
     data: str | None,
-    length: int | None,
-    windows: int | None,
+    how: Mapping[str, Any],
     device: str,
     dtype: str,
     trust_remote_code: bool,
     progress: bool,
 ) -> MeasuredRun:
-    """Load a run's model once, for its masks and its perplexity."""
+    """Load a run's model once, for its masks and its perplexity; `how` is how the text is cut."""
     from neuroal.evaluation import comparison
     from neuroal.evaluation.mask_overlap import masks_of
     from neuroal.evaluation.perplexity import perplexity, windows_for
@@ -127,8 +129,7 @@ def _measure(
             pretrained.load_config(side.name, trust_remote_code),
             data,
             pretrained.load_tokenizer(side.name, trust_remote_code),
-            length=length,
-            windows=windows,
+            **how,
             progress=progress,
         )
     model, _ = pretrained.load(side.name, place, dtype, trust_remote_code)
@@ -210,7 +211,13 @@ def _summary(
     perplexities = [x.perplexity for x in measured if x.perplexity is not None]
     if perplexities:
         yield "perplexity", *(f"{x.perplexity:.4f}" for x in perplexities)
-        yield "on", *(f"{x.data}, {x.windows} windows of {x.length}" for x in perplexities)
+        yield (
+            "on",
+            *(
+                f"{x.data}, {x.windows} windows of {x.length}{begun_with(x.bos)}"
+                for x in perplexities
+            ),
+        )
 
 
 def _misalignment(report: Any) -> str:

@@ -63,15 +63,17 @@ def _cases(progress: bool) -> Iterator[DemoRow]:
     from tqdm import tqdm
 
     from neuroal import engine
-    from neuroal.data import calibration
+    from neuroal.data.windows import default_length
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
     from neuroal.model import pretrained
     from neuroal.recipe import Recipe
 
     start = time.perf_counter()
     model, tokenizer = pretrained.load("demo")
-    length = calibration.default_length(pretrained.context_length(model.config))
-    heldout = evaluation_windows("demo", tokenizer, length=length, windows=WINDOWS)
+    length = default_length(pretrained.context_length(model.config))
+    heldout = evaluation_windows(  # as published, like the recipes
+        "demo", tokenizer, length=length, windows=WINDOWS, bos="never"
+    )
     plans = list(itertools.product(SPARSITIES, PRUNERS, TOP_UPS))
     with tqdm(total=len(plans) + 1, desc="dense", disable=not progress, leave=False) as bar:
         dense = perplexity(model, heldout).perplexity
@@ -82,7 +84,13 @@ def _cases(progress: bool) -> Iterator[DemoRow]:
             start = time.perf_counter()
             pruned = copy.deepcopy(model)
             recipe = Recipe(
-                sparsity, pruner, top_up, model="demo", calibration="demo", samples=SAMPLES
+                sparsity,
+                pruner,
+                top_up,
+                model="demo",
+                calibration="demo",
+                samples=SAMPLES,
+                bos="never",
             )
             report = engine.prune(pruned, tokenizer, recipe)
             chosen = report.selected()

@@ -23,6 +23,8 @@ from neuroal.cli.command import (
 )
 from neuroal.cli.tables import table
 from neuroal.errors import UsageError
+from neuroal.types import Bos
+from neuroal.units import begun_with
 
 if TYPE_CHECKING:
     from neuroal.evaluation.perplexity import Perplexity
@@ -72,6 +74,8 @@ def evaluate(
     data: str | None,
     length: int | None,
     windows: int | None,
+    bos: Bos | None,
+    pack_documents: bool | None,
     tasks: str | None,
     include_path: str | None,
     limit: int | None,
@@ -93,7 +97,8 @@ def evaluate(
     source = data or ("demo" if model == "demo" and tasks is None else None)
     if source is None and tasks is None:
         raise UsageError(f"model '{model}' needs --data or --tasks: {SOURCES}, or paper")
-    check_needed("--data", source, length=length, windows=windows)
+    how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
+    check_needed("--data", source, **how)
     check_needed("--tasks", tasks, include_path=include_path, limit=limit)
     from neuroal.data.source import parse_source
 
@@ -113,9 +118,8 @@ def evaluate(
             zero_shot.check_tokenizer(tokenizer)
             asked = harness.load_tasks(tasks, include_path, progress=progress)
         if parsed is not None:
-            cut = perplexity.windows_for(
-                config, parsed, tokenizer, length=length, windows=windows, progress=progress
-            )
+            how["bos"] = bos or "auto"
+            cut = perplexity.windows_for(config, parsed, tokenizer, **how, progress=progress)
             calibrated = text_overlap.calibration_of(model, tokenizer)
             if calibrated is not None:
                 text_overlap.warn_of_overlap(calibrated, cut)
@@ -160,7 +164,7 @@ def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, second
         rows += [
             ("perplexity", f"{read.perplexity:.4f}"),
             *((("reason", fill(read.reason, 60)),) if read.reason else ()),
-            ("windows", f"{read.windows} of {read.length} tokens"),
+            ("windows", f"{read.windows} of {read.length} tokens{begun_with(read.bos)}"),
             ("data", read.data),
             ("sha256 of the tokens", read.sha256),
         ]

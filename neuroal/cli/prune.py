@@ -19,6 +19,7 @@ from neuroal.cli.command import (
     print_json,
     say,
     trust_option,
+    window_options,
 )
 from neuroal.cli.recipe import default_out, read_recipe, recipe_of
 from neuroal.errors import UsageError
@@ -137,6 +138,7 @@ _run_option = partial(option, group="Run")
     type=int,
     help="Tokens per window.  [default: the smaller of 2048 and the model's context]",
 )
+@window_options("Calibration", unless=" (not under --budget paper)")
 @_calibration("--seed", default=_DEFAULT.seed, help="Of every random draw.")
 @_model(
     "--device", metavar="DEVICE", default=_DEFAULT.device, help="auto, cpu, cuda, cuda:0 or mps."
@@ -215,19 +217,8 @@ def prune(
     recipe = with_its_sparsity(recipe)
     target = Path(out or default_out(recipe))
     if dry_run:
-        if not leads():
-            return
-        from neuroal.cli.summary import plan_json, plan_text
-        from neuroal.cost.plan import plan
-        from neuroal.cost.preparation import prepare
-
-        with clean_stdout(as_json):
-            prepared = prepare(recipe, trust_remote_code=trust_remote_code)
-            price = plan(prepared, timed=True, stream=stream, spill=spill)
-        if as_json:
-            print_json(plan_json(price))
-        else:
-            click.echo(plan_text(price, target))
+        if leads():
+            _dry_run(recipe, target, trust_remote_code, stream, spill, as_json)
         return
     if leads():
         run_folder.check(target, overwrite, resume)
@@ -251,6 +242,32 @@ def prune(
         click.echo(run_text(report, target))
     for change in changes(recorded, report):
         say(f"Warning: {change}")
+
+
+def _dry_run(
+    recipe: Recipe,
+    target: Path,
+    trust: bool,
+    stream: bool | None,
+    spill: bool | None,
+    as_json: bool,
+) -> None:
+    """Show the plan, having read the text but no weight."""
+    from neuroal.cli.summary import plan_json, plan_text
+    from neuroal.cost.plan import plan
+    from neuroal.cost.preparation import prepare, with_its_calibration
+    from neuroal.model import pretrained
+    from neuroal.run.windows import look
+
+    with clean_stdout(as_json):
+        prepared = prepare(with_its_calibration(recipe), trust_remote_code=trust)
+        tokenizer = pretrained.load_tokenizer(str(recipe.model), trust)
+        text = look(prepared.recipe, prepared.model, tokenizer)
+        price = plan(prepared, timed=True, stream=stream, spill=spill, text=text)
+    if as_json:
+        print_json(plan_json(price))
+    else:
+        click.echo(plan_text(price, target))
 
 
 def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> Prepared:

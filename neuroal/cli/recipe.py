@@ -34,7 +34,8 @@ def read_recipe(file: str | None) -> Mapping[str, Any] | None:
         return {"recipe": data}
     if not isinstance(data.get("recipe"), Mapping):
         raise UsageError(f"'{file}' holds no recipe")
-    return data
+    # Runs from before windows could begin with the token had none there.
+    return data | {"recipe": {"bos": "never"} | data["recipe"]}
 
 
 def recipe_of(

@@ -13,7 +13,7 @@ from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
 from neuroal.cost.preparation import SearchStep
 from neuroal.run.report import Report
-from neuroal.units import parameters, rough_duration, size
+from neuroal.units import parameters, rough_duration, size, windows
 
 _FINAL = ("pruner", "refiner", "reconstruction")
 _STEPS = {"block_ratios": "block ratios", "row_ratios": "row ratios"}
@@ -34,7 +34,9 @@ def plan_text(plan: Plan, out: Path) -> str:
     ]
     steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s)) for s in prepared.steps]
     length = f"{recipe.length} tokens" if recipe.length else "the rows' or the model's length"
-    source = recipe.calibration or ("demo" if recipe.model == "demo" else "a source to be given")
+    source = recipe.calibration or "a source to be given"
+    data = plan.text and plan.text.data
+    wanted = f"{recipe.samples} windows of {length} from {source}"
     exists = " (exists: add --overwrite or choose another --out)" if out.exists() else ""
     blocks, linears = len(layout.blocks), len(layout.linears)
     cost = [
@@ -42,7 +44,7 @@ def plan_text(plan: Plan, out: Path) -> str:
         ("prunable weights", f"{plan.weights:,}"),
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
-        ("calibration", f"{recipe.samples} windows of {length} from {source}"),
+        ("calibration", wanted if data is None else windows(data.to_json())),
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
         ("disk, estimated", size(plan.needs.disk(plan.offload))),

@@ -17,6 +17,7 @@ from neuroal.errors import NeuroalError
 from neuroal.model import files, memory
 from neuroal.model.memory import available_memory
 from neuroal.model.zeros import sampled_zeros
+from neuroal.run.windows import Look
 
 LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
 
@@ -35,6 +36,7 @@ class Plan:
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
         zeros: Share of the weights that are zero already and stay so, about.
+        text: What is known of the calibration text; None where it was not looked at.
     """
 
     prepared: Prepared
@@ -43,6 +45,7 @@ class Plan:
     offload: Offload
     seconds: Mapping[str, float] | None = None
     zeros: float = 0.0
+    text: Look | None = None
 
     @property
     def block_runs(self) -> int:
@@ -57,9 +60,10 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what is left out or stays dense, one line each."""
+        """Return what is left out, what is known of the text, what stays dense, one line each."""
         dense = self.prepared.rules.left_dense(self.prepared.layout)
-        notes = [*self.prepared.notes, *(f"stays dense: {line}" for line in dense)]
+        of_text = self.text.notes if self.text is not None else ()
+        notes = [*self.prepared.notes, *of_text, *(f"stays dense: {line}" for line in dense)]
         if self.zeros:
             wanted = self.prepared.rules.sparsity
             more = f"; that is more than the wanted sparsity {wanted:g}"
@@ -91,6 +95,7 @@ class Plan:
             "steps": [dataclasses.asdict(s) for s in self.prepared.steps],
             "windows": recipe.samples,
             "length": recipe.length,
+            "data": self.text and self.text.data and self.text.data.to_json(),
             "block_runs": self.block_runs,
             "memory_bytes": self.needs.memory(self.offload),
             "disk_bytes": self.needs.disk(self.offload),
@@ -107,16 +112,18 @@ def plan(
     timed: bool = False,
     stream: bool | None = None,
     spill: bool | None = None,
+    text: Look | None = None,
 ) -> Plan:
     """Return what a prepared run would cost; loads no text, and of the weights a sample at most.
 
-    Where it is `timed`, one block of random weights says how long the run will take. The rest is as
-    in `prune`.
+    Where it is `timed`, one block of random weights says how long the run will take. `text` is
+    what is known of its calibration text. The rest is as in `prune`.
     """
     needed = needs(prepared, prepared.length)
     free = available_memory(memory.device_of(prepared.recipe.device))
     offload = needed.choose(stream, spill, free)
-    untimed = Plan(prepared, work(prepared), needed, offload, zeros=_zeros(prepared))
+    zeros = _zeros(prepared)
+    untimed = Plan(prepared, work(prepared), needed, offload, zeros=zeros, text=text)
     return with_seconds(untimed) if timed else untimed
 
 

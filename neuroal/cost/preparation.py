@@ -12,8 +12,8 @@ from torch import nn
 
 from neuroal import layout as layouts
 from neuroal.cost.work import generation_work
-from neuroal.data.calibration import default_length
 from neuroal.data.source import parse_source
+from neuroal.data.windows import default_length
 from neuroal.errors import PluginError, UsageError
 from neuroal.layout import Layout
 from neuroal.model import pretrained

@@ -1,5 +1,9 @@
-"""From text, or rows of token ids, to calibration windows; the only door to `datasets`.
+"""From text, conversations or rows of token ids to windows; the only door to `datasets`.
 
 - `source`: what a source names (a file, a hub data set, c4, demo, ...), and its rows
-- `calibration`: rows to windows of token ids
+- `columns`: which columns of a table are read, and what a row of them is
+- `conversations`: chat data to text, by the model's own chat template
+- `documents`: rows to token ids, one by one or packed
+- `windows`: what identifies windows, how long they are, what they begin with
+- `calibration`: the calibration windows of a source
 """

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from neuroal.data import columns
+from neuroal.data.conversations import Conversation
 from neuroal.errors import NeuroalError, UsageError, nearest
 
 _FILE = re.compile(r"(.+?\.(txt|jsonl|json|parquet)(?:\.gz)?)(?::([^:/\\]+))?", re.IGNORECASE)
@@ -56,7 +58,7 @@ class Source:
         path: Path of the file, or owner/name of the hub data set.
         config: Configuration of the hub data set.
         split: Its split; None is "train" for calibration and "test" for evaluation.
-        column: Column to read; None is `input_ids` if there is one, else `text`.
+        column: Column to read; None is `input_ids`, `text` or those of chat data.
     """
 
     text: str
@@ -65,6 +67,11 @@ class Source:
     config: str | None = None
     split: str | None = None
     column: str | None = None
+
+    @property
+    def on_hub(self) -> bool:
+        """Return whether it is a data set of the hub."""
+        return self.kind == "hub" or (self.kind in NAMES and self.kind != "demo")
 
 
 def parse_source(text: str) -> Source:
@@ -114,7 +121,7 @@ def parse_source(text: str) -> Source:
 
 
 def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]:
-    """Return the rows of a source: texts, or lists of token ids.
+    """Return the rows of a source: texts, conversations, or lists of token ids.
 
     Args:
         source: What to read; a .txt file is one row.
@@ -132,7 +139,7 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
         from neuroal.demo import documents
 
         rows = documents("calibration" if split == "train" else "heldout")
-    elif source.kind in (*NAMES, "hub"):
+    elif source.on_hub:
         rows = _from_hub(source, split, progress)
     else:
         try:
@@ -142,14 +149,14 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
             raise NeuroalError(f"cannot read '{source.path}': {reason}") from error
     if not len(rows):
         raise NeuroalError(f"'{source.text}' is empty: give text, or rows of input_ids")
-    if not isinstance(rows[0], (str, list, tuple)):
+    if not isinstance(rows[0], (str, list, tuple, Conversation)):
         raise NeuroalError(f"row 1 of '{source.text}' is {rows[0]!r:.40}, not text or token ids")
     return rows
 
 
 def origin(source: Source, split: str) -> str:
     """Return where the rows of a source come from: of the hub, the data set and its parts."""
-    if source.kind in (*NAMES, "hub") and source.kind != "demo":
+    if source.on_hub:
         call = _call(source, split)
         keys = ("path", "name", "revision", "data_files", "split")
         return " ".join(str(call[key]) for key in keys if call.get(key) is not None)
@@ -171,8 +178,7 @@ def _from_hub(source: Source, split: str, progress: bool) -> Sequence[Any]:
             raise NeuroalError(
                 f"cannot load '{source.text}' from the hub: {cause_of(error)}; give a local file"
             ) from error
-    rows: Sequence[Any] = table[_column(source, table.column_names)]
-    return rows
+    return _from_table(source, table)
 
 
 def _from_file(source: Source) -> Sequence[Any]:
@@ -183,15 +189,15 @@ def _from_file(source: Source) -> Sequence[Any]:
     if source.kind == "parquet":
         return _from_parquet(source)
     rows: list[Any] = []
-    column = source.column
+    chosen: columns.Columns = ()
     for where, row in _objects(source):
         if not isinstance(row, dict):
             raise NeuroalError(f"{where} of '{source.path}' is not an object with a column 'text'")
-        if not rows:
-            column = _column(source, list(row))
-        if column not in row:
-            raise NeuroalError(f"{where} of '{source.path}' has no column '{column}'")
-        rows.append(row[column])
+        chosen = chosen or columns.choose(source.text, source.column, list(row))
+        try:
+            rows.append(columns.row_of(chosen, row))
+        except KeyError as error:
+            raise NeuroalError(f"{where} of '{source.path}' has no column {error}") from None
     return rows
 
 
@@ -205,12 +211,9 @@ def _objects(source: Source) -> Iterator[tuple[str, Any]]:
                     raise
                 whole = None
         if isinstance(whole, dict):
-            column = _column(source, list(whole))
-            cells = whole[column]
-            if isinstance(cells, list) and cells and isinstance(cells[0], (str, list)):
-                whole = [{column: cell} for cell in cells]
-            else:
-                whole = [whole]
+            chosen = columns.choose(source.text, source.column, list(whole))
+            cells = {column: whole[column] for column in chosen if column in whole}
+            whole = columns.as_rows(source.text, cells) or [whole]
         if isinstance(whole, list):
             yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))
             return
@@ -246,21 +249,12 @@ def _from_parquet(source: Source) -> Sequence[Any]:
             if "corresponds to no data" in str(error):  # how `datasets` says that no row is there
                 return []
             raise NeuroalError(f"cannot read '{source.path}': {cause_of(error)}") from error
-        rows: Sequence[Any] = table[_column(source, table.column_names)]
-        return rows
+        return _from_table(source, table)
 
 
-def _column(source: Source, names: Sequence[str]) -> str:
-    if source.column is not None:
-        if source.column in names:
-            return source.column
-        wanted = f"'{source.column}': {nearest(source.column, names)}"
-    else:
-        for column in ("input_ids", "text"):
-            if column in names:
-                return column
-        wanted = f"'text' or 'input_ids': its columns are {', '.join(names)}"
-    raise NeuroalError(f"'{source.text}' has no column {wanted}")
+def _from_table(source: Source, table: Any) -> Sequence[Any]:
+    chosen = columns.choose(source.text, source.column, table.column_names)
+    return columns.rows_of_table(chosen, table)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 The protocol of the Wanda family: the test text is joined, tokenised once and cut into windows;
 perplexity is exp of the mean over windows of the mean next-token cross-entropy in the window.
+Windows may begin with the beginning-of-sequence token, which is never predicted.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from neuroal.data import calibration
-from neuroal.data.calibration import Windows
+from neuroal.data import windows as cutting
+from neuroal.data.documents import Documents, documents_of
 from neuroal.data.source import Source, origin, parse_source, read
+from neuroal.data.windows import Beginning, Windows, beginning
 from neuroal.errors import NeuroalError, UsageError, overflows
 from neuroal.model import pretrained
+from neuroal.types import Bos
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Perplexity:
         dtype: Dtype of the model's weights; the loss is taken in float32.
         protocol: How the windows were taken from the data, and the mean that is taken.
         reason: Why the perplexity is no finite number; empty where it is one.
+        bos: The beginning-of-sequence token in front of every window; None if none was put there.
     """
 
     perplexity: float
@@ -55,6 +59,7 @@ class Perplexity:
     dtype: str
     protocol: str
     reason: str = ""
+    bos: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; a perplexity that is not finite becomes "inf" or "nan"."""
@@ -124,6 +129,7 @@ def perplexity(
         dtype=str(embedding.dtype).removeprefix("torch."),
         protocol="; ".join(filter(None, (windows.protocol, MEAN))),
         reason=reason,
+        bos=windows.bos,
     )
 
 
@@ -172,6 +178,8 @@ def evaluation_windows(
     *,
     length: int | None = None,
     windows: int | None = None,
+    bos: Bos = "auto",
+    pack_documents: bool | None = None,
     context: int | None = None,
     vocabulary: int | None = None,
     progress: bool = False,
@@ -181,9 +189,12 @@ def evaluation_windows(
     Args:
         source: A `Source` or its text; rows of token ids are used unchanged.
         tokenizer: As in `calibration_windows`.
-        length: Tokens per window; None is the rows' own, for text the smaller of 2048 and
-            `context`.
+        length: Tokens per window, with the one of `bos`; None is the rows' own, for text the
+            smaller of 2048 and `context`.
         windows: At most this many windows, from the first; None is all of them (256 of c4).
+        bos: As in `calibration_windows`.
+        pack_documents: Whether documents are tokenised one by one and joined by the end-of-sequence
+            token; None: where they are conversations.
         context: Longest window that the model takes, if it has a bound.
         vocabulary: Number of token ids that the model knows; None leaves ids unchecked.
         progress: Show the bars of a download.
@@ -192,39 +203,64 @@ def evaluation_windows(
         The windows, (at most `windows`, length).
 
     Raises:
-        UsageError: `windows` or `length` is out of range, or the source text is wrong.
+        UsageError: `windows` or `length` is out of range, the source text is wrong, or the token of
+            `bos` does not exist.
         NeuroalError: The source cannot be read, or is shorter than one window.
     """
     source = parse_source(source) if isinstance(source, str) else source
-    calibration.check_sizes(windows, length, context)
+    cutting.check_sizes(windows, length, context)
     rows = read(source, "test", progress=progress)
-    if calibration.holds_tokens(rows):
-        available = len(rows)
-        count = min(windows or available, available)
-        ids = calibration.token_rows(source, rows, count, length, context)
-        protocol = f"{origin(source, 'test')}: rows of token ids as they stand"
+    if cutting.holds_tokens(rows):
+        cutting.refuse_packed_tokens(source, pack_documents)
+        first = beginning(tokenizer, bos) if bos == "always" else None
+        count = min(windows or len(rows), len(rows))
+        ids = cutting.begun(cutting.token_rows(source, rows, count, length, context), first)
+        how, documents, packs = "rows of token ids as they stand", None, False
     else:
-        length = length or calibration.default_length(context)
-        texts, separator = _joining(source, rows)
-        text = calibration.joined(source, texts, separator)
-        tokens = calibration.encode(source, tokenizer, text)
-        available = len(tokens) // length
-        if not available:
+        first = beginning(tokenizer, bos)
+        length = length or cutting.default_length(context)
+        texts, separator = _joining(source, rows, tokenizer)
+        packs = texts.chat if pack_documents is None else pack_documents
+        most = windows or (C4_WINDOWS if source.kind == "c4" else None)
+        enough = None if most is None or not packs else most * length
+        tokens, documents, how = _tokens(texts, separator, packs, enough)
+        cut = cutting.consecutive(tokens, length, first, most)
+        if not cut:
             raise NeuroalError(
                 f"the text of '{source.text}' has {len(tokens)} tokens, fewer than one window of "
-                f"{length}: {calibration.cure(len(tokens))}"
+                f"{length}: {cutting.cure(len(tokens))}"
             )
-        count = min(windows or (C4_WINDOWS if source.kind == "c4" else available), available)
-        ids = torch.tensor(tokens[: count * length]).view(count, length)
-        documents = (
-            "one document" if len(texts) == 1 else f"{len(texts)} documents joined by {separator!r}"
-        )
-        protocol = (
-            f"{origin(source, 'test')}: {documents}, tokenised once, cut into consecutive windows"
-        )
-    if windows is not None and windows > available:
-        LOG.warning("'%s' has %d windows, not %d: all are used", source.text, available, windows)
-    return calibration.windows_of(ids, source, vocabulary, protocol)
+        ids = torch.tensor(cut)
+        how += ", cut into consecutive windows"
+    if windows is not None and windows > len(ids):
+        LOG.warning("'%s' has %d windows, not %d: all are used", source.text, len(ids), windows)
+    return cutting.windows_of(
+        ids,
+        source,
+        vocabulary,
+        protocol=f"{origin(source, 'test')}: {how}{_begun(first)}",
+        bos=first and first.token,
+        packed=packs,
+        documents=documents,
+    )
+
+
+def _tokens(
+    documents: Documents, separator: str, packs: bool, enough: int | None
+) -> tuple[list[int], int, str]:
+    """Return the tokens of all documents, or `enough` of packed ones, of how many, and how."""
+    what = documents.what + (" rendered by the model's chat template" if documents.chat else "")
+    if packs:
+        tokens, used = documents.packed(range(len(documents)), enough)
+        end = documents.tokenizer.eos_token
+        return tokens, used, f"{used} {what}, tokenised one by one and joined by '{end}'"
+    count = len(documents)
+    whole = "one document" if count == 1 else f"{count} {what} joined by {separator!r}"
+    return documents.joined(separator).tokens(0), count, f"{whole}, tokenised once"
+
+
+def _begun(first: Beginning | None) -> str:
+    return "" if first is None else f", each begun with '{first.token}'"
 
 
 def windows_for(config: Any, source: Source | str, tokenizer: Any, **options: Any) -> Windows:
@@ -234,7 +270,8 @@ def windows_for(config: Any, source: Source | str, tokenizer: Any, **options: An
     return evaluation_windows(source, tokenizer, context=context, vocabulary=vocabulary, **options)
 
 
-def _joining(source: Source, rows: Sequence[Any]) -> tuple[Sequence[Any], str]:
+def _joining(source: Source, rows: Any, tokenizer: Any) -> tuple[Documents, str]:
+    """Return the documents of a source, and what stands between them."""
     if source.kind == "c4":
-        return rows[:C4_DOCUMENTS], " "
-    return rows, " " if source.kind == "ptb" else "\n\n"
+        return documents_of(source, rows[:C4_DOCUMENTS], tokenizer), " "
+    return documents_of(source, rows, tokenizer), " " if source.kind == "ptb" else "\n\n"

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from neuroal.data.calibration import Windows, calibration_windows
+from neuroal.data.calibration import calibration_windows
 from neuroal.data.source import parse_source
+from neuroal.data.windows import Windows
 from neuroal.errors import NeuroalError
 from neuroal.model import files
 from neuroal.recipe import Recipe
@@ -90,10 +91,16 @@ def calibration_of(model: str, tokenizer: Any) -> Windows | None:
     try:
         asked = Recipe.from_json(recipe)
         source = parse_source(str(data["source"]))
-        if source.kind in ("hub", "c4", "ptb", "wikitext2"):
+        if source.on_hub:
             return None
         windows = calibration_windows(
-            source, tokenizer, samples=data["windows"], length=data["length"], seed=asked.seed
+            source,
+            tokenizer,
+            samples=data["windows"],
+            length=data["length"],
+            seed=asked.seed,
+            bos="always" if data.get("bos") else "never",
+            pack_documents=asked.pack_documents,
         )
     except (NeuroalError, KeyError) as error:
         LOG.info("calibration of '%s' is not at hand to compare with: %s", model, error)

@@ -14,7 +14,7 @@ from neuroal.html_report.section import Details, Fact, Section
 from neuroal.html_report.walk_figures import input_norms, phases
 from neuroal.recipe import TOP_UP_ROLES
 from neuroal.run.model_card import model_title
-from neuroal.units import duration, number, percent, size
+from neuroal.units import duration, number, percent, size, windows
 
 
 def run_section(run: FinishedRun) -> Section:
@@ -108,10 +108,7 @@ def _provenance(report: Mapping[str, Any]) -> Details:
     ]
     if data:
         pairs += [
-            (
-                "calibration",
-                f"{data['windows']} windows of {data['length']} tokens, {data['source']}",
-            ),
+            ("calibration", windows(data)),
             ("SHA-256 of the tokens", str(data["sha256"])),
         ]
     pairs += [

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from neuroal.units import windows
+
 UNSTRUCTURED = """The zeros are unstructured: they make
 the model neither smaller nor faster in a runtime that does not use sparsity."""
 PATTERN = """The zeros follow a pattern, which
@@ -30,11 +32,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         for c in chosen
     )
     data = report["data"]
-    calibration = (
-        f"{data['windows']} windows of {data['length']} tokens from `{data['source']}`"
-        if data
-        else "none"
-    )
+    calibration = windows(data, quote="`") if data else "none"
     notes = "".join(f"- {note}\n" for note in report["notes"])
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---

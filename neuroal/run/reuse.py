@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.errors import UsageError
 from neuroal.layout import Layout, find
 from neuroal.model import files, pretrained, run_folder

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import torch
 
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.distributed import Team
 from neuroal.layout import Layout
 from neuroal.model.run_folder import Journal

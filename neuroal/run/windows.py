@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neuroal.data import calibration
-from neuroal.data.calibration import Windows
-from neuroal.data.source import Source
+from neuroal.data.source import Source, parse_source
+from neuroal.data.windows import Windows, beginning, check_sizes, on_beginning, windows_of
 from neuroal.errors import UsageError
 from neuroal.model import pretrained
 from neuroal.recipe import Recipe
@@ -41,8 +41,11 @@ def calibrate(
     if ids is not None:
         if ids.dim() != 2 or ids.dtype != torch.int64:
             raise UsageError("windows must be int64 (samples, length)")
-        calibration.check_sizes(ids.shape[0], ids.shape[1], context)
-        return calibration.windows_of(ids.cpu(), Source("windows", "tensor", ""), vocabulary)
+        if recipe.bos == "always" or recipe.pack_documents:
+            what = "bos" if recipe.bos == "always" else "pack_documents"
+            raise UsageError(f"windows are taken as they are: {what} is for a calibration source")
+        check_sizes(ids.shape[0], ids.shape[1], context)
+        return windows_of(ids.cpu(), Source("windows", "tensor", ""), vocabulary)
     if recipe.calibration is None:
         return None
     make = partial(
@@ -52,8 +55,36 @@ def calibrate(
         samples=recipe.samples,
         length=recipe.length,
         seed=recipe.seed,
+        bos=recipe.window_bos,
+        pack_documents=recipe.pack_documents,
         context=context,
         vocabulary=vocabulary,
         progress=progress,
     )
     return shared.windows(recipe, make)
+
+
+class Look(NamedTuple):
+    """What is known of a run's calibration text before it runs.
+
+    Attributes:
+        data: Its windows; None where there are none, or where the hub would have to be asked.
+        notes: What should be known, one line each.
+    """
+
+    data: Windows | None
+    notes: tuple[str, ...]
+
+
+def look(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Look:
+    """Take the windows that a run would have, for its plan; of the hub's, only how they begin.
+
+    Raises:
+        UsageError: The source is wrong.
+        NeuroalError: It cannot be read, or holds too little.
+    """
+    if recipe.calibration is not None and parse_source(recipe.calibration).on_hub:
+        bos = recipe.window_bos
+        return Look(None, on_beginning(beginning(tokenizer, bos), bos))
+    data = calibrate(recipe, model, tokenizer, None, SharedMeasurements())
+    return Look(data, () if data is None else data.notes)

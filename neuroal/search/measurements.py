@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.distributed import ALONE, Team
 from neuroal.errors import NeuroalError
 from neuroal.plugins import Plugin
@@ -46,8 +46,8 @@ class SharedMeasurements:
 
     def windows(self, recipe: Recipe, make: Callable[[], Windows]) -> Windows:
         """Return the windows of a recipe's calibration, made now or by an earlier run."""
-        decides = (recipe.calibration, recipe.samples, recipe.length, recipe.seed)
-        key = json.dumps(decides)
+        fields = ("calibration", "samples", "length", "seed", "window_bos", "pack_documents")
+        key = json.dumps([getattr(recipe, name) for name in fields])
         if key not in self._windows:
             self._windows[key] = make()
         return self._windows[key]

@@ -24,6 +24,7 @@ from neuroal.plugins import listing_of
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry, within
 
+_WINDOWS = ("samples", "length", "window_bos", "pack_documents")  # what a source is cut into
 _SHARED = ("budget", "comparison", "skip_indivisible", "keep_zeros", "requires")  # by all cases
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
 
@@ -201,7 +202,7 @@ def _case(
     if prepared is not None:
         setup = prepared.setup
         fields = ("budget", "pattern", "skip_indivisible", "keep_zeros", "wanted", "seed")
-        decides |= {key: getattr(recipe, key) for key in (*fields, "samples", "length")}
+        decides |= {key: getattr(recipe, key) for key in (*fields, *_WINDOWS)}
         decides["search_samples"] = setup.search_samples
         decides["comparison"] = setup.comparison
         decides["plugins"] = [p.provenance() for p in setup.plugins]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from neuroal.cost.estimate import work
 from neuroal.cost.preparation import prepare
-from neuroal.data.calibration import default_length
+from neuroal.data.windows import default_length
 from neuroal.layout import Layout, find
 from neuroal.model import memory, pretrained
 from neuroal.study.cases import StudyCase

@@ -15,7 +15,7 @@ from neuroal import options
 from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.plugins import in_file
 from neuroal.recipe import Recipe
-from neuroal.types import Budget, Comparison
+from neuroal.types import Bos, Budget, Comparison
 
 T = TypeVar("T")
 Options = Mapping[str, Mapping[str, Any]]
@@ -86,6 +86,8 @@ class CalibrationEntry:
     samples: int = Recipe.samples
     search_samples: int | None = Recipe.search_samples
     length: int | None = None
+    bos: Bos = Recipe.bos
+    pack_documents: bool | None = Recipe.pack_documents
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class EvaluationEntry:
         label: What tables call it; "" is a name made from `data` or `tasks`.
         length: Tokens per window of `data`.
         windows: At most this many windows of `data`.
+        bos: Whether windows of `data` begin with the beginning-of-sequence token; None is "auto",
+            and "never" where the study's budget is "paper".
+        pack_documents: Whether the documents of `data` are joined by the end-of-sequence token;
+            None: where they are conversations.
         include_path: Folder of local task definitions.
         limit: At most this many examples of each task.
         batch: Windows, or requests, per forward pass.
@@ -108,6 +114,8 @@ class EvaluationEntry:
     label: str = ""
     length: int | None = None
     windows: int | None = None
+    bos: Bos | None = None
+    pack_documents: bool | None = None
     include_path: str | None = None
     limit: int | None = None
     batch: int | None = None
@@ -212,7 +220,16 @@ def parse(data: Mapping[str, Any], folder: Path) -> Study:
             values[key] = _list(key, values[key])
     study = _table(Study, values, "", done={*readers, "calibration"})
     _check(study)
-    return study
+    return _as_published(study) if study.budget == "paper" else study
+
+
+def _as_published(study: Study) -> Study:
+    """Return a study whose evaluations read windows as the published code does."""
+    evaluations = [
+        e if e.bos is not None or e.data is None else dataclasses.replace(e, bos="never")
+        for e in study.evaluations
+    ]
+    return dataclasses.replace(study, evaluations=tuple(evaluations))
 
 
 def _list(key: str, value: Any) -> Sequence[Any]:
@@ -308,7 +325,8 @@ def _top_up(top_up: TopUpEntry, folder: Path) -> Any:
 def _evaluation(evaluation: EvaluationEntry, folder: Path) -> EvaluationEntry:
     if (evaluation.data is None) == (not evaluation.tasks):
         raise UsageError("give data (a source, for perplexity) or tasks (zero-shot), one of them")
-    foreign = ("include_path", "limit") if evaluation.data else ("length", "windows")
+    of_data = ("length", "windows", "bos", "pack_documents")
+    foreign = ("include_path", "limit") if evaluation.data else of_data
     for key in foreign:
         if getattr(evaluation, key) is not None:
             kind = "data" if evaluation.data else "tasks"

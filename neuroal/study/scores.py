@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from neuroal.data.calibration import Windows
 from neuroal.data.source import parse_source
+from neuroal.data.windows import Windows
 from neuroal.evaluation.perplexity import perplexity, windows_for
 from neuroal.evaluation.tasks import check_names, load_tasks
 from neuroal.evaluation.text_overlap import warn_of_overlap
@@ -90,6 +90,8 @@ class Measurer:
             self.tokenizer,
             length=evaluation.length,
             windows=evaluation.windows,
+            bos=evaluation.bos or "auto",
+            pack_documents=evaluation.pack_documents,
             progress=self.progress,
         )
         return self._once(evaluation, cut)

@@ -15,8 +15,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from neuroal.data.calibration import Windows, calibration_windows
+from neuroal.data.calibration import calibration_windows
 from neuroal.data.source import Source, parse_source
+from neuroal.data.windows import Windows
 from neuroal.errors import NeuroalError, UsageError
 
 WORDS = ["<s>", "<unk>", *(f"w{n}" for n in range(60)), "é", "日本"]
@@ -254,6 +255,9 @@ def test_the_digest_is_of_the_little_endian_ids_alone() -> None:
         "source": "y",
         "windows": 2,
         "length": 2,
+        "bos": None,
+        "packed": False,
+        "documents": None,
         "sha256": expected,
     }
 
@@ -274,7 +278,7 @@ CONTENTS = {
         (b'{"text": "a"}\n{"text": \n', "line 2 of '{}' is not JSON"),
         (b"[" * 100_000, "line 1 of '{}' is not JSON"),
         (b'"text"', "line 1 of '{}' is not an object"),
-        (b'{"body": "a"}', "'{}' has no column 'text' or 'input_ids': its columns are body"),
+        (b'{"body": "a"}', "'{}' has no column 'text' or 'input_ids',.*: its columns are body"),
         (b'{"text": "a"}\n{"body": "a"}', "line 2 of '{}' has no column 'text'"),
         (b'{"text": 5}', "row 1 of '{}' is 5, not text"),
         (b'{"text": "a"}\n{"text": null}', "row 2 of '{}' is None, not text"),

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation import perplexity as module
 from neuroal.evaluation.perplexity import (
@@ -104,6 +104,7 @@ def test_it_is_the_slow_formula(make: object, windows: Windows) -> None:
         "sha256": windows.sha256,
         "dtype": "float32",
         "protocol": module.MEAN,
+        "bos": None,
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuroal.data.calibration import Windows
+from neuroal.data.windows import Windows
 from neuroal.evaluation.text_overlap import overlap, warn_of_overlap
 
 

@@ -53,6 +53,8 @@ def test_an_id_is_decided_by_all_that_decides_the_weights(prepared: Change, desk
         ("sparsities = [0.5, 0.7]", "seeds = [1]\nsparsities = [0.5, 0.7]"),
         ('"wanda"', '{name = "wanda", label = "w", options = {}}'),
         ('"owl"]', '{name = "owl", options = {owl = {M = 3}}}]'),
+        ("samples = 3", 'samples = 3\nbos = "always"'),
+        ("samples = 3", "samples = 3\npack_documents = false"),
     )
     for number, change in enumerate(changes):
         now = ids(prepared(change))

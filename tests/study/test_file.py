@@ -62,6 +62,37 @@ def test_entries_are_strings_or_tables(tmp_path: Path) -> None:
     )
 
 
+def test_how_windows_are_cut_is_said_for_calibration_and_each_text(tmp_path: Path) -> None:
+    text = """
+    models = ["llama"]
+
+    [calibration]
+    bos = "always"
+    pack_documents = true
+
+    [[evaluations]]
+    data = "demo"
+
+    [[evaluations]]
+    data = "wikitext2"
+    bos = "always"
+    pack_documents = false
+    """
+    study = read(write(tmp_path, text))
+    assert study.calibration.bos == "always" and study.calibration.pack_documents is True
+    assert [e.bos for e in study.evaluations] == [None, "always"]
+    assert [e.pack_documents for e in study.evaluations] == [None, False]
+    # The paper's budget is the published protocol throughout, unless something else is said.
+    published = read(write(tmp_path, 'budget = "paper"\n' + text))
+    assert [e.bos for e in published.evaluations] == ["never", "always"]
+    for old, new, says in (
+        ('"always"', '"no"', "bos in calibration is 'no', not"),
+        ('data = "demo"', 'tasks = ["rte"]\n    bos = "never"', "bos has no meaning beside tasks"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read(write(tmp_path, text.replace(old, new, 1)))
+
+
 def test_a_plugins_name_is_no_path(tmp_path: Path) -> None:
     text = """
     models = ["llama"]
