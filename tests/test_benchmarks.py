@@ -140,3 +140,12 @@ def test_results_of_the_page_are_on_record(results: ModuleType, tmp_path: Path) 
     assert (tmp_path / "again.csv").read_bytes() == (docs / "results.csv").read_bytes()
     said = results.tables(known).partition("\n")[0]
     assert f"\n{said}\n" in (docs / "results.md").read_text(encoding="utf-8")
+
+
+def test_both_rules_of_the_first_token_predict_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bos = importlib.import_module("bos")
+    ids = torch.tensor([[9, 1, 2, 3], [9, 4, 5, 6], [9, 7, 8, 0]])
+    found = bos.windows(ids, 9)
+    assert found["always"].tolist() == [[9, 4, 5, 6], [9, 7, 8, 0]]
+    assert found["never"].tolist() == [[3, 4, 5, 6], [6, 7, 8, 0]]

@@ -288,6 +288,17 @@ def test_wrong_windows(case: str, recipe: Recipe, tmp_path: Path, tree: Tree) ->
     assert tree() == {}
 
 
+@pytest.mark.parametrize("change", [{"bos": "always"}, {"pack_documents": True}])
+def test_given_windows_are_taken_as_they_are(
+    change: dict[str, Any], recipe: Recipe, windows: Tensor, tmp_path: Path, tree: Tree
+) -> None:
+    asked = dataclasses.replace(recipe, **change)
+    with pytest.raises(UsageError, match=f"taken as they are: {min(change)} is for") as error:
+        neuroal.prune(tiny_model("llama"), None, asked, windows=windows, out=tmp_path / "out")
+    one_line(error)
+    assert tree() == {}
+
+
 def test_missing_or_doubled_calibration(
     recipe: Recipe, from_file: Recipe, windows: Tensor, tmp_path: Path, tree: Tree
 ) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import neuroal
 from neuroal.data.windows import Windows
-from neuroal.evaluation.text_overlap import overlap, warn_of_overlap
+from neuroal.evaluation.text_overlap import calibration_of, overlap, warn_of_overlap
+from neuroal.model.pretrained import load_tokenizer
+from neuroal.testing import tiny_model, tiny_tokenizer
 
 
 def shares_by_hand(one: list[list[int]], other: list[list[int]], length: int) -> float:
@@ -50,11 +54,6 @@ def test_a_warning_names_both_sources(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_windows_of_a_run_are_drawn_again(tmp_path: Path) -> None:
-    import neuroal
-    from neuroal.evaluation.text_overlap import calibration_of
-    from neuroal.model.pretrained import load_tokenizer
-    from neuroal.testing import tiny_model, tiny_tokenizer
-
     text = tmp_path / "texts.jsonl"
     rng = random.Random(0)
     lines = ["".join(rng.choices("abcdefgh ", k=90)) for _ in range(6)]
@@ -79,3 +78,22 @@ def test_windows_of_a_run_are_drawn_again(tmp_path: Path) -> None:
     report_json["data"]["source"] = "c4"
     file.write_text(json.dumps(report_json))
     assert calibration_of(str(out), tokenizer) is None  # the hub is not asked
+
+
+@pytest.mark.parametrize("how", [{"bos": "always"}, {"bos": "always", "pack_documents": True}])
+def test_windows_are_drawn_again_as_they_were_cut(how: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "x.jsonl"
+    rng = random.Random(0)
+    lines = ["".join(rng.choices("abcdefgh ", k=90)) for _ in range(6)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "~"
+    recipe = neuroal.Recipe(
+        sparsity=0.5, top_up="uniform", calibration=str(text), samples=5, length=16, **how
+    )
+    out = tmp_path / "out"
+    neuroal.prune(tiny_model("llama", blocks=1), tokenizer, recipe=recipe, out=out)
+    found = calibration_of(str(out), load_tokenizer(str(out)))
+    assert found is not None and found.bos == "~"
+    assert found.packed == how.get("pack_documents", False)
+    assert (found.ids[:, 0] == tokenizer.bos_token_id).all()

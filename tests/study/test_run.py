@@ -171,6 +171,25 @@ def test_only_a_new_evaluation_is_measured(
     assert prepared().jobs == ()
 
 
+def test_a_text_is_measured_anew_where_it_is_cut_otherwise(
+    prepared: Change, finish: Finish
+) -> None:
+    small = (
+        ('models = ["llama", "opt"]', 'models = ["opt"]'),
+        ("sparsities = [0.5, 0.7]", "sparsities = [0.5]"),
+        ('"magnitude", ', ""),
+        ('"uniform", ', ""),
+    )
+    before = by_id(finish(prepared(*small)))
+    what = prepared(("windows = 3", "windows = 3\npack_documents = true"))
+    assert len(what.jobs) == len(before) == 2  # the dense model, and the pruned one
+    for id, result in by_id(finish(what)).items():
+        old, new = before[id]["scores"], result["scores"]
+        assert new["rows"] == old["rows"]
+        assert new["text"]["evaluation"] != old["text"]["evaluation"]
+        assert "tokenised one by one and joined by '</s>'" in new["text"]["protocol"]["protocol"]
+
+
 def test_a_failing_case_is_recorded_and_stops_no_other(
     prepared: Change, finish: Finish, desk: Path
 ) -> None:
