@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from neuroal.cost.estimate import needs
 from neuroal.cost.offload import Needs, Offload, activations_folder, decide
 from neuroal.cost.preparation import Prepared, check_calibrated, prepare, with_its_calibration
+from neuroal.cost.texts import TextSize
 from neuroal.data.windows import Windows
 from neuroal.distributed import Team
 from neuroal.errors import NeuroalError, UsageError
@@ -33,13 +34,14 @@ from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
+from neuroal.run.evaluation import RunEvaluation, tokens_at_once
 from neuroal.run.kept_zeros import with_kept_zeros
 from neuroal.run.report import Phases, Report, environment, first_report
 from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
 from neuroal.run.save import Pruned, save_run
 from neuroal.run.search import RunSearch
 from neuroal.run.setup import setup
-from neuroal.run.windows import calibrate
+from neuroal.run.windows import calibrate, texts_to_evaluate
 from neuroal.search.measurements import SharedMeasurements
 from neuroal.types import Tick
 from neuroal.walk import Walker, activations
@@ -197,14 +199,20 @@ class _Run:
         """Return the report; `out` is the output folder, None in all processes but the first."""
         prepared, recipe = self.prepared, self.prepared.recipe
         plugins = [p.provenance() for p in prepared.setup.plugins]
+        known: Mapping[str, Windows] = {}
         with self.phases.phase("calibrate"):
             if not isinstance(model, nn.Module):
                 tokenizer = pretrained.load_tokenizer(str(model), prepared.trust_remote_code)
+                known = prepared.texts
             data = calibrate(
                 recipe, prepared.model, tokenizer, windows, self.shared, progress=self.progress
             )
+            texts = texts_to_evaluate(
+                recipe, prepared.model, tokenizer, known, data, progress=self.progress
+            )
         self.notes.extend(data.notes if data is not None else ())
-        needed = needs(prepared, 0 if data is None else data.ids.shape[1])
+        length = 0 if data is None else data.ids.shape[1]
+        needed = needs(prepared, length, [TextSize.of(text) for text in texts])
         with self.phases.phase("load"):
             blocks, fingerprint, offload = self._load(model, needed, out)
             blocks.check_finite()
@@ -230,7 +238,7 @@ class _Run:
             notes=self.notes,
         )
         try:
-            pruned = self._prune(blocks, rules, data, journal, offload, report)
+            pruned = self._prune(blocks, rules, data, texts, journal, offload, report)
             phases = self.phases
             source = None if isinstance(model, nn.Module) else files.local_folder(str(model))
             save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out, source)
@@ -302,6 +310,26 @@ class _Run:
 
         return tick
 
+    def _evaluation(
+        self,
+        texts: list[Windows],
+        data: Windows | None,
+        blocks: Blocks,
+        walker: Walker | None,
+        journal: Journal,
+    ) -> RunEvaluation:
+        length = 0 if data is None else data.ids.shape[1]
+        return RunEvaluation(
+            texts=texts,
+            blocks=blocks,
+            walker=walker if blocks.streams else None,
+            at_once=tokens_at_once(self.prepared.recipe, length),
+            journal=journal,
+            phases=self.phases,
+            team=self.team,
+            progress=self.progress,
+        )
+
     # -- what it does ------------------------------------------------------------------------
 
     def _prune(
@@ -309,15 +337,16 @@ class _Run:
         blocks: Blocks,
         rules: Rules,
         data: Windows | None,
+        texts: list[Windows],
         journal: Journal,
         offload: Offload,
         report: Report,
     ) -> Pruned:
-        """Find the allocation, prune by it, and report candidates and block runs."""
+        """Find the allocation, prune by it, and report candidates, block runs and evaluation."""
         prepared, recipe = self.prepared, self.prepared.recipe
         with self._stores(offload) as make_store:
             walker = None
-            if data is not None:
+            if data is not None or (texts and blocks.streams):
                 walker = Walker(
                     blocks.model,
                     prepared.layout,
@@ -326,6 +355,9 @@ class _Run:
                     all_experts=recipe.all_experts,
                     make_store=make_store,
                 )
+            evaluation = self._evaluation(texts, data, blocks, walker, journal)
+            dense = evaluation.dense()
+            walker = walker if data is not None else None
             allocation = prepared.allocation
             if allocation is None:
                 search = RunSearch(
@@ -357,6 +389,7 @@ class _Run:
                     self.team,
                     prepared.setup.reconstruction,
                 )
+            report.evaluation = evaluation.pruned(dense)
         runs = json.dumps(walker.block_runs if walker else 0).encode()
         report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
         return Pruned(allocation, wanted, norms)

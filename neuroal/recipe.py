@@ -62,6 +62,10 @@ class Recipe:
             "paper". Rows of token ids get it under "always" alone.
         pack_documents: Join documents by the end-of-sequence token and cut windows from them all;
             None does so where they are conversations.
+        evaluate: Sources of texts on which the dense and the pruned model are measured.
+        evaluate_length: Tokens per window of these texts; None is the rows' own, for text the
+            smaller of 2048 and the model's context.
+        evaluate_windows: At most so many windows of each, from the first; None is all.
         seed: Seed of every random draw.
         model: Folder or hub name; "demo" is the built-in model.
         device: "auto", "cpu", "cuda", "cuda:0", "mps".
@@ -96,6 +100,9 @@ class Recipe:
     length: int | None = None
     bos: Bos = "auto"
     pack_documents: bool | None = None
+    evaluate: tuple[str, ...] = ()
+    evaluate_length: int | None = None
+    evaluate_windows: int | None = None
     seed: int = 0
     model: str | None = None
     device: str = "auto"
@@ -113,14 +120,21 @@ class Recipe:
         if ratios is not None:
             many = isinstance(ratios, (tuple, list))
             object.__setattr__(self, "block_ratios", tuple(ratios) if many else (ratios,))
+        texts = (self.evaluate,) if isinstance(self.evaluate, str) else self.evaluate
+        object.__setattr__(self, "evaluate", tuple(dict.fromkeys(texts)))
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(f"sparsity {self.sparsity} is outside [0, 1)")
-        for name in ("samples", "search_samples", "length", "batch"):
+        numbers = ("samples", "search_samples", "length", "batch")
+        for name in (*numbers, "evaluate_length", "evaluate_windows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is not a positive number")
-        if self.length is not None and self.length < 2:
-            raise UsageError("length 1 is too short: a window needs at least 2 tokens")
+        for name in ("length", "evaluate_length"):
+            if getattr(self, name) == 1:
+                raise UsageError(f"{name} 1 is too short: a window needs at least 2 tokens")
+        for name in ("evaluate_length", "evaluate_windows"):
+            if getattr(self, name) is not None and not self.evaluate:
+                raise UsageError(f"{name} is for evaluate, which names no text")
         _choice("budget", self.budget, typing.get_args(Budget))
         _choice("bos", self.bos, typing.get_args(Bos))
         if self.comparison is not None:

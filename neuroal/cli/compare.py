@@ -75,7 +75,8 @@ def compare(
 
     A and B are output folders of neuroal prune, or allocation.safetensors files. Of runs it shows
     what was asked for differently, the ratios achieved in every block, and how far the masks agree:
-    intersection over union of what is pruned, and the share of weights that both treat alike. With
+    intersection over union of what is pruned, and the share of weights that both treat alike; and
+    the perplexities that were kept with the runs, with the excess over the dense model's. With
     an allocation on one side, the ratios are the wanted ones. Ratios of rows and importance, where
     there are any, are shown by how far they are apart.
     """
@@ -140,18 +141,21 @@ def _measure(
 
 
 def _json(
-    sides: Sequence[ComparedSide],
+    sides: tuple[ComparedSide, ComparedSide],
     measured: Sequence[MeasuredRun],
     blocks: Sequence[Line],
     total: Line,
 ) -> dict[str, Any]:
-    from neuroal.evaluation.comparison import differences
+    from neuroal.evaluation.comparison import differences, evaluations
 
     values: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
     values["ratios"] = "achieved" if measured else "wanted"
     values["differences"] = {
         key: {"a": one, "b": other} for key, one, other in differences(sides[0], sides[1])
     }
+    kept = [dict(zip("ab", pair, strict=True)) for pair in evaluations(*sides)]
+    if kept:
+        values["evaluation"] = kept
     perplexities = [x.perplexity.to_json() for x in measured if x.perplexity is not None]
     if perplexities:
         values["perplexity"] = dict(zip("ab", perplexities, strict=True))
@@ -159,7 +163,7 @@ def _json(
 
 
 def _texts(
-    sides: Sequence[ComparedSide],
+    sides: tuple[ComparedSide, ComparedSide],
     measured: Sequence[MeasuredRun],
     blocks: Sequence[Line],
     total: Line,
@@ -200,14 +204,20 @@ def _numbers(line: Line) -> tuple[str, ...]:
 
 
 def _summary(
-    sides: Sequence[ComparedSide], measured: Sequence[MeasuredRun]
+    sides: tuple[ComparedSide, ComparedSide], measured: Sequence[MeasuredRun]
 ) -> Iterator[tuple[object, ...]]:
+    from neuroal.evaluation.comparison import evaluations
+    from neuroal.evaluation.quality import title
+
     yield "", *(side.name for side in sides)
     reports = [side.report for side in sides]
     if any(reports):
         yield "sparsity", *(r and f"{r['sparsity']['achieved']:.6f}" for r in reports)
         yield "misalignment", *(r and _misalignment(r) for r in reports)
         yield "seconds", *(r and f"{sum(r['timings'].values()):.1f}" for r in reports)
+    for pair in evaluations(*sides):
+        text = title(next(x["data"] for x in pair if x))
+        yield f"perplexity, {text}", *(x and _with_excess(x) for x in pair)
     perplexities = [x.perplexity for x in measured if x.perplexity is not None]
     if perplexities:
         yield "perplexity", *(f"{x.perplexity:.4f}" for x in perplexities)
@@ -218,6 +228,11 @@ def _summary(
                 for x in perplexities
             ),
         )
+
+
+def _with_excess(entry: Mapping[str, Any]) -> str:
+    text = f"{float(entry['perplexity']):.4f}"
+    return text if entry["excess"] is None else f"{text} (excess {float(entry['excess']):.4f})"
 
 
 def _misalignment(report: Any) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +95,9 @@ def evaluate(
     MODEL is a folder, a hub name, or demo, whose --data is its held-out text by default. The text
     is tokenised once and cut into consecutive windows; a .txt file is taken as it is. Tasks run
     through lm-eval, on the model in memory, with the numbers of its own command line. Every result
-    comes with its protocol and the hash of what was read.
+    comes with its protocol and the hash of what was read. Of the output folder of a run, it is kept
+    in the run's neuroal.json and model card, and shown beside the dense model's number where the
+    run has measured that.
     """
     source = data or ("demo" if model == "demo" and tasks is None else None)
     if source is None and tasks is None:
@@ -132,12 +137,13 @@ def evaluate(
                 loaded, tokenizer, asked, batch=batch, limit=limit, progress=progress
             )
     seconds = time.perf_counter() - start
+    kept = _kept(model, read, answered)
     if as_json:
-        print_json(_json(model, read, answered) | {"seconds": round(seconds, 3)})
+        print_json(_json(model, read, answered) | kept.to_json() | {"seconds": round(seconds, 3)})
     elif quiet:
         click.echo("\n".join(_numbers(read, answered)))
     else:
-        click.echo(_text(model, read, answered, seconds))
+        click.echo("\n\n".join(_texts(model, read, answered, kept, seconds)))
 
 
 def _json(model: str, read: Perplexity | None, answered: ZeroShot | None) -> dict[str, Any]:
@@ -149,6 +155,44 @@ def _json(model: str, read: Perplexity | None, answered: ZeroShot | None) -> dic
     return values
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What became of a result in the folder of a run; nothing where the model is no run's.
+
+    Attributes:
+        place: The report that has it; None where the folder cannot be written to.
+        beside: The dense model's perplexity, difference and excess, where the run knows them.
+        notes: What is to be said of them.
+    """
+
+    place: Path | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.beside, **({"kept_in": str(self.place)} if self.place else {})}
+
+
+def _kept(model: str, read: Perplexity | None, answered: ZeroShot | None) -> _Kept:
+    """Keep a result in the folder of the run that a model is the output of."""
+    from neuroal.evaluation import quality
+    from neuroal.model.files import MARKER, read_report
+    from neuroal.run import later
+
+    folder = later.run_folder_of(model)
+    if folder is None:
+        return _Kept()
+    report, entry = read_report(folder), None
+    if read is not None:
+        entry = quality.with_dense(quality.entry(read, None), report)
+    written = later.keep(folder, entry, None if answered is None else answered.to_json())
+    place = folder / MARKER if written else None
+    if entry is None or entry["dense_perplexity"] is None:
+        return _Kept(place)
+    notes = list(quality.collapses({**report, "evaluation": [entry]}))
+    return _Kept(place, {key: entry[key] for key in quality.BESIDE}, notes)
+
+
 def _numbers(read: Perplexity | None, answered: ZeroShot | None) -> list[str]:
     """Return the perplexity, then a line of name, metric and value for each of a task's."""
     lines = [] if read is None else [f"{read.perplexity:.4f}"]
@@ -157,12 +201,21 @@ def _numbers(read: Perplexity | None, answered: ZeroShot | None) -> list[str]:
     return lines
 
 
-def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, seconds: float) -> str:
+def _texts(
+    model: str,
+    read: Perplexity | None,
+    answered: ZeroShot | None,
+    kept: _Kept,
+    seconds: float,
+) -> Iterator[str]:
     dtype = read.dtype if read is not None else answered.dtype if answered is not None else ""
     rows = [("model", f"{model} ({dtype})")]
     if read is not None:
+        rows.append(("perplexity", f"{read.perplexity:.4f}"))
+        if kept.beside:
+            dense, difference, excess = (float(x) for x in kept.beside.values())
+            rows.append(("dense model", f"{dense:.4f} ({difference:+.4f}, excess {excess:.4f})"))
         rows += [
-            ("perplexity", f"{read.perplexity:.4f}"),
             *((("reason", fill(read.reason, 60)),) if read.reason else ()),
             ("windows", f"{read.windows} of {read.length} tokens{begun_with(read.bos)}"),
             ("data", read.data),
@@ -176,11 +229,14 @@ def _text(model: str, read: Perplexity | None, answered: ZeroShot | None, second
             over = f" over {count} tasks" if count > 1 else ""
             rows.append(("accuracy", f"{answered.accuracy:.4f}{over}"))
     rows.append(("seconds", f"{seconds:.1f}"))
-    if answered is None:
-        return table(rows)
-    headers = ("task", "metric", "value", "stderr", "documents", "few-shot", "version")
-    tasks = table(_task_rows(answered), headers, right=(2, 3, 4, 5))
-    return f"{table(rows)}\n\n{tasks}"
+    if kept.place is not None:
+        rows.append(("kept in", str(kept.place)))
+    yield table(rows)
+    if answered is not None:
+        headers = ("task", "metric", "value", "stderr", "documents", "few-shot", "version")
+        yield table(_task_rows(answered), headers, right=(2, 3, 4, 5))
+    if kept.notes:
+        yield "\n".join(f"Note: {note}" for note in kept.notes)
 
 
 def _task_rows(answered: ZeroShot) -> list[tuple[object, ...]]:

@@ -33,6 +33,7 @@ _DEFAULT = Recipe()
 _PLUGIN = "NAME"
 _method = partial(option, group="Method")
 _calibration = partial(option, group="Calibration")
+_evaluation = partial(option, group="Evaluation")
 _model = partial(option, group="Model")
 _run_option = partial(option, group="Run")
 
@@ -46,6 +47,7 @@ _run_option = partial(option, group="Run")
         "neuroal prune demo --pruner ./mine.py:Mine --top-up neuroal-block",
         "neuroal prune demo --pattern 2:4 --dry-run",
         "neuroal prune path/to/llama --calibration texts.jsonl --stream --spill --out pruned",
+        "neuroal prune path/to/llama --calibration texts.jsonl --evaluate wikitext2 --out pruned",
         "neuroal prune --recipe pruned/neuroal.json --seed 1 --out again",
     ],
 )
@@ -140,6 +142,19 @@ _run_option = partial(option, group="Run")
 )
 @window_options("Calibration", unless=" (not under --budget paper)")
 @_calibration("--seed", default=_DEFAULT.seed, help="Of every random draw.")
+@_evaluation(
+    "--evaluate",
+    multiple=True,
+    metavar="SOURCE",
+    help="Measure the perplexity of the dense and of the pruned model on a text, named as that of "
+    "--calibration is; may be given more than once.",
+)
+@_evaluation(
+    "--evaluate-length",
+    type=int,
+    help="Tokens per window of it.  [default: the smaller of 2048 and the model's context]",
+)
+@_evaluation("--evaluate-windows", type=int, help="At most so many windows.  [default: all]")
 @_model(
     "--device", metavar="DEVICE", default=_DEFAULT.device, help="auto, cpu, cuda, cuda:0 or mps."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -12,6 +12,8 @@ from neuroal.cli.tables import table
 from neuroal.cost.offload import Offload
 from neuroal.cost.plan import Plan
 from neuroal.cost.preparation import SearchStep
+from neuroal.cost.texts import TextSize
+from neuroal.evaluation import quality
 from neuroal.run.report import Report
 from neuroal.units import parameters, rough_duration, size, windows
 
@@ -45,6 +47,7 @@ def plan_text(plan: Plan, out: Path) -> str:
         ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
         ("calibration", wanted if data is None else windows(data.to_json())),
+        *(("evaluation", _text_size(x)) for x in plan.texts),
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
         ("disk, estimated", size(plan.needs.disk(plan.offload))),
@@ -59,6 +62,11 @@ def plan_text(plan: Plan, out: Path) -> str:
         *_notes(_plan_notes(plan)),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _text_size(text: TextSize) -> str:
+    many = "all" if text.windows is None else f"{text.windows}"
+    return f"dense and pruned on {many} windows of {text.length} tokens from {text.source}"
 
 
 def _memory(plan: Plan) -> str:
@@ -116,12 +124,20 @@ def run_text(report: Report, out: Path) -> str:
             f"{report.sparsity['achieved']:.6f} ({counts['pruned']:,} of {counts['weights']:,})",
         ),
         *_step_rows(report),
+        *_quality_rows(report),
         ("seconds", fill(f"{sum(seconds.values()):.1f} ({', '.join(phases)})", 60)),
         ("block runs", f"{counts['block_runs']:,}"),
         ("peak memory", size(report.peak_memory_bytes)),
         ("written to", str(out)),
     ]
-    return "\n\n".join([table(rows), *_notes(report.notes)])
+    return "\n\n".join(
+        [table(rows), *_notes((*report.notes, *quality.collapses(report.to_json())))]
+    )
+
+
+def _quality_rows(report: Report) -> Iterator[tuple[str, str]]:
+    for x in report.evaluation:
+        yield f"perplexity, {quality.title(x['data'])}", quality.words(x)
 
 
 def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -141,8 +157,8 @@ def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
             yield "misalignment", f"{winner['misalignment']:.6g}{best}{early}"
 
 
-def _notes(notes: Any) -> list[str]:
-    text = "\n".join(f"Note: {note}" for note in notes)
+def _notes(lines: Iterable[str]) -> list[str]:
+    text = "\n".join(f"Note: {line}" for line in lines)
     return [text] if text else []
 
 

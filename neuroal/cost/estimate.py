@@ -10,12 +10,15 @@ from torch import nn
 
 from neuroal.cost.offload import Needs
 from neuroal.cost.preparation import Prepared
+from neuroal.cost.texts import TextSize, in_longest
 from neuroal.cost.work import Work, generation_work, reconstruction_work
+from neuroal.evaluation.perplexity import LOGITS_BYTES, forward_windows
 from neuroal.layout import Layout, Linear
 from neuroal.model import memory, pretrained
 from neuroal.model.lazy_matrix import PART
 from neuroal.model.memory import resident_memory
 from neuroal.pruning.hooks import BATCH_BYTES
+from neuroal.run.evaluation import tokens_at_once
 from neuroal.run.reconstruction import reads_dense, reads_dense_inputs, stages
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.types import Accumulator
@@ -39,8 +42,11 @@ def generations(prepared: Prepared) -> list[int]:
     return counts
 
 
-def work(prepared: Prepared) -> Mapping[str, Work]:
-    """Return the work of dense walk, search (first generations) and final pruning by phase."""
+def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Work]:
+    """Return the work of dense walk, search (first generations) and final pruning by phase.
+
+    And of the evaluation before and after, on texts whose size is known.
+    """
     setup, blocks = prepared.setup, len(prepared.layout.blocks)
     samples, search = prepared.recipe.samples, prepared.search_windows
     phases: dict[str, Work] = {}
@@ -67,11 +73,17 @@ def work(prepared: Prepared) -> Mapping[str, Work]:
         phases["prune"] += reconstruction_work(new_values, prepared.layout, samples)
     if new_values is not None or any(p.required_statistics() for p in setup.final):
         phases["prune"] += Work(final_dense=samples * blocks, final_pruned=samples * (blocks - 1))
+    windows, _ = in_longest(texts)
+    if windows:
+        phases["evaluate"] = Work(evaluate=2 * windows * blocks, losses=2 * windows)
     return phases
 
 
-def needs(prepared: Prepared, length: int) -> Needs:
-    """Return the memory and disk of a run on windows of `length` tokens; 0 without data."""
+def needs(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) -> Needs:
+    """Return the memory and disk of a run on windows of `length` tokens; 0 without data.
+
+    `texts` are those that it is evaluated on.
+    """
     recipe, setup, layout = prepared.recipe, prepared.setup, prepared.layout
     first = next(prepared.model.parameters())
     loads = first.is_meta  # a model in memory stays where and as it is
@@ -86,12 +98,18 @@ def needs(prepared: Prepared, length: int) -> Needs:
     compared = _compared(layout) if any(a.compares for a in required) else 0
     width = max(x.in_features for x in layout.linears.values() if x.group == 0)
     activations = length * _activations(prepared, width, compared, size)
+    at_once = tokens_at_once(recipe, length)
+    for text in texts:
+        evaluated = max(at_once, _forward_tokens(prepared, text))
+        activations = max(activations, 3 * evaluated * width * size)
     # Of a batch: inputs and outputs of the block, of the block before, and its other arguments.
     at_hand = tokens * (4 * width + compared) * size
     return Needs(
-        work=resident_memory() + largest + _at_work(prepared, tokens),
+        work=resident_memory()
+        + largest
+        + max(_at_work(prepared, tokens), _at_evaluation(prepared, texts, size)),
         weights=weights if loads else 0,
-        streamed=_outside_blocks(prepared, size) + largest if loads else 0,
+        streamed=_outside_blocks(prepared, size, bool(texts)) + largest if loads else 0,
         activations=activations,
         batch=min(at_hand, activations),
         checkpoint=weights,
@@ -155,6 +173,19 @@ def _state_bytes(accumulators: Sequence[Accumulator], width: int) -> int:
     return sum(t.numel() * t.element_size() for state in states for t in state.values())
 
 
+def _at_evaluation(prepared: Prepared, texts: Sequence[TextSize], size: int) -> int:
+    """Return the bytes of logits at their peak, and of what the loss makes of them in float32."""
+    vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
+    logits = [_forward_tokens(prepared, text) * vocabulary for text in texts]
+    return max((2 * size * n + 3 * min(4 * n, LOGITS_BYTES) for n in logits), default=0)
+
+
+def _forward_tokens(prepared: Prepared, text: TextSize) -> int:
+    """Return the tokens of a forward pass of the evaluation."""
+    vocabulary = pretrained.vocabulary_size(prepared.model.config) or 1
+    return text.length * forward_windows(text.length, vocabulary)
+
+
 def _activations(prepared: Prepared, width: int, compared: int, size: int) -> int:
     """Return the bytes per token position of all activations that are held between blocks.
 
@@ -176,18 +207,19 @@ def _activations(prepared: Prepared, width: int, compared: int, size: int) -> in
     return max(searched, pruned)
 
 
-def _outside_blocks(prepared: Prepared, size: int) -> int:
+def _outside_blocks(prepared: Prepared, size: int, evaluates: bool) -> int:
     """Return the bytes in memory with streamed blocks, for weights of `size` bytes.
 
     That is everything outside the blocks but matrices, and what is read of one matrix at a time;
-    the head is read as a whole by an output metric.
+    the head is read as a whole by an output metric and by the evaluation.
     """
     prefixes = tuple(f"{b.name}." for b in prepared.layout.blocks)
     model: nn.Module = prepared.model
     outside = [p for n, p in model.named_parameters() if not n.startswith(prefixes)]
     largest = max((p.numel() * size for p in outside if p.dim() == 2), default=0)
     part = min(PART, largest)
-    read = part + (largest if prepared.setup.alignment.has("measure_output") else part)
+    reads_head = evaluates or prepared.setup.alignment.has("measure_output")
+    read = part + (largest if reads_head else part)
     return sum(p.numel() * size for p in outside if p.dim() != 2) + read
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neuroal.cost.estimate import needs, work
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.preparation import Prepared
+from neuroal.cost.texts import TextSize, text_sizes
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
 from neuroal.errors import NeuroalError
@@ -30,9 +31,10 @@ class Plan:
 
     Attributes:
         prepared: The run.
-        work: Of each phase: dense walk, search (first generations) and final pruning.
+        work: Of each phase: dense walk, search (first generations), final pruning, evaluation.
         needs: Estimated bytes of memory and disk.
         offload: What of the run is on the disk: what was asked for, or does not fit into memory.
+        texts: That it is evaluated on.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
         zeros: Share of the weights that are zero already and stay so, about.
@@ -43,13 +45,14 @@ class Plan:
     work: Mapping[str, Work]
     needs: Needs
     offload: Offload
+    texts: Sequence[TextSize] = ()
     seconds: Mapping[str, float] | None = None
     zeros: float = 0.0
     text: Look | None = None
 
     @property
     def block_runs(self) -> int:
-        """Return the block runs of all phases."""
+        """Return the block runs of all phases but the evaluation."""
         return sum(phase.block_runs for phase in self.work.values())
 
     @property
@@ -60,7 +63,7 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what is left out, what is known of the text, what stays dense, one line each."""
+        """Return what is left out, stays dense or is not known, and what is known of the text."""
         dense = self.prepared.rules.left_dense(self.prepared.layout)
         of_text = self.text.notes if self.text is not None else ()
         notes = [*self.prepared.notes, *of_text, *(f"stays dense: {line}" for line in dense)]
@@ -71,6 +74,11 @@ class Plan:
                 f"the model is sparse already: its zeros stay, about {self.zeros:.2f} of all "
                 f"weights by a sample (--no-keep-zeros){more if self.zeros > wanted else ''}"
             )
+        notes += [
+            f"'{x.source}' is read only by the run: its evaluation is not in the time"
+            for x in self.texts
+            if x.windows is None
+        ]
         return tuple(notes)
 
     @property
@@ -80,9 +88,11 @@ class Plan:
 
     @property
     def operations(self) -> float:
-        """Return the floating-point operations of all block runs, about."""
-        tokens, layout = self.prepared.recipe.length or 2048, self.prepared.layout
-        return 2.0 * self.block_runs * tokens * layout.weights / len(layout.blocks)
+        """Return the floating-point operations of all blocks, about."""
+        layout = self.prepared.layout
+        tokens = float(self.block_runs * (self.prepared.recipe.length or 2048))
+        tokens += sum(2 * len(layout.blocks) * (t.windows or 0) * t.length for t in self.texts)
+        return 2.0 * tokens * layout.weights / len(layout.blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -96,6 +106,7 @@ class Plan:
             "windows": recipe.samples,
             "length": recipe.length,
             "data": self.text and self.text.data and self.text.data.to_json(),
+            "evaluation": [dataclasses.asdict(t) for t in self.texts],
             "block_runs": self.block_runs,
             "memory_bytes": self.needs.memory(self.offload),
             "disk_bytes": self.needs.disk(self.offload),
@@ -114,16 +125,18 @@ def plan(
     spill: bool | None = None,
     text: Look | None = None,
 ) -> Plan:
-    """Return what a prepared run would cost; loads no text, and of the weights a sample at most.
+    """Return what a prepared run would cost; reads of the weights a sample at most.
 
-    Where it is `timed`, one block of random weights says how long the run will take. `text` is
-    what is known of its calibration text. The rest is as in `prune`.
+    It reads texts to evaluate on, but not those of the hub: their size is known, or said to be
+    unknown. Where it is `timed`, one block of random weights says how long the run will take. `text`
+    is what is known of its calibration text. The rest is as in `prune`.
     """
-    needed = needs(prepared, prepared.length)
+    texts = text_sizes(prepared)
+    needed = needs(prepared, prepared.length, texts)
     free = available_memory(memory.device_of(prepared.recipe.device))
     offload = needed.choose(stream, spill, free)
-    zeros = _zeros(prepared)
-    untimed = Plan(prepared, work(prepared), needed, offload, zeros=zeros, text=text)
+    found, zeros = work(prepared, texts), _zeros(prepared)
+    untimed = Plan(prepared, found, needed, offload, texts, zeros=zeros, text=text)
     return with_seconds(untimed) if timed else untimed
 
 
@@ -140,7 +153,7 @@ def with_seconds(untimed: Plan) -> Plan:
     """Return a plan with the seconds of its phases, where its family can be timed."""
     prepared = untimed.prepared
     try:
-        timings = time_block(prepared, prepared.length)
+        timings = time_block(prepared, prepared.length, untimed.texts)
     except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
         log.info("not timed: %s", error)
         return untimed

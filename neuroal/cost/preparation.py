@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import nn
 from neuroal import layout as layouts
 from neuroal.cost.work import generation_work
 from neuroal.data.source import parse_source
-from neuroal.data.windows import default_length
+from neuroal.data.windows import Windows, default_length
 from neuroal.errors import PluginError, UsageError
+from neuroal.evaluation.perplexity import windows_for
 from neuroal.layout import Layout
 from neuroal.model import pretrained
 from neuroal.plugins import Plugin
@@ -93,6 +95,30 @@ class Prepared:
         context = pretrained.context_length(self.model.config)
         return self.recipe.length or default_length(context)
 
+    @cached_property
+    def texts(self) -> Mapping[str, Windows]:
+        """Return the windows of the texts to evaluate on, by source; without those of the hub.
+
+        The model is one given by its path, whose tokenizer cuts them.
+
+        Raises:
+            NeuroalError: One cannot be read, or is shorter than one window.
+        """
+        recipe = self.recipe
+        local = [x for x in recipe.evaluate if not parse_source(x).on_hub]
+        if not local:
+            return {}
+        tokenizer = pretrained.load_tokenizer(str(recipe.model), self.trust_remote_code)
+        cut = partial(
+            windows_for,
+            self.model.config,
+            tokenizer=tokenizer,
+            length=recipe.evaluate_length,
+            windows=recipe.evaluate_windows,
+            bos=recipe.window_bos,
+        )
+        return {source: cut(source) for source in local}
+
     @property
     def reads_data(self) -> bool:
         """Return whether anything reads activations, so that there has to be calibration data."""
@@ -128,8 +154,9 @@ def prepare(
             be read.
     """
     recipe = with_its_sparsity(recipe)
-    if recipe.calibration is not None:
-        parse_source(recipe.calibration)
+    for source in (recipe.calibration, *recipe.evaluate):
+        if source is not None:
+            parse_source(source)
     plugins = plugins or setup(recipe)
     if model is None:
         if recipe.model is None:

@@ -6,7 +6,7 @@ The block is one of random weights, made by the model's own code; nothing of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.cost.preparation import Prepared
+from neuroal.cost.texts import TextSize, in_longest
+from neuroal.evaluation.perplexity import cross_entropy, embedding_of, forward_windows
 from neuroal.layout import Block, find
 from neuroal.model import memory, pretrained
 from neuroal.plugins import Plugin
@@ -37,8 +39,10 @@ RunBlock = Callable[..., BlockRun]  # of the block, from its start: the rest is 
 PruneBlock = Callable[[Plugin | None, LinearStatistics], dict[str, Tensor]]
 
 
-def time_block(prepared: Prepared, length: int) -> dict[str, float]:
+def time_block(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) -> dict[str, float]:
     """Return the seconds of every kind of `Work` that a run does, on windows of `length` tokens.
+
+    The evaluation's are on the longest windows of `texts`.
 
     Raises:
         NeuroalError: The family cannot be made with one block.
@@ -46,7 +50,8 @@ def time_block(prepared: Prepared, length: int) -> dict[str, float]:
     setup, recipe = prepared.setup, prepared.recipe
     assert recipe.model is not None
     device = memory.device_of(recipe.device)
-    words = None if setup.alignment.has("measure_output") else _VOCABULARY
+    evaluated, longest = in_longest(texts)
+    words = None if evaluated or setup.alignment.has("measure_output") else _VOCABULARY
     trust = prepared.trust_remote_code
     model = pretrained.one_block(recipe.model, device, recipe.dtype, words, trust)
     layout = find(model)
@@ -56,7 +61,7 @@ def time_block(prepared: Prepared, length: int) -> dict[str, float]:
     ratios = dict.fromkeys(layout.linears, rules.sparsity)
     windows = min(recipe.samples, recipe.batch or batch_size(torch.device(device), length))
     rng = torch.Generator().manual_seed(0)
-    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = len(embedding_of(model))
     ids = torch.randint(vocabulary, (windows, length), generator=rng)
     inputs = walker.inputs(ids, batch=windows)
     goals = targets(Allocation.of(ratios, layout), layout, rules)
@@ -80,7 +85,12 @@ def time_block(prepared: Prepared, length: int) -> dict[str, float]:
             _time_output_metric(clock, setup, run, partial(walker.logits, inputs.batches[0]))
         if setup.measures:
             _time_measures(clock, setup, run, block, module)
-    return more | {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
+    spent = {k: v / (windows if k in _PER_WINDOW else 1) for k, v in clock.spent.items()}
+    if evaluated:
+        together = min(forward_windows(longest, vocabulary), evaluated)
+        ids = torch.randint(vocabulary, (together, longest), generator=rng)
+        spent |= _time_evaluation(walker, ids, device)
+    return more | spent
 
 
 def _time_search(
@@ -168,6 +178,19 @@ def _time_output_metric(
         setup.alignment.call("measure_output", dense_logits=logits, pruned_logits=logits)
 
     clock("logits", measure_output)
+
+
+def _time_evaluation(walker: Walker, ids: Tensor, device: str) -> dict[str, float]:
+    """Return the seconds of a block, and of logits and loss, on one of some windows."""
+    clock, (block,) = _Clock(device), walker.layout.blocks
+    inputs = walker.inputs(ids, batch=len(ids))
+    (tokens,) = inputs.batches
+    start = CandidateState.start(inputs)
+    with walker.block(block) as module, torch.no_grad():
+        after = clock("evaluate", lambda: walker.run(block, module, inputs, start)).state
+        outputs = after.outputs[0]
+        clock("losses", lambda: cross_entropy(walker.logits(tokens, outputs), tokens))
+    return {kind: seconds / len(ids) for kind, seconds in clock.spent.items()}
 
 
 def _time_measures(

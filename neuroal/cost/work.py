@@ -29,6 +29,8 @@ class Work:
         differentiate: Block runs forwards and backwards, with which a block is reconstructed.
         measure: Blocks that the `measure_block` hooks see.
         logits: Windows whose logits an output metric reads, the dense model's and candidates'.
+        evaluate: Blocks on one window of the evaluated texts, which are not among the block runs.
+        losses: Windows of these texts, whose logits are compared with the text.
     """
 
     dense: int = 0
@@ -43,6 +45,8 @@ class Work:
     differentiate: int = 0
     measure: int = 0
     logits: int = 0
+    evaluate: int = 0
+    losses: int = 0
 
     def __add__(self, other: Work) -> Work:
         mine, others = asdict(self), asdict(other)
@@ -50,7 +54,7 @@ class Work:
 
     @property
     def block_runs(self) -> int:
-        """Return the number of block runs of every kind."""
+        """Return the number of block runs of pruning, of every kind."""
         searched = self.dense + self.pruned
         final = self.final_dense + self.final_pruned
         return searched + final + self.own + self.stage + self.differentiate

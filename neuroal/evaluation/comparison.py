@@ -13,10 +13,13 @@ from torch import Tensor
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation.mask_overlap import MaskOverlap, Masks, agreement
+from neuroal.evaluation.quality import same_text
 from neuroal.layout import Block, Layout
 from neuroal.model.files import MARKER, read_report
 from neuroal.pruning.allocation import FILE, importance_problem, load
 from neuroal.types import Importance
+
+Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +292,23 @@ def differences(a: ComparedSide, b: ComparedSide) -> Iterator[tuple[str, Any, An
         second = _hashes(b.report).get(key, first)
         if first != second:
             yield key, first, second
+
+
+def evaluations(a: ComparedSide, b: ComparedSide) -> list[tuple[Entry | None, Entry | None]]:
+    """Return what two runs have kept of their evaluations (see `quality.entry`), text by text.
+
+    Entries stand side by side where tokens and dtype are the same; a text that only one run was
+    evaluated on has None on the other side.
+    """
+    first, second = ([] if x.report is None else x.report.get("evaluation", ()) for x in (a, b))
+    left = list(second)
+    pairs: list[tuple[Entry | None, Entry | None]] = []
+    for entry in first:
+        other = next((x for x in left if same_text(entry, x)), None)
+        if other is not None:
+            left.remove(other)
+        pairs.append((entry, other))
+    return [*pairs, *((None, x) for x in left)]
 
 
 def _hashes(report: Mapping[str, Any]) -> dict[str, Any]:

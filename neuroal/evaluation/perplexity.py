@@ -90,34 +90,16 @@ def perplexity(
         UsageError: `batch` is less than 1.
         NeuroalError: A token id is beyond the model's vocabulary.
     """
-    if batch is not None and batch < 1:
-        raise UsageError(f"batch {batch} is not a positive number")
-    ids = windows.ids
-    count, length = ids.shape
-    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    vocabulary = embedding.shape[0]
-    if int(ids.max()) >= vocabulary:
-        raise NeuroalError(
-            f"'{windows.source}' has the token id {int(ids.max())}, beyond the model's "
-            f"vocabulary of {vocabulary}: tokens and model do not belong together"
-        )
-    if batch is None:
-        batch = max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
-    losses, finite = [], True
-    bar = tqdm(
-        total=count, desc="perplexity", unit="window", disable=not progress, leave=None
-    )  # as an inner bar it is erased at its end
-    with torch.no_grad(), evaluating(model), bar:
-        for part in torch.split(ids, batch):
-            tokens = part.to(embedding.device)
-            logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
-            losses.append(_cross_entropy(logits, tokens).cpu())
-            if not bool(losses[-1].isfinite().all()):
-                finite &= bool(logits.isfinite().all())
-            bar.update(len(part))
-    mean = float(torch.cat(losses).double().mean())
+    losses = window_losses(model, windows, windows.ids, batch=batch, progress=progress)
+    return of_losses(losses, windows, model)
+
+
+def of_losses(losses: Tensor, windows: Windows, model: nn.Module) -> Perplexity:
+    """Return the perplexity of windows by their cross-entropies `(windows,)` from a model."""
+    count, length = windows.ids.shape
+    mean = float(losses.double().mean())
     value = math.exp(mean) if not mean > 709 else math.inf
-    reason = "" if math.isfinite(value) else _reason(model, mean, finite)
+    reason = "" if math.isfinite(value) else _reason(model, mean)
     if reason:
         LOG.warning("the perplexity on '%s' is %s: %s", windows.source, value, reason)
     return Perplexity(
@@ -126,27 +108,93 @@ def perplexity(
         length=length,
         data=windows.source,
         sha256=windows.sha256,
-        dtype=str(embedding.dtype).removeprefix("torch."),
+        dtype=str(embedding_of(model).dtype).removeprefix("torch."),
         protocol="; ".join(filter(None, (windows.protocol, MEAN))),
         reason=reason,
         bos=windows.bos,
     )
 
 
-def _reason(model: nn.Module, mean: float, finite: bool) -> str:
-    """Return why a perplexity is not finite, given the mean loss, and whether the logits are."""
-    if finite:
+def _reason(model: nn.Module, mean: float) -> str:
+    """Return why a perplexity is not finite, given the mean loss: NaN where the logits are not."""
+    if not math.isnan(mean):
         return f"the mean cross-entropy of {mean:g} is beyond what exp can give"
-    named = model.named_parameters()
+    named = [(name, x) for name, x in model.named_parameters() if not x.is_meta]
     broken = next((n for n, x in named if not bool(x.isfinite().all())), None)
     if broken is not None:
         return f"'{broken}' holds NaN or infinity"
-    dtype = next(x.dtype for x in model.parameters() if x.is_floating_point())
+    dtype = next(x.dtype for _, x in named if x.is_floating_point())
     return overflows("the logits are", str(dtype).removeprefix("torch."))
 
 
-def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy of each window, in float32: (batch,)."""
+def window_losses(
+    model: nn.Module,
+    windows: Windows,
+    ids: Tensor,
+    *,
+    batch: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Return the mean next-token cross-entropy of each window by a model in memory.
+
+    Args:
+        model: As in `perplexity`, and so are the errors.
+        windows: What the windows are from.
+        ids: Those to measure, all or some of them, int64 `(windows, length)`.
+        batch: As in `perplexity`.
+        progress: Show a bar.
+
+    Returns:
+        float32 `(windows,)` on the CPU.
+    """
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch {batch} is not a positive number")
+    embedding = embedding_of(model)
+    check_vocabulary(windows, len(embedding))
+    losses = [torch.empty(0)]
+    with torch.no_grad(), evaluating(model), window_bar(len(ids), progress) as bar:
+        for part in torch.split(ids, batch or forward_windows(ids.shape[1], len(embedding))):
+            tokens = part.to(embedding.device)
+            logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
+            losses.append(cross_entropy(logits, tokens).cpu())
+            bar.update(len(part))
+    return torch.cat(losses)
+
+
+def embedding_of(model: nn.Module) -> Tensor:
+    """Return a model's embedding `(vocabulary, hidden)`."""
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return embedding
+
+
+def check_vocabulary(windows: Windows, vocabulary: int) -> None:
+    """Refuse windows with a token id that a model does not know.
+
+    Raises:
+        NeuroalError: There is one.
+    """
+    if int(windows.ids.max()) >= vocabulary:
+        raise NeuroalError(
+            f"'{windows.source}' has the token id {int(windows.ids.max())}, beyond the model's "
+            f"vocabulary of {vocabulary}: tokens and model do not belong together"
+        )
+
+
+def forward_windows(length: int, vocabulary: int) -> int:
+    """Return how many windows go through a model together if nothing else is asked for."""
+    return max(1, min(FORWARD_TOKENS, LOGITS_BYTES // (4 * vocabulary)) // length)
+
+
+def window_bar(total: int, progress: bool) -> tqdm[Any]:
+    """Return a bar that counts windows; as an inner bar it is erased at its end."""
+    return tqdm(total=total, desc="perplexity", unit="window", disable=not progress, leave=None)
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean next-token cross-entropy of each window, in float32: (batch,).
+
+    It is NaN where the logits are not finite.
+    """
     rows = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))  # tokens in float32 at a time
     losses = []
     for window, targets in zip(logits[:, :-1], tokens[:, 1:].to(logits.device), strict=True):
@@ -157,7 +205,10 @@ def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
             )
         ]
         losses.append(torch.stack(sums).sum() / len(targets))
-    return torch.stack(losses)
+    found = torch.stack(losses)
+    if not bool(found.isfinite().all()):
+        found = found.where(logits.isfinite().flatten(1).all(dim=1), torch.nan)
+    return found
 
 
 @contextmanager

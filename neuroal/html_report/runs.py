@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from neuroal.evaluation import quality
 from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
 from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
@@ -15,6 +16,8 @@ from neuroal.html_report.walk_figures import input_norms, phases
 from neuroal.recipe import TOP_UP_ROLES
 from neuroal.run.model_card import model_title
 from neuroal.units import duration, number, percent, size, windows
+
+_TEXTS = 3  # whose perplexity is among the facts
 
 
 def run_section(run: FinishedRun) -> Section:
@@ -30,7 +33,7 @@ def run_section(run: FinishedRun) -> Section:
         title=f"{model}, {method(report['recipe'])}, {percent(sparsity['achieved'])}",
         lead=lead,
         facts=list(_facts(report)),
-        notes=report["notes"],
+        notes=[*report["notes"], *quality.collapses(report)],
         figures=[
             sparsity_map(run),
             *(misalignment(run, role) for role in STEPS),
@@ -38,7 +41,7 @@ def run_section(run: FinishedRun) -> Section:
             input_norms(run),
             phases(run),
         ],
-        listings=[_recipe(run), _provenance(report), _plugins(report)],
+        listings=[*_evaluation(report), _recipe(run), _provenance(report), _plugins(report)],
     )
 
 
@@ -60,6 +63,8 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     sparsity, counts = report["sparsity"], report["counts"]
     wanted = f"{percent(sparsity['wanted'], 2)} wanted, over {counts['weights']:,} weights"
     yield Fact("Achieved sparsity", percent(sparsity["achieved"], 2), wanted)
+    for entry in report.get("evaluation", ())[:_TEXTS]:
+        yield _perplexity(entry)
     chosen = [c for c in report["candidates"] if c["selected"]]
     measured = [c for c in report["candidates"] if finite(c["misalignment"]) is not None]
     scored = [c for c in chosen if finite(c["misalignment"]) is not None]
@@ -73,6 +78,45 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     yield Fact(
         "Peak memory", size(report["peak_memory_bytes"]), f"{where['device']}, {where['dtype']}"
     )
+
+
+def _perplexity(entry: Mapping[str, Any]) -> Fact:
+    more = ""
+    if entry["dense_perplexity"] is not None:
+        dense, excess = float(entry["dense_perplexity"]), float(entry["excess"])
+        more = f"dense {number(dense, 4)}, excess {number(excess, 3)}"
+    value = number(float(entry["perplexity"]), 4)
+    return Fact(f"Perplexity on {quality.title(entry['data'])}", value, more)
+
+
+def _evaluation(report: Mapping[str, Any]) -> Iterator[Details]:
+    keys = ("perplexity", "dense_perplexity", "difference", "excess")
+    rows = [
+        (
+            quality.title(x["data"]),
+            f"{x['windows']} of {x['length']} tokens",
+            *(_number(x[key]) for key in keys),
+            str(x["sha256"])[:12],
+        )
+        for x in report.get("evaluation", ())
+    ]
+    if rows:
+        shown = ("text", "windows", "perplexity", "dense", "difference", "excess", "SHA-256")
+        yield Details("Evaluation", table=Table(shown, rows))
+    tasks = [
+        (name, task["metric"], _number(task[task["metric"]]), task["examples"], found["harness"])
+        for found in report.get("zero_shot", ())
+        for name, task in found["tasks"].items()
+    ]
+    if tasks:
+        headers = ("task", "metric", "value", "documents", "harness")
+        yield Details("Zero-shot tasks", table=Table(headers, tasks))
+
+
+def _number(value: Any) -> float | str | None:
+    """Return a number as a table has it; what is not finite as text."""
+    found = finite(value)
+    return found if found is not None or value is None else str(value)
 
 
 def _recipe(run: FinishedRun) -> Details:

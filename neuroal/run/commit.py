@@ -59,7 +59,7 @@ def commit(
     if idle or walker is None or ids is None:
         for block in blocks.layout.blocks:
             with blocks.open(block) as module:
-                if not _restore(blocks, block, module, journal, team):
+                if not restore(blocks, block, module, journal, team):
                     weights = _prune(base, block, module, {}, targets, team)
                     blocks.keep(block, module, weights, journal)
             tick()
@@ -79,7 +79,7 @@ def commit(
             if new_values is not None and new_values.reads_dense:
                 own_run = new_values.dense_run(block, module, dense_state)
                 dense_state = own_run.state or dense_state
-            if _restore(blocks, block, module, journal, team):
+            if restore(blocks, block, module, journal, team):
                 before = journal.norms(block.index)
             else:
                 dense = walker.run(block, module, inputs, state, accumulators, output=False)
@@ -112,7 +112,7 @@ def _batch(walker: Walker, ids: Tensor, reconstruction: Plugin | None) -> int | 
     return batch_windows(reconstruction, default, length)
 
 
-def _restore(blocks: Blocks, block: Block, module: nn.Module, journal: Journal, team: Team) -> bool:
+def restore(blocks: Blocks, block: Block, module: nn.Module, journal: Journal, team: Team) -> bool:
     """Give a block what an earlier try has pruned of it, which the first process knows."""
     there = blocks.restore(block, module, journal)
     if team.size == 1:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from neuroal.evaluation import quality
 from neuroal.units import windows
 
+CARD = "README.md"
 UNSTRUCTURED = """The zeros are unstructured: they make
 the model neither smaller nor faster in a runtime that does not use sparsity."""
 PATTERN = """The zeros follow a pattern, which
@@ -33,7 +35,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     )
     data = report["data"]
     calibration = windows(data, quote="`") if data else "none"
-    notes = "".join(f"- {note}\n" for note in report["notes"])
+    notes = "".join(f"- {note}\n" for note in (*report["notes"], *quality.collapses(report)))
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---
 library_name: transformers
@@ -52,7 +54,7 @@ Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,
 |---|---|---|
 {plugins}
 
-{parameters}{notes}\
+{_quality(report)}{parameters}{notes}\
 - calibration: {calibration}
 - seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
 - made with neuroal {environment["neuroal"]}, torch {environment["torch"]},
@@ -62,3 +64,21 @@ Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,
 repeats the run (from the folder where it was started, if it names relative paths), and
 `allocation.safetensors` holds every ratio, and importance if any.
 """
+
+
+def _quality(report: Mapping[str, Any]) -> str:
+    """Return a table of the texts that a run was evaluated on, and a line for its tasks."""
+    lines = [
+        f"| `{x['data']}` | {x['windows']} of {x['length']} tokens | {' | '.join(_numbers(x))} |"
+        for x in report.get("evaluation", ())
+    ]
+    if lines:
+        head = "| text | windows | perplexity | dense | difference | excess |"
+        lines = [head, "|---|---|---|---|---|---|", *lines, ""]
+    lines += [f"- {line}" for line in quality.accuracies(report)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _numbers(entry: Mapping[str, Any]) -> list[str]:
+    forms = {"perplexity": ".2f", "dense_perplexity": ".2f", "difference": "+.2f", "excess": ".3f"}
+    return ["" if entry[k] is None else f"{float(entry[k]):{form}}" for k, form in forms.items()]

@@ -46,6 +46,10 @@ class Report:
             over its inputs of their norms on the calibration windows, with its block `dense` and
             with its block `pruned`, after the same pruned blocks. It is absent where the final
             pruning runs no block, and `pruned` is None in the last one.
+        evaluation: Perplexity, with its protocol, on every text that the run was evaluated on, and
+            the dense model's beside it: see `evaluation.quality.entry`.
+        zero_shot: What `neuroal evaluate --tasks` measured of the saved model, one entry for every
+            choice of tasks.
         timings: Seconds per phase.
         counts: `block_runs`, `linears`, `weights`, `pruned`.
         peak_memory_bytes: Of the process; of the accelerator where one is used.
@@ -65,6 +69,8 @@ class Report:
     sparsity: dict[str, float] = field(default_factory=dict)
     blocks: list[dict[str, Any]] = field(default_factory=list)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: list[dict[str, Any]] = field(default_factory=list)
+    zero_shot: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     peak_memory_bytes: int = 0

@@ -16,7 +16,7 @@ from neuroal.model.zeros import count_saved_zeros, count_zeros
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.targets import Rules
-from neuroal.run.model_card import model_card
+from neuroal.run.model_card import CARD, model_card
 from neuroal.run.report import InputNorms, Phases, Report, fill_sparsity, peak_memory
 from neuroal.types import Target
 
@@ -68,7 +68,7 @@ def save_run(
     phases.seconds["save"] = time.perf_counter() - start
     report.timings = {k: round(v, 4) for k, v in phases.seconds.items()}
     if out is not None and work is not None:
-        (work / "README.md").write_text(model_card(report.to_json()), encoding="utf-8")
+        (work / CARD).write_text(model_card(report.to_json()), encoding="utf-8")
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
         files.write_atomically(work / files.MARKER, text.encode())
         run_folder.publish(out)

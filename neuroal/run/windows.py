@@ -1,7 +1,8 @@
-"""The calibration windows of a run: those given, or those of the recipe's source."""
+"""The windows of a run: for calibration those given or of the recipe's source; for evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from neuroal.data import calibration
 from neuroal.data.source import Source, parse_source
 from neuroal.data.windows import Windows, beginning, check_sizes, on_beginning, windows_of
 from neuroal.errors import UsageError
+from neuroal.evaluation.perplexity import windows_for
+from neuroal.evaluation.text_overlap import warn_of_overlap
 from neuroal.model import pretrained
 from neuroal.recipe import Recipe
 from neuroal.search.measurements import SharedMeasurements
@@ -88,3 +91,36 @@ def look(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Look:
         return Look(None, on_beginning(beginning(tokenizer, bos), bos))
     data = calibrate(recipe, model, tokenizer, None, SharedMeasurements())
     return Look(data, () if data is None else data.notes)
+
+
+def texts_to_evaluate(
+    recipe: Recipe,
+    model: nn.Module,
+    tokenizer: Any,
+    known: Mapping[str, Windows],
+    calibration: Windows | None,
+    *,
+    progress: bool = False,
+) -> list[Windows]:
+    """Return the windows of every text that a recipe evaluates on, and warn of calibration on it.
+
+    `known` are those that have been cut, by their sources.
+
+    Raises:
+        NeuroalError: A source cannot be read, or holds too little or the wrong thing.
+    """
+    texts = []
+    for source in recipe.evaluate:
+        text = known.get(source) or windows_for(
+            getattr(model, "config", None),
+            source,
+            tokenizer,
+            length=recipe.evaluate_length,
+            windows=recipe.evaluate_windows,
+            bos=recipe.window_bos,
+            progress=progress,
+        )
+        if calibration is not None:
+            warn_of_overlap(calibration, text)
+        texts.append(text)
+    return texts

@@ -218,11 +218,7 @@ class Aligner:
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:
-            state = CandidateState.start(inputs)
-            for block in self.layout.blocks:
-                with self.walker.block(block, inputs.dtype) as module:
-                    state = self.walker.run(block, module, inputs, state).state or state
-            self._dense_output[inputs.windows] = state.outputs
+            self._dense_output[inputs.windows] = self.walker.through(inputs).outputs
         return self._dense_output[inputs.windows]
 
     def _number(self, value: object, hook: str) -> Tensor:

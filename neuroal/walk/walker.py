@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -84,6 +84,12 @@ class Walker:
         """Return the device of the model's first parameter that is in memory."""
         return next(p.device for p in self.model.parameters() if not p.is_meta)
 
+    def opening(self, open_block: OpenBlock) -> Walker:
+        """Return this walker with blocks that are opened otherwise; it counts its own runs."""
+        other = copy(self)
+        other._open = open_block
+        return other
+
     # -- inputs ------------------------------------------------------------------------------
 
     @property
@@ -144,6 +150,14 @@ class Walker:
     def module(self, block: Block) -> nn.Module:
         """Return a block's own module; it has weights only while the block is held."""
         return self.model.get_submodule(block.name)
+
+    def through(self, inputs: Inputs) -> CandidateState:
+        """Return the state after all blocks with the weights that they are opened with."""
+        state = CandidateState.start(inputs)
+        for block in self.layout.blocks:
+            with self.block(block, inputs.dtype) as module:
+                state = self.run(block, module, inputs, state).state or state
+        return state
 
     def run(
         self,

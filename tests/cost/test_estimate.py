@@ -12,11 +12,13 @@ from torch import Tensor
 
 import neuroal
 import neuroal.cost.plan as plan_module
+import neuroal.cost.timings as timings
 from neuroal import Recipe
 from neuroal.cost.estimate import needs, work
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.plan import plan
 from neuroal.cost.preparation import prepare
+from neuroal.cost.texts import TextSize
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
 from neuroal.errors import NeuroalError
@@ -64,6 +66,54 @@ def test_seconds_of_a_dense_walk_and_of_an_output_metric_by_hand(recipe: Recipe)
     more = timed(output, {**PACE, "logits": 1e7})["search"] - timed(recipe)["search"]
     # The dense reference once, and in each step its logits and those of two candidates.
     assert more == 2 * 3 * 1 + 2 * 2 * (2 + 1) * 1e7
+
+
+def test_seconds_of_an_evaluation_by_hand(recipe: Recipe) -> None:
+    """3 blocks, 5 windows of 8 and 4 of 16 tokens: 6.5, so 7 of 16, once dense and once pruned."""
+    texts = [TextSize("a", 5, 8), TextSize("b", 4, 16), TextSize("unknown", None, 32)]
+    prepared = prepare(recipe, tiny_model("llama"))
+    phases = work(prepared, texts)
+    assert phases["evaluate"] == Work(evaluate=2 * 7 * 3, losses=2 * 7)
+    assert phases["evaluate"].seconds({"evaluate": 10.0, "losses": 1.0}) == 2 * 7 * (3 * 10 + 1)
+    assert phases["evaluate"].block_runs == 0  # they say what the pruning costs
+    assert {k: x for k, x in phases.items() if k != "evaluate"} == work(prepared)
+    assert "evaluate" not in work(prepared, texts[2:])
+
+
+def test_the_pace_of_an_evaluation_is_that_of_its_longest_windows(
+    models: Mapping[str, Path], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    plain = timings.cross_entropy
+
+    def loss(logits: Tensor, tokens: Tensor) -> Tensor:
+        seen.append((*logits.shape[:2], *tokens.shape))
+        assert logits.shape[2] == 97  # the whole vocabulary
+        return plain(logits, tokens)
+
+    monkeypatch.setattr(timings, "cross_entropy", loss)
+    asked = dataclasses.replace(recipe, model=str(models["opt"]))
+    made = time_block(prepare(asked), 16, [TextSize("a", 5, 8), TextSize("b", 4, 24)])
+    assert {"evaluate", "losses", "dense", "final_prune"} <= made.keys()
+    assert made["evaluate"] > 0 and made["losses"] > 0
+    assert set(seen) == {(6, 24, 6, 24)}  # 5 windows of 8 are as much as 2 of 24
+
+
+def test_memory_of_an_evaluation_by_hand(
+    models: Mapping[str, Path], from_file: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroal.cost.estimate.resident_memory", lambda: 0)
+    asked = dataclasses.replace(from_file, model=str(models["llama"]), top_up="uniform", options={})
+    prepared, text = prepare(asked), TextSize("a", 5, 64)
+    without, withal = needs(prepared, 16), needs(prepared, 16, [text])
+    logits = 32 * 64 * 97  # 2048 tokens in float32, and what the loss makes of them
+    block = 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
+    assert withal.work == block + 2 * 4 * logits + 3 * 4 * logits > without.work
+    head = 4 * 97 * 32
+    assert withal.streamed - without.streamed == head - min(PART, head)
+    assert withal.activations == 3 * 16384 * 32 * 4  # as many tokens at once, of width 32
+    longer = dataclasses.replace(prepared, recipe=dataclasses.replace(asked, samples=2048))
+    assert needs(longer, 16, [text]).activations == needs(longer, 16).activations
 
 
 def test_the_pace_has_what_the_run_does(models: Mapping[str, Path], recipe: Recipe) -> None:

@@ -31,6 +31,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "weighs rows": {"pruner": "sparsegpt", "top_up": "uniform", **WEIGHED},
     "output metric": {"alignment": "output_kl"},
     "streamed": {},
+    "evaluated": {"evaluate": ("demo",), "evaluate_length": 16, "evaluate_windows": 5},
+    "evaluated, streamed": {"evaluate": ("demo",), "evaluate_length": 16, "evaluate_windows": 1},
     "spilled": {"alignment": "relative_l2"},
     "too few windows": {"samples": 1, "search_samples": 1},
 }
@@ -59,7 +61,7 @@ def together(
     runs = {
         name: {
             "recipe": r.to_json(),
-            "stream": name == "streamed",
+            "stream": "streamed" in name,
             "spill": name == "spilled",
         }
         for name, r in recipes.items()
@@ -119,6 +121,18 @@ def test_the_weights_are_the_same_within_rounding(
     report = json.loads((together[0] / name / "neuroal.json").read_text())
     zeros = sum(int((t == 0).sum()) for n, t in a.items() if "proj" in n)
     assert zeros == report["counts"]["pruned"]
+
+
+@pytest.mark.parametrize("name", [name for name in WORKS if "evaluated" in name])
+def test_windows_to_evaluate_are_shared_out(
+    name: str, together: tuple[Path, Any], alone: Path
+) -> None:
+    """However many there are: five windows for two processes, and one."""
+    two, one = (json.loads((f / name / "neuroal.json").read_text()) for f in (together[0], alone))
+    for a, b in zip(two["evaluation"], one["evaluation"], strict=True):
+        assert (a["sha256"], a["windows"]) == (b["sha256"], b["windows"])
+        assert a["dense_perplexity"] == pytest.approx(b["dense_perplexity"], rel=1e-6)
+        assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-2)
 
 
 def test_block_runs_are_shared_out(together: tuple[Path, Any], alone: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_the_search_shows_every_candidate(role: str, page: Any, run: Path, repor
     (mark,) = [t for t in tooltips(figure) if t.endswith("(chosen)")]
     assert f"λ = {chosen['parameters']['lam']:g}: {chosen['misalignment']:.6g}" in mark
     assert len(tooltips(figure)) == len(candidates)
+
+
+def test_what_was_evaluated_is_shown(run: Path, read: Read, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluated"
+    shutil.copytree(run, folder)
+    report = json.loads((folder / "neuroal.json").read_text())
+    one = {"data": "a/text.txt", "windows": 3, "length": 16, "sha256": "ab" * 32}
+    one |= {"dtype": "float32", "protocol": "p", "perplexity": 40.0}
+    beside = {"dense_perplexity": 10.0, "difference": 30.0, "excess": 1.3862943611198906}
+    alone = dict.fromkeys(beside) | {"data": "ptb", "perplexity": "inf"}
+    task = {"acc": 0.625, "metric": "acc", "examples": 9}
+    zero_shot = {"tasks": {"rte": task}, "accuracy": 0.625, "harness": "lm-eval 0.4"}
+    report |= {"evaluation": [one | beside, one | alone], "zero_shot": [zero_shot]}
+    (folder / "neuroal.json").write_text(json.dumps(report))
+    write([folder], tmp_path / "report.html")
+    text = read(tmp_path / "report.html").text
+    assert "Perplexity on text.txt 40 dense 10, excess 1.39" in text
+    assert "Perplexity on ptb inf" in text
+    assert "the model has collapsed on 'text.txt': its perplexity of 40.0 is 4.0 times" in text
+    for word in ("Evaluation", "3 of 16 tokens", "1.38629", "ababababab", "Zero-shot tasks", "rte"):
+        assert word in text, word
 
 
 def test_rows_are_those_of_the_allocation(page: Any, run: Path) -> None:

@@ -1,0 +1,65 @@
+"""What is measured of a finished run later: kept in its report and on its model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neuroal.evaluation import quality
+from neuroal.model.files import MARKER, locate, read_report, write_atomically
+from neuroal.run.model_card import CARD, model_card
+
+log = logging.getLogger(__name__)
+
+
+def run_folder_of(model: str) -> Path | None:
+    """Return the folder of the run that a model is the output of; None where it is no run's."""
+    folder = Path(locate(model))
+    if not (folder / MARKER).is_file():
+        return None
+    return folder if isinstance(read_report(folder).get("linears"), Mapping) else None
+
+
+def keep(
+    folder: Path, entry: Mapping[str, Any] | None, zero_shot: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Keep an evaluation in the report of a run, in place of an earlier one of the same protocol.
+
+    Weights and config stay as they are, and so does the digest of the model. The model card is
+    written anew unless someone has changed it.
+
+    Args:
+        folder: Of the run.
+        entry: Of a text: see `quality.entry`.
+        zero_shot: Of tasks: see `ZeroShot.to_json`.
+
+    Returns:
+        The report with what was kept; None where the folder cannot be written to, of which a
+        warning is logged.
+    """
+    report = read_report(folder)
+    new = dict(report)
+    if entry is not None:
+        others = [x for x in report.get("evaluation", ()) if not quality.same_text(x, entry)]
+        new["evaluation"] = [*others, dict(entry)]
+    if zero_shot is not None:
+        others = [x for x in report.get("zero_shot", ()) if _asked(x) != _asked(zero_shot)]
+        new["zero_shot"] = [*others, dict(zero_shot)]
+    card = folder / CARD
+    try:
+        ours = (model_card(report), model_card(new))
+        if card.is_file() and card.read_text(encoding="utf-8") in ours:
+            write_atomically(card, ours[1].encode())
+        text = json.dumps(new, indent=1, ensure_ascii=False)
+        write_atomically(folder / MARKER, text.encode())
+    except OSError as error:
+        log.warning("the result is not kept in '%s': %s", folder, error.strerror or error)
+        return None
+    return new
+
+
+def _asked(zero_shot: Mapping[str, Any]) -> tuple[object, ...]:
+    return sorted(zero_shot["tasks"]), zero_shot["limit"], zero_shot["dtype"]
