@@ -128,8 +128,8 @@ def plan(
     """Return what a prepared run would cost; reads of the weights a sample at most.
 
     It reads texts to evaluate on, but not those of the hub: their size is known, or said to be
-    unknown. Where it is `timed`, one block of random weights says how long the run will take. `text`
-    is what is known of its calibration text. The rest is as in `prune`.
+    unknown. Where it is `timed`, one block of random weights says how long the run will take.
+    `text` is what is known of its calibration text. The rest is as in `prune`.
     """
     texts = text_sizes(prepared)
     needed = needs(prepared, prepared.length, texts)

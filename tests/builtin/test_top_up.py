@@ -15,6 +15,7 @@ PRESETS = {name: value for name, value in vars(top_up).items() if isinstance(val
     [
         ("UNIFORM", "uniform", "uniform", "neuron", None),
         ("NEUROAL", "linear_schedule", "neuroal", "neuron", None),
+        ("NEUROAL_FAST", "lambda_parabola", "neuroal_parabola", "neuron", None),
         ("NEUROAL_BLOCK", "linear_schedule", "uniform", "neuron", None),
         ("NEUROAL_ROW", "uniform", "neuroal", "neuron", None),
         ("OWL", "owl", "uniform", "neuron", None),

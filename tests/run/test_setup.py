@@ -476,6 +476,16 @@ def test_first_steps_of_neuroal(sparsity: float, count: int) -> None:
     ]
 
 
+def test_first_steps_of_a_tenth_of_neuroal() -> None:
+    """Three candidates each, on 2 and on 3 of 4 windows, and no answer to what they cost."""
+    recipe = Recipe(sparsity=0.7, top_up="neuroal-fast")
+    assert setup(recipe).search_samples == 4
+    assert first_steps(setup(recipe), FOUND, recipe) == [
+        SearchStep("block_ratios", "lambda_parabola", 3, widest=3 * 2),
+        SearchStep("row_ratios", "neuroal_parabola", 3, widest=3 * 3),
+    ]
+
+
 @pytest.mark.parametrize("name", ["lambda_search", "evolution", "sensitivity"])
 def test_strategies_that_answer_costs_go_on(name: str) -> None:
     recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")

@@ -57,15 +57,7 @@ class Neuroal:
     ) -> Generator[Generation, list[Measurement], None]:
         """Propose every lam of the grid in one generation; the best-aligned wins."""
         scores = self.row_scores(layout, deviation)
-        yield Generation(
-            [
-                Proposal(
-                    {n: _row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()},
-                    {"lam": lam},
-                )
-                for lam in self.lambdas
-            ]
-        )
+        yield Generation([row_proposal(layout, scores, lam, base) for lam in self.lambdas])
 
     def row_scores(
         self, layout: Layout, deviation: Mapping[str, Tensor]
@@ -86,6 +78,14 @@ class Neuroal:
         if scores is None or len(scores) != linear.out_features:
             return None
         return None if scores.sum() == 0 or scores.min() == scores.max() else scores
+
+
+def row_proposal(
+    layout: Layout, scores: Mapping[str, Tensor | None], lam: float, base: Mapping[str, float]
+) -> Proposal:
+    """Return the proposal of one lam, given every linear's scores and base ratio."""
+    ratios = {n: _row_ratios(layout.linears[n], x, lam, base[n]) for n, x in scores.items()}
+    return Proposal(ratios, {"lam": lam})
 
 
 def _head_scores(layout: Layout, linear: Linear, deviation: Mapping[str, Tensor]) -> Tensor | None:
