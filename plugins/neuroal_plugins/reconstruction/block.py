@@ -35,7 +35,7 @@ class BlockReconstruction:
 
     passes: int = option(8, "over the windows, at most")
     rate: float = option(
-        0.004, "first step, times the root mean square of a linear's surviving weights"
+        0.01, "first step, times the root mean square of a linear's surviving weights"
     )
     held: int = option(4, "every so many-th batch is held back")
     patience: int = option(2, "passes without gain on what is held back before the training ends")
