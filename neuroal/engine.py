@@ -36,8 +36,9 @@ from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
 from neuroal.run.evaluation import RunEvaluation, tokens_at_once
 from neuroal.run.kept_zeros import with_kept_zeros
+from neuroal.run.masks import WithMasks
 from neuroal.run.report import Phases, Report, environment, first_report
-from neuroal.run.reuse import finished_run, model_name, with_its_sparsity
+from neuroal.run.reuse import finished_run, model_name
 from neuroal.run.save import Pruned, save_run
 from neuroal.run.search import RunSearch
 from neuroal.run.setup import setup
@@ -61,6 +62,7 @@ def prune(
     resume: bool = False,
     stream: bool | None = None,
     spill: bool | None = None,
+    save_masks: bool = False,
     trust_remote_code: bool = False,
     progress: bool = False,
     shared: SharedMeasurements | None = None,
@@ -80,6 +82,7 @@ def prune(
             None does so where the model would not fit. The result is the same.
         spill: Hold activations between blocks on the disk of `out` (of the folder for temporary
             files without `out`); None does so where they would not fit. The result is the same.
+        save_masks: Write the masks into `out`, one bit a weight, for `neuroal apply`.
         trust_remote_code: Let the model's own code run.
         progress: Show progress bars.
         shared: Windows and measurements that runs on the same dense model reuse.
@@ -95,7 +98,7 @@ def prune(
     """
     if isinstance(tokenizer, Recipe):
         raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
-    recipe = with_its_sparsity(recipe or Recipe())
+    recipe = recipe or Recipe()
     in_memory = isinstance(model, nn.Module)
     if not in_memory:
         recipe = dataclasses.replace(recipe, model=str(model))
@@ -107,6 +110,8 @@ def prune(
         raise UsageError("the model has adapters: merge them first (model.merge_and_unload())")
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
+    if save_masks and out is None:
+        raise UsageError("save_masks needs an output folder")
     plugins = prepared.setup if prepared is not None else setup(recipe)
     team = Team.join()
     if resume and team.size > 1 and in_memory:
@@ -143,6 +148,7 @@ def prune(
         stream=stream,
         spill=spill,
         resume=resume,
+        save_masks=save_masks,
         progress=progress and team.leads,
         shared=shared or SharedMeasurements(),
         team=team,
@@ -183,6 +189,7 @@ class _Run:
     stream: bool | None
     spill: bool | None
     resume: bool
+    save_masks: bool
     progress: bool
     shared: SharedMeasurements
     team: Team
@@ -238,10 +245,16 @@ class _Run:
             notes=self.notes,
         )
         try:
+            masks = None
+            if self.save_masks:
+                linears = rules.pruned(prepared.layout)
+                blocks = masks = WithMasks(blocks, frozenset(x.name for x in linears))
             pruned = self._prune(blocks, rules, data, texts, journal, offload, report)
             phases = self.phases
             source = None if isinstance(model, nn.Module) else files.local_folder(str(model))
-            save = partial(save_run, report, blocks, tokenizer, rules, pruned, phases, out, source)
+            save = partial(
+                save_run, report, blocks, tokenizer, rules, pruned, phases, out, source, masks
+            )
             return first_report(self.team, save) or report
         except NeuroalError as error:  # bad input, which would fail again: no folder is left
             journal.abandon(everything=not self.resume and _fails_again(error))

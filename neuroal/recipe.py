@@ -14,7 +14,7 @@ from typing import Any
 from neuroal.errors import UsageError, nearest
 from neuroal.options import convert, type_name
 from neuroal.options import values as option_values
-from neuroal.types import Bos, Budget, Comparison, Pattern
+from neuroal.types import Bos, Budget, Comparison, Pattern, SparsityOver
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TOP_UP_ROLES = (  # that a top-up decides
@@ -27,6 +27,42 @@ TOP_UP_ROLES = (  # that a top-up decides
 
 
 @dataclass(frozen=True)
+class GivenRatio:
+    """`[[ratios]]`: the ratio of the linears that a pattern means.
+
+    Attributes:
+        match: A pattern as for `keep`.
+        sparsity: Their ratio, in [0, 1), or a list over the depth of the model.
+    """
+
+    match: str
+    sparsity: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", _checked_sparsity(self.sparsity))
+
+    @classmethod
+    def of(cls, value: GivenRatio | Mapping[str, Any]) -> GivenRatio:
+        """Return what a mapping of `match` and `sparsity` says.
+
+        Raises:
+            UsageError: It is no such mapping.
+        """
+        if isinstance(value, GivenRatio):
+            return value
+        if not isinstance(value, Mapping):
+            raise UsageError(f"ratios have an entry {value!r}: give match and sparsity")
+        known = {"match", "sparsity"}
+        for key in value.keys() - known:
+            raise UsageError(f"ratios have an unknown key '{key}': {nearest(key, known)}")
+        for key in sorted(known - value.keys()):
+            raise UsageError(f"an entry of ratios has no {key}: give match and sparsity")
+        if not isinstance(value["match"], str):
+            raise UsageError(f"ratios have match={value['match']!r}: give one pattern as text")
+        return cls(**value)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run's result.
 
@@ -34,8 +70,9 @@ class Recipe:
     None takes what the top-up preset has for the role.
 
     Attributes:
-        sparsity: Wanted ratio over all prunable weights, in [0, 1); None takes an N:M pattern's
-            own, else that of the run that an allocation is from, else 0.5.
+        sparsity: Wanted ratio, in [0, 1), over what `sparsity_over` says; None takes an N:M
+            pattern's own, else that of an allocation, else 0.5. Several are ratios over depth, the
+            first block's to the last block's, straight lines between; nothing is searched then.
         pruner: Base pruner.
         top_up: Preset that names the plugins of the other roles.
         block_ratios: Several compete under one alignment metric.
@@ -49,6 +86,11 @@ class Recipe:
         skip_indivisible: Leave linears dense whose inputs M does not divide.
         keep_zeros: Weights that are zero already stay zero, in linears of which they are at least a
             tenth.
+        keep: Patterns of linears that stay dense under every method: names or globs, `first:2`,
+            `last:1`, `attention`, `mlp`.
+        only: Patterns of the linears that may be pruned; all others stay dense.
+        sparsity_over: The sparsity is that of the linears that are "pruned", or of "all" linears of
+            the blocks, those that stay dense among them.
         all_experts: Score every expert by all tokens, not only those routed to it.
         budget: "exact" meets the sparsity to the weight; "paper" rounds and clips as published.
         options: Plugin name to its options.
@@ -74,12 +116,15 @@ class Recipe:
             are made from the model's own weights, and the final pruning does not change.
         batch: Windows that pass a block together; None is as many as have 2048 tokens on the CPU,
             16384 on a device.
-        allocation: Folder or file of an earlier run's allocation to use instead of a search.
+        allocation: Folder or file of an earlier run's allocation to use instead of a search; of
+            linears that it does not name, `sparsity` is the ratio.
+        ratios: Ratios by pattern, instead of a search; the last that means a linear counts, and
+            `sparsity` is the ratio of those that none means.
         requires: Distributions that must be installed, as pip reads them: `neuroal-nowag>=0.1`;
             checked before anything else.
     """
 
-    sparsity: float | None = None
+    sparsity: float | tuple[float, ...] | None = None
     pruner: Any = "wanda"
     top_up: str = "neuroal"
     block_ratios: tuple[Any, ...] | None = None
@@ -91,6 +136,9 @@ class Recipe:
     comparison: Comparison | None = None
     skip_indivisible: bool = False
     keep_zeros: bool = True
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    sparsity_over: SparsityOver = "pruned"
     all_experts: bool = False
     budget: Budget = "exact"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -110,20 +158,24 @@ class Recipe:
     search_dtype: str = "auto"
     batch: int | None = None
     allocation: str | None = None
+    ratios: tuple[GivenRatio, ...] = ()
     requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.requires, str):
-            raise UsageError(f"requires is a string: write ('{self.requires}',)")
-        object.__setattr__(self, "requires", tuple(self.requires))
+        for name in ("requires", "keep", "only"):
+            texts = getattr(self, name)
+            if isinstance(texts, str):
+                raise UsageError(f"{name} is a string: write ('{texts}',)")
+            object.__setattr__(self, name, tuple(texts))
         ratios = self.block_ratios
         if ratios is not None:
             many = isinstance(ratios, (tuple, list))
             object.__setattr__(self, "block_ratios", tuple(ratios) if many else (ratios,))
         texts = (self.evaluate,) if isinstance(self.evaluate, str) else self.evaluate
         object.__setattr__(self, "evaluate", tuple(dict.fromkeys(texts)))
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise UsageError(f"sparsity {self.sparsity} is outside [0, 1)")
+        if self.sparsity is not None:
+            object.__setattr__(self, "sparsity", _checked_sparsity(self.sparsity))
+        object.__setattr__(self, "ratios", tuple(GivenRatio.of(x) for x in self.ratios))
         numbers = ("samples", "search_samples", "length", "batch")
         for name in (*numbers, "evaluate_length", "evaluate_windows"):
             value = getattr(self, name)
@@ -139,6 +191,7 @@ class Recipe:
         _choice("bos", self.bos, typing.get_args(Bos))
         if self.comparison is not None:
             _choice("comparison", self.comparison, typing.get_args(Comparison))
+        _choice("sparsity_over", self.sparsity_over, typing.get_args(SparsityOver))
         _choice("dtype", self.dtype, DTYPES)
         _choice("search_dtype", self.search_dtype, DTYPES)
         self.parsed_pattern()
@@ -162,8 +215,15 @@ class Recipe:
         return Pattern(kept, of)
 
     @property
+    def gives_ratios(self) -> bool:
+        """Return whether ratios are given, so that none are searched for."""
+        return self.allocation is not None or bool(self.ratios) or isinstance(self.sparsity, tuple)
+
+    @property
     def wanted(self) -> float:
-        """Return the wanted overall sparsity."""
+        """Return the wanted overall sparsity; of several over depth, the middle of the extremes."""
+        if isinstance(self.sparsity, tuple):
+            return (min(self.sparsity) + max(self.sparsity)) / 2
         if self.sparsity is not None:
             return self.sparsity
         pattern = self.parsed_pattern()
@@ -216,6 +276,8 @@ class Recipe:
 def _read(value: Any, key: str, hint: Any) -> Any:
     if key == "block_ratios":
         return None if value is None else tuple(value)
+    if key == "ratios":
+        return tuple(GivenRatio.of(x) for x in value)
     return convert(value, hint)
 
 
@@ -224,6 +286,8 @@ def _json(value: Any) -> Any:
         return [_json(v) for v in value]
     if isinstance(value, Mapping):
         return {k: _json(v) for k, v in value.items()}
+    if isinstance(value, GivenRatio):
+        return {"match": value.match, "sparsity": _json(value.sparsity)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         return {
@@ -231,6 +295,23 @@ def _json(value: Any) -> Any:
             "options": option_values(value),
         }
     return value
+
+
+def _checked_sparsity(value: Any) -> float | tuple[float, ...]:
+    """Return one ratio, or several over depth.
+
+    Raises:
+        UsageError: One is no number in [0, 1), or there is none.
+    """
+    many = isinstance(value, (tuple, list))
+    for number in value if many else [value]:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise UsageError(f"sparsity {number!r} is not a number in [0, 1)")
+        if not 0 <= number < 1:
+            raise UsageError(f"sparsity {number} is outside [0, 1)")
+    if many and not value:
+        raise UsageError("sparsity is an empty list: give one number or several")
+    return tuple(value) if many else value
 
 
 def _choice(key: str, value: str, valid: tuple[str, ...]) -> None:

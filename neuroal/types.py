@@ -20,6 +20,7 @@ Comparison = Literal["row", "matrix"]
 Budget = Literal["exact", "paper"]
 Bos = Literal["auto", "always", "never"]
 """Whether windows begin with the beginning-of-sequence token; "auto": as the tokenizer does."""
+SparsityOver = Literal["pruned", "all"]
 
 _IMPORTANCE = "say importance={linear: Importance(rows, inputs)}"
 REMOVED: Mapping[str, Mapping[str, str]] = {

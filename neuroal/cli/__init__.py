@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import neuroal
+from neuroal.cli.apply import apply
 from neuroal.cli.command import Group, say
 from neuroal.cli.compare import compare
 from neuroal.cli.demo import demo
@@ -81,5 +82,5 @@ def main() -> None:
     """Prune language models in one shot; every method is a plugin."""
 
 
-for _command in (prune, evaluate, compare, study, report, plugins, layout, demo):
+for _command in (prune, apply, evaluate, compare, study, report, plugins, layout, demo):
     main.add_command(_command)

@@ -134,6 +134,21 @@ def option(*names: str, group: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
 
+def numbers(text: str) -> float | tuple[float, ...]:
+    """Return one number, or several with commas between; the type of an option.
+
+    Raises:
+        BadParameter: It is neither.
+    """
+    try:
+        found = tuple(float(x) for x in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"'{text}' is not a number, nor several with commas between."
+        ) from None
+    return found[0] if len(found) == 1 else found
+
+
 def message_options(
     json: str = "", quiet: bool = False, progress: bool = False
 ) -> Callable[[Any], Any]:
@@ -185,6 +200,25 @@ trust_option = option(
     group="Model",
     is_flag=True,
     help="Let code that comes with the model run.",
+)
+_PATTERNS = "a name or glob, first:2, last:1, attention or mlp"
+keep_options = _all(
+    [
+        option(
+            "--keep",
+            multiple=True,
+            metavar="PATTERN",
+            group="Linears",
+            help=f"Leave linears dense under every method: {_PATTERNS}. May be repeated.",
+        ),
+        option(
+            "--only",
+            multiple=True,
+            metavar="PATTERN",
+            group="Linears",
+            help="Prune these linears and no others, patterns as for --keep. May be repeated.",
+        ),
+    ]
 )
 _DTYPE = "Dtype to load the weights in; auto is the checkpoint's own."
 load_options = _all(

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from neuroal.layout import Block, Layout, Linear
 
 
-def layout_json(layout: Layout) -> dict[str, Any]:
-    """Return blocks, linears and consumers as JSON values."""
+def layout_json(layout: Layout, kept: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return blocks, linears and consumers as JSON values; `kept` are asked to stay dense."""
     return {
         "blocks": [
             {
                 "index": block.index,
                 "name": block.name,
                 "weights": block.weights,
-                "linears": [_linear_json(x) for x in block.linears],
+                "linears": [_linear_json(x) | {"kept": x.name in kept} for x in block.linears],
             }
             for block in layout.blocks
         ],
@@ -46,12 +46,15 @@ def _linear_json(x: Linear) -> dict[str, Any]:
     }
 
 
-def layout_tables(layout: Layout, every: bool = False) -> Iterator[str]:
+def layout_tables(
+    layout: Layout, every: bool = False, kept: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """Yield a titled table per run of equal blocks, or per block, and what stays dense.
 
-    With `every`, neither equal blocks nor the experts of a block are put together.
+    With `every`, neither equal blocks nor the experts of a block are put together. A column says
+    which linears are `kept`, if any.
     """
-    runs = [[b] for b in layout.blocks] if every else list(_runs(layout))
+    runs = [[b] for b in layout.blocks] if every else list(_runs(layout, kept))
     for run in runs:
         first, last = run[0], run[-1]
         title = f"block {first.index} ({first.name})"
@@ -60,7 +63,13 @@ def layout_tables(layout: Layout, every: bool = False) -> Iterator[str]:
         experts = 0 if every else 1 + max((x.expert or 0 for x in first.linears), default=0)
         shown = [x for x in first.linears if every or not x.expert]
         rows = [_row(x, first, layout, experts) for x in shown]
-        headers = ("linear", "rows × columns", "weights", "group", "part", "consumer", "feeds")
+        headers = ["linear", "rows × columns", "weights", "group", "part", "consumer", "feeds"]
+        if kept:
+            headers.append("kept dense")
+            rows = [
+                (*row, _kept(x, first, layout, experts, kept))
+                for row, x in zip(rows, shown, strict=True)
+            ]
         yield f"{title}: {first.weights:,} weights\n{table(rows, headers, right=(1, 2, 3))}"
         consumed = [[x.paired is not None for x in block.linears] for block in (first, last)]
         if last is layout.blocks[-1] and consumed[0] != consumed[1]:
@@ -84,6 +93,16 @@ def _row(linear: Linear, block: Block, layout: Layout, experts: int) -> tuple[ob
         _name(linear.paired, linear, layout, many) or "none",
         _feeds(linear, layout, many),
     )
+
+
+def _kept(linear: Linear, block: Block, layout: Layout, experts: int, kept: frozenset[str]) -> str:
+    """Say whether a linear is kept, or how many of the experts that stand in its line."""
+    if experts < 2 or linear.expert is None:
+        return "kept" if linear.name in kept else ""
+    name = _all_experts(_local(linear, layout))
+    same = [x for x in block.linears if _all_experts(_local(x, layout)) == name]
+    count = sum(x.name in kept for x in same)
+    return f"{count} of {len(same)}" if count else ""
 
 
 def _all_experts(name: str) -> str:
@@ -116,10 +135,10 @@ def _feeds(linear: Linear, layout: Layout, many: bool) -> str:
     return name
 
 
-def _runs(layout: Layout) -> Iterator[list[Block]]:
+def _runs(layout: Layout, kept: frozenset[str]) -> Iterator[list[Block]]:
     run: list[Block] = []
     for block in layout.blocks:
-        if run and not _alike(run[0], block, layout):
+        if run and not _alike(run[0], block, layout, kept):
             yield run
             run = []
         run.append(block)
@@ -127,8 +146,10 @@ def _runs(layout: Layout) -> Iterator[list[Block]]:
         yield run
 
 
-def _alike(one: Block, other: Block, layout: Layout) -> bool:
+def _alike(one: Block, other: Block, layout: Layout, kept: frozenset[str]) -> bool:
     """Return whether two blocks have the same table; the model's end has no consumer."""
+    if [x.name in kept for x in one.linears] != [x.name in kept for x in other.linears]:
+        return False
     if [_shape(x, layout) for x in one.linears] != [_shape(x, layout) for x in other.linears]:
         return False
     last = other is layout.blocks[-1]

@@ -13,8 +13,10 @@ from neuroal.cli.command import (
     Command,
     Stopped,
     clean_stdout,
+    keep_options,
     leads,
     message_options,
+    numbers,
     option,
     print_json,
     say,
@@ -46,13 +48,20 @@ _run_option = partial(option, group="Run")
         "neuroal prune demo --pruner magnitude --top-up uniform -o magnitude.comparison=matrix",
         "neuroal prune demo --pruner ./mine.py:Mine --top-up neuroal-block",
         "neuroal prune demo --pattern 2:4 --dry-run",
+        "neuroal prune demo --pattern 2:4 --keep first:1 --keep '*.o_proj' --out kept",
         "neuroal prune path/to/llama --calibration texts.jsonl --stream --spill --out pruned",
         "neuroal prune path/to/llama --calibration texts.jsonl --evaluate wikitext2 --out pruned",
         "neuroal prune --recipe pruned/neuroal.json --seed 1 --out again",
     ],
 )
 @click.argument("model", required=False)
-@_method("--sparsity", type=float, help="Ratio to prune, in [0, 1).  [default: 0.5]")
+@_method(
+    "--sparsity",
+    type=numbers,
+    metavar="NUMBER[,...]",
+    help="Ratio to prune, in [0, 1); several are ratios over depth, from the first block to the "
+    "last, in place of a search.  [default: an allocation's own, else 0.5]",
+)
 @_method(
     "--pruner",
     default=_DEFAULT.pruner,
@@ -109,6 +118,14 @@ _run_option = partial(option, group="Run")
 @_method(
     "--skip-indivisible", is_flag=True, help="Leave linears dense whose inputs M does not divide."
 )
+@keep_options
+@option(
+    "--sparsity-over",
+    group="Linears",
+    type=click.Choice(["pruned", "all"]),
+    default=_DEFAULT.sparsity_over,
+    help="The sparsity is that of the linears that are pruned, or of all linears of the blocks.",
+)
 @_method(
     "--keep-zeros/--no-keep-zeros",
     default=_DEFAULT.keep_zeros,
@@ -124,7 +141,7 @@ _run_option = partial(option, group="Run")
     "--allocation",
     metavar="FILE",
     help="Ratios of an earlier run (its folder or allocation.safetensors), and importance, "
-    "in place of a search; at its sparsity where none is given.",
+    "in place of a search; a --sparsity shifts them, or is that of linears it does not name.",
 )
 @_calibration("--calibration", metavar="SOURCE", help=f"{SOURCES}.".capitalize())
 @_calibration(
@@ -176,7 +193,8 @@ _run_option = partial(option, group="Run")
     "--recipe",
     "recipe_file",
     metavar="FILE",
-    help="Repeat the run of a neuroal.json (or a recipe alone); what is given beside it overrides.",
+    help="Repeat the run of a neuroal.json, or do what a recipe says (.json or .toml); what is "
+    "given beside it overrides.",
 )
 @_run_option(
     "--out",
@@ -197,6 +215,11 @@ _run_option = partial(option, group="Run")
     help="Hold activations between blocks on the disk of --out; the result is the same.  [default: "
     "where they would not fit into memory]",
 )
+@_run_option(
+    "--save-masks",
+    is_flag=True,
+    help="Write masks.safetensors too, one bit a weight, for `neuroal apply`.",
+)
 @_run_option("--dry-run", is_flag=True, help="Show the plan; load no weights, write nothing.")
 @message_options(json="the report (or the plan)", quiet=True, progress=True)
 @click.pass_context
@@ -212,6 +235,7 @@ def prune(
     resume: bool,
     stream: bool | None,
     spill: bool | None,
+    save_masks: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -227,9 +251,7 @@ def prune(
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
     from neuroal.model import run_folder
-    from neuroal.run.reuse import with_its_sparsity
 
-    recipe = with_its_sparsity(recipe)
     target = Path(out or default_out(recipe))
     if dry_run:
         if leads():
@@ -241,6 +263,7 @@ def prune(
     ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
     options = {"overwrite": overwrite, "resume": resume, "stream": stream, "spill": spill}
     options |= {"trust_remote_code": trust_remote_code, "progress": progress}
+    options |= {"save_masks": save_masks}
     with clean_stdout(as_json):
         report = _run(recipe, target, prepared=ready, **options)
     if not leads():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ _CHOOSE = frozenset({"pruner", "top_up", "allocation", "pattern", "comparison", 
 def read_recipe(file: str | None) -> Mapping[str, Any] | None:
     """Return the content of a neuroal.json, or of a recipe alone as `{"recipe": ...}`.
 
+    A recipe alone may be JSON or, in a file named .toml, TOML.
+
     Raises:
         UsageError: The file cannot be read, or holds neither.
     """
     if file is None:
         return None
+    if file.endswith(".toml"):
+        return {"recipe": _read_toml(Path(file))}
     from neuroal.model.files import read_report
 
     data = read_report(Path(file))
@@ -36,6 +41,16 @@ def read_recipe(file: str | None) -> Mapping[str, Any] | None:
         raise UsageError(f"'{file}' holds no recipe")
     # Runs from before windows could begin with the token had none there.
     return data | {"recipe": {"bos": "never"} | data["recipe"]}
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read recipe '{path}': {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe '{path}' is not TOML: {error}") from error
 
 
 def recipe_of(
@@ -80,12 +95,16 @@ def default_out(recipe: Recipe) -> str:
     """Return a folder's name after model, method and sparsity: `llama-wanda-neuroal-0.7`."""
     model = str(recipe.model)
     parts = [Path(model).resolve().name if Path(model).is_dir() else model, recipe.pruner]
-    parts.append(recipe.top_up if recipe.allocation is None else "allocation")
+    given = "allocation" if recipe.allocation is not None else "ratios"
+    parts.append(given if recipe.gives_ratios else recipe.top_up)
     for role in TOP_UP_ROLES:
         choice = getattr(recipe, role)
         parts += choice if isinstance(choice, tuple) else [choice]
+    parts += [key for key in ("keep", "only") if getattr(recipe, key)]
     pattern = recipe.parsed_pattern()
-    if recipe.sparsity is not None or pattern is None:
+    if isinstance(recipe.sparsity, tuple):
+        parts.append("to".join(f"{x:g}" for x in (recipe.sparsity[0], recipe.sparsity[-1])))
+    elif recipe.sparsity is not None or (pattern is None and recipe.allocation is None):
         parts.append(f"{recipe.wanted:g}")
     if pattern is not None:
         parts.append(f"{pattern.kept}of{pattern.of}")

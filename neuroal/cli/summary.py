@@ -14,6 +14,7 @@ from neuroal.cost.plan import Plan
 from neuroal.cost.preparation import SearchStep
 from neuroal.cost.texts import TextSize
 from neuroal.evaluation import quality
+from neuroal.pruning.targets import Rules
 from neuroal.run.report import Report
 from neuroal.units import parameters, rough_duration, size, windows
 
@@ -43,8 +44,8 @@ def plan_text(plan: Plan, out: Path) -> str:
     blocks, linears = len(layout.blocks), len(layout.linears)
     cost = [
         ("model", f"{recipe.model}: {blocks} blocks, {linears} linears"),
-        ("prunable weights", f"{plan.weights:,}"),
-        ("sparsity wanted", f"{recipe.wanted:g} ({recipe.wanted * plan.weights:,.0f} weights)"),
+        *_wanted(plan),
+        *_given(recipe.to_json()),
         ("pattern, budget", f"{recipe.pattern}, {recipe.budget}"),
         ("calibration", wanted if data is None else windows(data.to_json())),
         *(("evaluation", _text_size(x)) for x in plan.texts),
@@ -67,6 +68,29 @@ def plan_text(plan: Plan, out: Path) -> str:
 def _text_size(text: TextSize) -> str:
     many = "all" if text.windows is None else f"{text.windows}"
     return f"dense and pruned on {many} windows of {text.length} tokens from {text.source}"
+
+
+def _wanted(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what is to be pruned, over which linears."""
+    rules, layout = plan.prepared.rules, plan.prepared.layout
+    if not rules.dense:
+        yield "prunable weights", f"{plan.weights:,}"
+    else:
+        pruned = len(rules.pruned(layout))
+        yield (
+            "weights to prune from",
+            f"{plan.weights:,} in {pruned} of {len(layout.linears)} linears; "
+            f"{layout.weights:,} in all of them",
+        )
+    weights = rules.sparsity * rules.counted(layout)
+    yield "sparsity wanted", f"{rules.sparsity:g}{_over(rules)} ({weights:,.0f} weights)"
+
+
+def _over(rules: Rules) -> str:
+    """Return what the sparsity is over, where that makes a difference."""
+    if not rules.dense:
+        return ""
+    return " over all linears" if rules.over == "all" else " over the linears that are pruned"
 
 
 def _memory(plan: Plan) -> str:
@@ -121,8 +145,9 @@ def run_text(report: Report, out: Path) -> str:
         ("sparsity wanted", f"{report.sparsity['wanted']:.6g}"),
         (
             "sparsity achieved",
-            f"{report.sparsity['achieved']:.6f} ({counts['pruned']:,} of {counts['weights']:,})",
+            f"{report.sparsity['achieved']:.6f} ({counts['pruned']:,} of {_counted(report):,})",
         ),
+        *_dense_rows(report),
         *_step_rows(report),
         *_quality_rows(report),
         ("seconds", fill(f"{sum(seconds.values()):.1f} ({', '.join(phases)})", 60)),
@@ -140,10 +165,25 @@ def _quality_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield f"perplexity, {quality.title(x['data'])}", quality.words(x)
 
 
+def _counted(report: Report) -> int:
+    """Return the number of weights that the sparsity is a ratio of."""
+    over_all = report.recipe.get("sparsity_over") == "all"
+    return report.counts["all_weights" if over_all else "weights"]
+
+
+def _dense_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the sparsity over the other linears, where some stay dense."""
+    counts = report.counts
+    if counts["linears"] < counts.get("all_linears", 0):  # older reports have no such count
+        asked = report.recipe["sparsity_over"] == "all"
+        key, which = ("over_pruned", "linears pruned") if asked else ("over_all", "all linears")
+        yield f"over {which}", f"{report.sparsity[key]:.6f}"
+
+
 def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
     chosen = report.selected()
-    if not report.candidates and report.recipe["allocation"]:
-        yield "ratios", f"from {report.recipe['allocation']}"
+    if not report.candidates:
+        yield from _given(report.recipe)
     for role, title in _STEPS.items():
         winner = chosen.get(role)
         if winner is None:
@@ -155,6 +195,19 @@ def _step_rows(report: Report) -> Iterator[tuple[str, str]]:
             best = f", best of {len(tried)}" if len(tried) > 1 else ""
             early = f", {dropped} dropped early" if dropped else ""
             yield "misalignment", f"{winner['misalignment']:.6g}{best}{early}"
+
+
+def _given(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield where the ratios are from, where they are given."""
+    said = []
+    if isinstance(recipe.get("sparsity"), list):
+        said.append(f"{', '.join(f'{x:g}' for x in recipe['sparsity'])} over depth")
+    if recipe.get("allocation"):
+        said.append(f"from {recipe['allocation']}")
+    if recipe.get("ratios"):
+        said.append("by pattern: " + ", ".join(x["match"] for x in recipe["ratios"]))
+    if said:
+        yield "ratios", "; ".join(said)
 
 
 def _notes(lines: Iterable[str]) -> list[str]:

@@ -48,6 +48,7 @@ def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Wor
     And of the evaluation before and after, on texts whose size is known.
     """
     setup, blocks = prepared.setup, len(prepared.layout.blocks)
+    pruned_blocks = len({x.block for x in prepared.rules.pruned(prepared.layout)})
     samples, search = prepared.recipe.samples, prepared.search_windows
     phases: dict[str, Work] = {}
     if setup.measures:
@@ -66,8 +67,9 @@ def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Wor
                 blocks=blocks,
                 candidates=count,
                 windows=search,
+                unpruned=blocks - pruned_blocks,
             )
-    phases["prune"] = Work(final_prune=blocks)
+    phases["prune"] = Work(final_prune=pruned_blocks)
     new_values = setup.reconstruction
     if new_values is not None:
         phases["prune"] += reconstruction_work(new_values, prepared.layout, samples)

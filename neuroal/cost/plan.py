@@ -57,9 +57,8 @@ class Plan:
 
     @property
     def weights(self) -> int:
-        """Return the number of prunable weights."""
-        linears = self.prepared.layout.linears.values()
-        return sum(x.weights for x in linears if x.name not in self.prepared.rules.dense)
+        """Return the number of weights of the linears that are pruned."""
+        return sum(x.weights for x in self.prepared.rules.pruned(self.prepared.layout))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
-from neuroal.run.reuse import earlier_allocation, with_its_sparsity
+from neuroal.run.given import given_ratios
+from neuroal.run.reuse import earlier_allocation
 from neuroal.run.setup import Setup, setup
 from neuroal.types import Measurement
 
@@ -61,7 +62,7 @@ class Prepared:
         model: The model, or its shapes alone on the meta device.
         layout: Its blocks and linears.
         rules: How ratios become counts.
-        allocation: Of an earlier run, used in place of a search; None if there is none.
+        allocation: Ratios that are given, in place of a search; None where they are searched for.
         notes: What is left out, one line each.
         trust_remote_code: Whether the model's own code may run.
     """
@@ -153,7 +154,6 @@ def prepare(
         NeuroalError: A plugin is broken, the model's structure is unknown, or an allocation cannot
             be read.
     """
-    recipe = with_its_sparsity(recipe)
     for source in (recipe.calibration, *recipe.evaluate):
         if source is not None:
             parse_source(source)
@@ -164,14 +164,18 @@ def prepare(
         model = pretrained.skeleton(recipe.model, trust_remote_code)
     layout = layout or layouts.find(model)
     rules = plugins.rules(recipe, layout)
-    allocation, left_out = earlier_allocation(plugins, recipe, layout)
+    earlier, left_out = earlier_allocation(plugins, recipe, layout)
+    given = given_ratios(recipe, layout, rules, earlier)
+    if given is not None:
+        rules = dataclasses.replace(rules, sparsity=given.sparsity, given=True)
+        left_out = [*left_out, *given.notes]
     return Prepared(
         recipe=recipe,
         setup=plugins,
         model=model,
         layout=layout,
         rules=rules,
-        allocation=allocation,
+        allocation=None if given is None else given.allocation,
         notes=(*plugins.notes, *left_out),
         trust_remote_code=trust_remote_code,
     )
@@ -210,16 +214,19 @@ def first_steps(setup: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep
 
 def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) -> SearchStep:
     search = min(setup.search_samples, recipe.samples)
+    rules = setup.rules(recipe, layout)
+    pruned = layout.without(rules.dense)
     arguments: dict[str, Any] = {
-        "layout": layout,
+        "layout": pruned if plugin.role == "block_ratios" else layout,
         "measurements": (),
         "windows": search,
         "rng": rng_for(recipe.seed, plugin.role, plugin.name),
     }
     if plugin.role == "block_ratios":
-        arguments["sparsity"] = recipe.wanted
+        arguments["sparsity"] = rules.ratio(layout)
     else:
-        arguments["base"] = dict.fromkeys(layout.linears, recipe.wanted)
+        base = dict.fromkeys(pruned.linears, rules.ratio(layout))
+        arguments["base"] = dict.fromkeys(layout.linears, 0.0) | base
         arguments["deviation"] = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
         arguments["weighs_inputs"] = not updates_weights(setup.pruner)
     proposals = plugin.proposals(plugin.proposes, **arguments)
@@ -240,6 +247,7 @@ def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) ->
                 blocks=len(layout.blocks),
                 candidates=1,
                 windows=windows,
+                unpruned=len(layout.blocks) - len(pruned.blocks),
             )
             answer = [Measurement(1.0, False, alone.block_runs)] * counts[-1]
     except StopIteration:

@@ -57,8 +57,8 @@ def time_block(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) 
     layout = find(model)
     walker = Walker(model, layout)
     (block,) = layout.blocks
-    rules = setup.rules(recipe, layout)
-    ratios = dict.fromkeys(layout.linears, rules.sparsity)
+    rules = setup.rules(replace(recipe, keep=(), only=()), layout)  # of a block that is pruned
+    ratios = dict.fromkeys(layout.linears, prepared.rules.ratio(prepared.layout))
     windows = min(recipe.samples, recipe.batch or batch_size(torch.device(device), length))
     rng = torch.Generator().manual_seed(0)
     vocabulary = len(embedding_of(model))

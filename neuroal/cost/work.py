@@ -65,21 +65,30 @@ class Work:
 
 
 def generation_work(
-    metric: Plugin, pruner: Plugin, deviation: bool, *, blocks: int, candidates: int, windows: int
+    metric: Plugin,
+    pruner: Plugin,
+    deviation: bool,
+    *,
+    blocks: int,
+    candidates: int,
+    windows: int,
+    unpruned: int = 0,
 ) -> Work:
     """Return the work of one generation of candidates, if none is dropped early.
 
     Every candidate runs every block dense and pruned; the first block runs dense once for all. The
     dense run stops before the block's output, and there is none where nothing reads statistics.
-    Candidates that prune the first blocks alike, or not at all, need less. `deviation` is whether
+    In `unpruned` of the blocks nothing is ever pruned: they run once for each. Candidates that
+    prune the first blocks alike, or not at all, need less. `deviation` is whether
     that of the input norms is measured too.
     """
     plugins = (metric, pruner)
+    left = blocks - unpruned
     reads = deviation or any(p.required_statistics() for p in plugins)
     return Work(
-        dense=windows * (candidates * (blocks - 1) + 1) if reads else 0,
+        dense=windows * (candidates * (left - 1) + 1) if reads else 0,
         pruned=windows * candidates * blocks,
-        prune=candidates * blocks,
+        prune=candidates * left,
         logits=windows * (candidates + 1) if metric.has("measure_output") else 0,
     )
 

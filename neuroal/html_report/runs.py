@@ -47,7 +47,11 @@ def run_section(run: FinishedRun) -> Section:
 
 def method(recipe: Mapping[str, Any]) -> str:
     """Return what a recipe prunes by, in a few words: `wanda + neuroal`."""
-    decided = recipe["top_up"] if recipe.get("allocation") is None else "a given allocation"
+    decided = recipe["top_up"]
+    if recipe.get("allocation") is not None:
+        decided = "a given allocation"
+    elif recipe.get("ratios") or isinstance(recipe.get("sparsity"), list):
+        decided = "given ratios"
     others = []
     for role in TOP_UP_ROLES:
         choice = recipe.get(role)
@@ -61,10 +65,17 @@ def method(recipe: Mapping[str, Any]) -> str:
 
 def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     sparsity, counts = report["sparsity"], report["counts"]
-    wanted = f"{percent(sparsity['wanted'], 2)} wanted, over {counts['weights']:,} weights"
+    over_all = report["recipe"].get("sparsity_over") == "all"
+    weights = counts["all_weights" if over_all else "weights"]
+    wanted = f"{percent(sparsity['wanted'], 2)} wanted, over {weights:,} weights"
     yield Fact("Achieved sparsity", percent(sparsity["achieved"], 2), wanted)
     for entry in report.get("evaluation", ())[:_TEXTS]:
         yield _perplexity(entry)
+    dense = counts.get("all_linears", counts["linears"]) - counts["linears"]
+    if dense:  # reports written before linears could be kept have no such counts
+        other = percent(sparsity["over_pruned" if over_all else "over_all"], 2)
+        which = "the linears that are pruned" if over_all else "all linears"
+        yield Fact("Linears left dense", f"{dense:,}", f"{other} over {which}")
     chosen = [c for c in report["candidates"] if c["selected"]]
     measured = [c for c in report["candidates"] if finite(c["misalignment"]) is not None]
     scored = [c for c in chosen if finite(c["misalignment"]) is not None]

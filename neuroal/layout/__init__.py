@@ -10,11 +10,24 @@ trace     the one run: which blocks run, and which matrices multiply in them
 flow      follows the outputs of linears through that run
 flows     what a linear's rows are (q, k, v, gate, up), and which columns they become
 experts   matrices that tokens are routed to
+selection which linears a pattern means: a name, a glob, `first:2`, `attention`
 matrices  where matrices lie in the model's parameters: read, replace, write, watch
 """
 
 from neuroal.layout.finding import find
 from neuroal.layout.parts import Block, Fed, Layout, Linear, Rows, SkippedWeight
+from neuroal.layout.selection import kept_linears, selected
 from neuroal.layout.trace import TRACE_TOKENS
 
-__all__ = ["TRACE_TOKENS", "Block", "Fed", "Layout", "Linear", "Rows", "SkippedWeight", "find"]
+__all__ = [
+    "TRACE_TOKENS",
+    "Block",
+    "Fed",
+    "Layout",
+    "Linear",
+    "Rows",
+    "SkippedWeight",
+    "find",
+    "kept_linears",
+    "selected",
+]

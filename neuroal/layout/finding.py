@@ -248,12 +248,12 @@ def _layout(
     consumers = iter(_consumers([group for block in linears for group in block]))
     layout_blocks: list[Block] = []
     for index, groups in enumerate(linears):
-        part_of_first = _child(groups[0][0].name, blocks[index])
+        mixing = _mixing(groups, blocks[index], flows)
         own: list[Linear] = []
         for number, group in enumerate(groups):
             consumer = next(consumers)
             for traced in group:
-                attention = _child(traced.name, blocks[index]) == part_of_first
+                attention = _child(traced.name, blocks[index]) in mixing
                 rows, columns = traced.event.shape
                 own.append(
                     Linear(
@@ -302,6 +302,23 @@ def _in_stack(
     if own.experts is not None and other is not None and own.experts.count == other.count:
         return next(g[0] for g in order[k:] if g[0].expert == own.expert)
     return order[k][0]
+
+
+def _mixing(groups: Sequence[Sequence[TracedLinear]], block: str, flows: Flows) -> set[str]:
+    """Return the children of a block that mix tokens, which are called attention.
+
+    These are the child of the first linear to run and those of queries, keys and values; where
+    such a linear is a child itself, what reads the values is one too.
+    """
+    linears = [x for group in groups for x in group]
+    mixing = {_child(linears[0].name, block)}
+    for x in linears:
+        if any(rows.name in ("q", "k", "v") for rows in flows.rows(x)):
+            mixing.add(_child(x.name, block))
+            fed = flows.fed(x)
+            if fed is not None and x.name == f"{block}.{_child(x.name, block)}":
+                mixing.add(_child(fed.linear, block))
+    return mixing
 
 
 def _child(linear: str, block: str) -> str:

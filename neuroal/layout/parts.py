@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -83,8 +83,8 @@ class Linear:
         paired: The linear whose input the paper reads this one's rows from: the first of the next
             group in execution order; None at the end of the model, and where row counts differ
             from the consumer's input (grouped key/value heads: the whole group).
-        part: "attention" for the child module of the block that holds the first linear to run,
-            "mlp" for the rest.
+        part: "attention" for the child modules of the block that hold the first linear to run or
+            queries, keys and values, "mlp" for the rest.
         place: Where its matrix lies in the model's parameters.
         expert: Index among the matrices that tokens are routed to; None where every token passes.
         rows: What its rows are, where the trace shows it: several where it is fused.
@@ -152,6 +152,19 @@ class Layout:
         """Return the number of prunable weights."""
         return sum(block.weights for block in self.blocks)
 
+    def without(self, names: Container[str]) -> Layout:
+        """Return the layout that is left without some linears; blocks are counted anew.
+
+        A block without linears is left out, and so is a consumer that is not there any more.
+        """
+        blocks: list[Block] = []
+        for block in self.blocks:
+            left = [x for x in block.linears if x.name not in names]
+            own = tuple(replace(_without(x, names), block=len(blocks)) for x in left)
+            if own:
+                blocks.append(Block(len(blocks), block.name, own))
+        return Layout(tuple(blocks), self.skipped)
+
     def dense(self) -> list[str]:
         """Return a line for every reason why weights in blocks stay dense."""
         reasons: dict[str, list[SkippedWeight]] = {}
@@ -165,3 +178,10 @@ class Layout:
     def per_block(self, ratios: Mapping[int, float] | list[float]) -> dict[str, float]:
         """Return a ratio per linear from a ratio per block."""
         return {name: float(ratios[linear.block]) for name, linear in self.linears.items()}
+
+
+def _without(linear: Linear, names: Container[str]) -> Linear:
+    """Return a linear whose consumers are not among `names`."""
+    paired = None if linear.paired in names else linear.paired
+    fed = None if linear.fed is not None and linear.fed.linear in names else linear.fed
+    return replace(linear, paired=paired, fed=fed)

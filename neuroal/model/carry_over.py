@@ -20,7 +20,7 @@ from neuroal.model.file_names import FileNames
 from neuroal.model.files import INDEX, MARKER, ONE, Shards, write_atomically
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
-_OWN = {MARKER, INDEX, "README.md", "allocation.safetensors"}
+_OWN = {MARKER, INDEX, "README.md", "allocation.safetensors", "masks.safetensors"}
 _EXTRA = "model-unread.safetensors"
 
 

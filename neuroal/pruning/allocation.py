@@ -42,21 +42,26 @@ class Allocation:
         ratios: Mapping[str, float | Tensor],
         layout: Layout,
         importance: Mapping[str, Importance] | None = None,
+        partial: bool = False,
     ) -> Allocation:
         """Return the allocation of a proposal's ratios, checked against the layout.
+
+        Where it is `partial`, some linears may have none.
 
         Raises:
             NeuroalError: A linear is missing or unknown, a ratio is outside [0, 1], a row tensor
                 has the wrong shape, or importance is not positive, finite and within `FURTHEST`.
         """
         linears = layout.linears
-        wrong = linears.keys() ^ ratios.keys()
+        wrong = ratios.keys() - linears.keys() if partial else linears.keys() ^ ratios.keys()
         if wrong:
             raise NeuroalError(f"allocation and model differ in linear '{min(wrong)}'")
         by_row = any(isinstance(r, Tensor) and r.dim() for r in ratios.values())
         means: dict[str, float] = {}
         rows: dict[str, Tensor] = {}
         for name, linear in linears.items():
+            if name not in ratios:
+                continue
             ratio = ratios[name]
             values = torch.as_tensor(ratio, dtype=torch.float64).detach().cpu()
             if not bool(((values >= 0) & (values <= 1)).all()):
@@ -70,7 +75,7 @@ class Allocation:
             if by_row:
                 rows[name] = values.expand(linear.out_features).clone()
         importance = importance or {}
-        unknown = importance.keys() - linears.keys()
+        unknown = importance.keys() - ratios.keys()
         if unknown:
             raise NeuroalError(f"allocation and model differ in linear '{min(unknown)}'")
         checked = {name: _checked(linears[name], x) for name, x in importance.items()}
@@ -186,7 +191,7 @@ def _popped(tensors: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
 
 
 def read(path: Path, layout: Layout) -> Allocation:
-    """Return the allocation of an earlier run's file or output folder.
+    """Return the allocation of an earlier run's file or output folder, of some linears or of all.
 
     Raises:
         NeuroalError: The file is not an allocation, or is of another model.
@@ -194,6 +199,6 @@ def read(path: Path, layout: Layout) -> Allocation:
     tensors, importance = load(path / FILE if path.is_dir() else path)
     ratios = {name: float(t) if t.numel() == 1 else t for name, t in tensors.items()}
     try:
-        return Allocation.of(ratios, layout, importance)
+        return Allocation.of(ratios, layout, importance, partial=True)
     except NeuroalError as error:
         raise NeuroalError(f"allocation '{path}' does not fit the model: {error}") from error

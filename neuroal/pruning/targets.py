@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from neuroal.layout import Layout, Linear
 from neuroal.pruning.allocation import Allocation, scaled_importance
 from neuroal.pruning.budget import floors_and_order, largest_remainder, project
-from neuroal.types import Budget, Comparison, Pattern, Target
+from neuroal.types import Budget, Comparison, Pattern, SparsityOver, Target
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class Rules:
     """How ratios become counts.
 
     Attributes:
-        sparsity: Wanted ratio over the prunable weights.
+        sparsity: Wanted ratio over the linears that `over` says.
         budget: "exact" meets it to the weight, "paper" rounds as published.
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
         varies: N of the pattern varies per block to meet the sparsity.
-        dense: Linears that stay dense (inputs that M does not divide).
+        dense: Linears that stay dense: `kept`, or with inputs that M does not divide.
         zeros: By linear, how many weights of every row are zero and stay so, int64 `(out,)`;
             zeros of other linears may come back.
+        kept: Linears that were asked to stay dense.
+        over: "pruned", or "all" linears of the blocks.
+        given: Ratios are given, and taken as they are: no projection on the budget.
     """
 
     sparsity: float
@@ -37,18 +40,40 @@ class Rules:
     varies: bool = False
     dense: frozenset[str] = frozenset()
     zeros: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    over: SparsityOver = "pruned"
+    given: bool = False
+
+    def pruned(self, layout: Layout) -> list[Linear]:
+        """Return the linears that are pruned, in execution order."""
+        return [x for x in layout.linears.values() if x.name not in self.dense]
+
+    def counted(self, layout: Layout) -> int:
+        """Return the number of weights that the sparsity is a ratio of."""
+        linears = layout.linears.values() if self.over == "all" else self.pruned(layout)
+        return sum(x.weights for x in linears)
+
+    def ratio(self, layout: Layout) -> float:
+        """Return the mean ratio, over their weights, of the linears that are pruned."""
+        if self.over == "pruned" or not self.dense:
+            return self.sparsity
+        return self.sparsity * layout.weights / sum(x.weights for x in self.pruned(layout))
 
     def left_dense(self, layout: Layout) -> list[str]:
-        """Return one line that says what the pattern leaves dense; empty if nothing."""
-        names = [name for name in layout.linears if name in self.dense]
-        if not names:
-            return []
-        share = sum(layout.linears[name].weights for name in names) / layout.weights
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return [
-            f"pattern {self.pattern} does not divide the inputs: {names[0]}{more}, {share:.1%} of "
-            f"the weights of all linears"
-        ]
+        """Return a line for every reason why linears of the layout stay dense."""
+        reasons = {
+            "asked to be kept": self.kept,
+            f"pattern {self.pattern} does not divide the inputs": self.dense - self.kept,
+        }
+        lines = []
+        for reason, which in reasons.items():
+            names = [name for name in layout.linears if name in which]
+            if names:
+                share = sum(layout.linears[name].weights for name in names) / layout.weights
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                of_all = f"{share:.1%} of the weights of all linears"
+                lines.append(f"{reason}: {names[0]}{more}, {of_all}")
+        return lines
 
 
 def targets(
@@ -56,14 +81,14 @@ def targets(
 ) -> dict[str, Target]:
     """Return how many weights to prune in every linear (and row).
 
-    A probe's ratios are taken unchanged, without projection on the budget. No linear and no row is
-    pruned of fewer weights than the zeros that stay.
+    The ratios of a probe, and those that are given, are taken unchanged, without projection on the
+    budget. No linear and no row is pruned of fewer weights than the zeros that stay.
 
     Returns:
         A target per linear that is pruned; under budget "exact" their counts sum to exactly
-        `round(sparsity * prunable weights)`.
+        `round(sparsity * weights)` of the linears that the sparsity is over.
     """
-    linears = [x for x in layout.linears.values() if x.name not in rules.dense]
+    linears = rules.pruned(layout)
     if rules.pattern is not None:
         return _pattern_targets(allocation, layout, linears, rules, probe)
     if rules.budget == "paper":
@@ -82,17 +107,37 @@ def targets(
     ratios = torch.tensor([allocation.ratios[x.name] for x in linears], dtype=torch.float64)
     zeros = torch.tensor([_zeros(x, rules) for x in linears])
     lowest = zeros / weights
-    if probe:
+    if probe or rules.given:
         ratios = ratios.maximum(lowest)
         total = _round(float((ratios * weights).sum()))
     else:
-        total = _round(rules.sparsity * float(weights.sum()))
+        total = _round(rules.sparsity * rules.counted(layout))
         ratios = project(ratios, weights, total / float(weights.sum()), lowest=lowest)
     counts = _rounded_above(zeros, ratios * weights, total)
     return {
         x.name: _target(allocation, x, float(r), int(c), rules)
         for x, r, c in zip(linears, ratios, counts, strict=True)
     }
+
+
+def as_pruned(allocation: Allocation, layout: Layout, wanted: Mapping[str, Target]) -> Allocation:
+    """Return an allocation with the ratios that its targets have: those of the budget.
+
+    One that differs from these by less than a weight in all is returned as it is.
+
+    Args:
+        allocation: As it was chosen.
+        layout: The model's.
+        wanted: Its `targets`.
+    """
+    ratios = {name: wanted[name].ratio if name in wanted else 0.0 for name in allocation.ratios}
+    if all(abs(ratios[n] - own) * layout.weights < 1 for n, own in allocation.ratios.items()):
+        return allocation
+    rows = dict(allocation.rows)
+    for name, values in rows.items():
+        if ratios[name] != allocation.ratios[name]:
+            rows[name] = project(values, torch.ones_like(values), ratios[name])
+    return replace(allocation, ratios=ratios, rows=rows)
 
 
 def _round(value: float) -> int:
@@ -189,10 +234,16 @@ def _pruned_per_group(
     highest = (of - 1) / of
     if probe:
         return [_round(r * of) for r in ratios.clamp(max=highest).tolist()]
-    shares = project(ratios, weights, rules.sparsity, highest) * of
+    wanted = rules.ratio(layout)
+    if rules.given:  # a block of ratio 0 stays dense, and the others have all of the budget
+        dense = [b for b, ratio in enumerate(ratios.tolist()) if ratio == 0]
+        wanted *= float(weights.sum()) / float(weights[ratios > 0].sum().clamp(min=1))
+        weights[dense] = 0
+        sizes = [0 if b in dense else size for b, size in enumerate(sizes)]
+    shares = project(ratios, weights, wanted, highest) * of
     floors, order = floors_and_order(shares)
     pruned = [int(p) for p in floors]
-    left = rules.sparsity * sum(sizes) * of - sum(p * n for p, n in zip(pruned, sizes, strict=True))
+    left = wanted * sum(sizes) * of - sum(p * n for p, n in zip(pruned, sizes, strict=True))
     for b in order.tolist():
         if left > sizes[b] / 2 and pruned[b] < of - 1:
             pruned[b] += 1

@@ -2,6 +2,7 @@
 
 - `setup`: the plugins of a recipe, checked against each other
 - `reuse`: the allocation of an earlier run, or the report of the same run
+- `given`: ratios that are given in place of a search
 - `windows`: the calibration windows
 - `search`: the dense walk of `measure_block`, the block step and the row step
 - `kept_zeros`: the zeros that the dense model has already, which stay
@@ -9,4 +10,6 @@
 - `report`: what happened, the content of `neuroal.json`; seconds and peak memory of every phase
 - `model_card`: the README of a pruned checkpoint
 - `save`: everything into the output folder
+- `masks`: the masks of a run, noted while it prunes
+- `apply`: an earlier run's masks on a model
 """

@@ -33,14 +33,14 @@ def with_kept_zeros(
                 zeros[x.name] = rows[x.name]
     if not zeros:
         return rules, []
-    prunable = [x for x in layout.linears.values() if x.name not in rules.dense]
+    prunable = rules.pruned(layout)
     weights = sum(x.weights for x in prunable)
     kept = sum(int(rows.sum()) for rows in zeros.values())
     note = (
         f"{len(zeros)} of {len(prunable)} linears are sparse already: their zeros stay, "
         f"{kept / weights:.4f} of all weights (--no-keep-zeros)"
     )
-    if kept > int(rules.sparsity * weights + 0.5):
+    if kept > int(rules.sparsity * rules.counted(layout) + 0.5):
         if rules.budget == "exact" and rules.pattern is None:
             raise UsageError(
                 f"the model is sparser than it is to be: {kept / weights:.4f} of its weights are "

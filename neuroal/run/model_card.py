@@ -36,6 +36,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     data = report["data"]
     calibration = windows(data, quote="`") if data else "none"
     notes = "".join(f"- {note}\n" for note in (*report["notes"], *quality.collapses(report)))
+    counts = report["counts"]
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---
 library_name: transformers
@@ -47,8 +48,8 @@ tags:
 
 # {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
 
-Of the prunable weights inside the decoder blocks, {report["counts"]["pruned"]:,} of
-{report["counts"]["weights"]:,} are zero. Nothing was re-trained. {zeros}
+Of the prunable weights inside the decoder blocks, {counts["pruned"]:,} of
+{counts["weights"]:,} are zero. {_left_dense(report)}Nothing was re-trained. {zeros}
 
 | role | plugin | distribution |
 |---|---|---|
@@ -82,3 +83,16 @@ def _quality(report: Mapping[str, Any]) -> str:
 def _numbers(entry: Mapping[str, Any]) -> list[str]:
     forms = {"perplexity": ".2f", "dense_perplexity": ".2f", "difference": "+.2f", "excess": ".3f"}
     return ["" if entry[k] is None else f"{float(entry[k]):{form}}" for k, form in forms.items()]
+
+
+def _left_dense(report: Mapping[str, Any]) -> str:
+    """Return a sentence on the linears of the blocks that stay dense, with a line end."""
+    counts, sparsity = report["counts"], report["sparsity"]
+    dense = counts.get("all_linears", counts["linears"]) - counts["linears"]
+    if not dense:
+        return ""
+    return (
+        f"{dense} of {counts['all_linears']} linears were left dense:\n"
+        f"{sparsity['over_all']:.1%} of the weights of all linears are zero, "
+        f"{sparsity['over_pruned']:.1%} of the others'.\n"
+    )

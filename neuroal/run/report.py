@@ -40,7 +40,8 @@ class Report:
         plugins: Role, name, distribution, version, options and SHA-256 of every plugin.
         data: Source, windows, length and SHA-256 of the calibration token ids.
         candidates: Every candidate of the search, in order.
-        sparsity: Wanted and achieved, over the prunable weights.
+        sparsity: `wanted` and `achieved`, of what the recipe's `sparsity_over` says, and what was
+            achieved `over_pruned` linears and `over_all` linears of the blocks.
         blocks: The same per block.
         linears: The same per linear, with the achieved ratio of its rows; `input_norm` is the mean
             over its inputs of their norms on the calibration windows, with its block `dense` and
@@ -51,7 +52,8 @@ class Report:
         zero_shot: What `neuroal evaluate --tasks` measured of the saved model, one entry for every
             choice of tasks.
         timings: Seconds per phase.
-        counts: `block_runs`, `linears`, `weights`, `pruned`.
+        counts: `block_runs`; `linears` that are pruned, their `weights`, and how many of these are
+            `pruned`; `all_linears` and `all_weights` of the blocks, those that stay dense too.
         peak_memory_bytes: Of the process; of the accelerator where one is used.
         phase_memory_bytes: The same up to the end of every phase: the phase that raises it has the
             peak. Reports written before it was measured have none.
@@ -155,11 +157,22 @@ def fill_sparsity(
             for key in ("wanted", "achieved")
         }
         report.blocks.append({"name": block.name} | ratios)
-    prunable = [x for x in layout.linears.values() if x.name not in rules.dense]
+    prunable = rules.pruned(layout)
     weights = sum(x.weights for x in prunable)
     pruned = sum(zeros[x.name].zeros for x in prunable)
-    report.sparsity = {"wanted": rules.sparsity, "achieved": pruned / weights}
-    report.counts |= {"linears": len(prunable), "weights": weights, "pruned": pruned}
+    report.sparsity = {
+        "wanted": rules.sparsity,
+        "achieved": pruned / rules.counted(layout),
+        "over_pruned": pruned / weights,
+        "over_all": pruned / layout.weights,
+    }
+    report.counts |= {
+        "linears": len(prunable),
+        "weights": weights,
+        "pruned": pruned,
+        "all_linears": len(layout.linears),
+        "all_weights": layout.weights,
+    }
 
 
 def _varied(layout: Layout, rules: Rules, wanted: Mapping[str, Target]) -> list[str]:

@@ -13,7 +13,6 @@ from neuroal.errors import UsageError
 from neuroal.layout import Layout, find
 from neuroal.model import files, pretrained, run_folder
 from neuroal.model.blocks import state_sha256
-from neuroal.model.files import MARKER, read_report
 from neuroal.pruning import allocation
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.hooks import updates_weights
@@ -21,27 +20,6 @@ from neuroal.recipe import Recipe
 from neuroal.run.report import Report
 from neuroal.run.setup import Setup, no_importance, no_rows
 from neuroal.types import Importance, PrunerTraits
-
-
-def with_its_sparsity(recipe: Recipe) -> Recipe:
-    """Return a recipe that names a sparsity: where it names none, that of its allocation's run.
-
-    Raises:
-        UsageError: The folder of the allocation has no report of its run.
-    """
-    if recipe.allocation is None or recipe.sparsity is not None or recipe.parsed_pattern():
-        return recipe
-    place = Path(recipe.allocation)
-    if not place.exists():
-        return recipe  # refused when it is read
-    report = (place if place.is_dir() else place.parent) / MARKER
-    if not report.is_file():
-        raise UsageError(
-            f"allocation '{recipe.allocation}' has no {MARKER} beside it that tells its sparsity: "
-            "give --sparsity"
-        )
-    wanted = Recipe.from_json(read_report(report)["recipe"]).wanted
-    return dataclasses.replace(recipe, sparsity=wanted)
 
 
 def earlier_allocation(

@@ -15,7 +15,8 @@ from neuroal.model.carry_over import carry_over
 from neuroal.model.zeros import count_saved_zeros, count_zeros
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.targets import Rules
+from neuroal.pruning.targets import Rules, as_pruned
+from neuroal.run.masks import WithMasks
 from neuroal.run.model_card import CARD, model_card
 from neuroal.run.report import InputNorms, Phases, Report, fill_sparsity, peak_memory
 from neuroal.types import Target
@@ -45,11 +46,12 @@ def save_run(
     phases: Phases,
     out: Path | None,
     source: Path | None = None,
+    masks: WithMasks | None = None,
 ) -> Report:
     """Complete the report of a pruned model in place, and write all that a run leaves into `out`.
 
     The output folder is there when everything is in it; None counts zeros only. It keeps everything
-    else of `source`, the folder of the dense model.
+    else of `source`, the folder of the dense model. `masks` that were noted are written too.
     """
     start = time.perf_counter()
     layout = blocks.layout
@@ -61,7 +63,10 @@ def save_run(
         if source is not None:
             report.notes += carry_over(blocks.model, source, work)
         zeros = count_saved_zeros(work, layout, blocks.model)
-        (work / allocations.FILE).write_bytes(allocations.to_bytes(pruned.allocation, layout))
+        done = as_pruned(pruned.allocation, layout, pruned.targets)
+        (work / allocations.FILE).write_bytes(allocations.to_bytes(done, layout))
+        if masks is not None:
+            report.notes.append(masks.write(work, report.to_json()))
     fill_sparsity(report, layout, rules, pruned.targets, zeros, pruned.norms)
     report.peak_memory_bytes = phases.memory["save"] = peak_memory()
     report.phase_memory_bytes = phases.memory

@@ -93,7 +93,7 @@ class RunSearch:
         open_tick = partial(self.progress, "measure blocks", len(self.layout.blocks))
         with self.phases.phase("measure"):
             answers, seconds = self.shared.measure(
-                self.walker, self.data, plugins, open_tick, self.team
+                self.walker, self.data, plugins, open_tick, self.team, self.rules.dense
             )
         self.phases.seconds["measure"] = seconds  # also where another run has measured them
         return answers

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from neuroal.errors import NeuroalError, UsageError
-from neuroal.layout import Layout
+from neuroal.layout import Layout, kept_linears
 from neuroal.plugins import (
     Plugin,
     check_requirements,
@@ -37,8 +37,8 @@ class Setup:
     """The plugins of a run, checked against each other.
 
     Attributes:
-        block_ratios: One or more; empty where an earlier allocation is used.
-        row_ratios: None where an earlier allocation is used.
+        block_ratios: One or more; empty where ratios are given.
+        row_ratios: None where ratios are given.
         reconstruction: None where surviving weights stay as the pruner leaves them.
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
@@ -88,32 +88,53 @@ class Setup:
         """Return how ratios become counts.
 
         Raises:
+            UsageError: A pattern of `keep` or `only` means no linear, or what is left to prune
+                cannot have the sparsity.
             NeuroalError: M does not divide the inputs of a linear.
         """
-        dense: set[str] = set()
+        kept = kept_linears(layout, recipe.keep, recipe.only)
+        dense = set(kept)
         if self.pattern is not None:
-            odd = [x for x in layout.linears.values() if x.in_features % self.pattern.of]
+            left = [x for x in layout.linears.values() if x.name not in kept]
+            odd = [x for x in left if x.in_features % self.pattern.of]
             if odd and not recipe.skip_indivisible:
                 raise NeuroalError(
                     f"pattern {self.pattern} does not divide the {odd[0].in_features} inputs of "
                     f"'{odd[0].name}': --skip-indivisible leaves such linears dense"
                 )
-            dense = {x.name for x in odd}
+            dense |= {x.name for x in odd}
             if len(dense) == len(layout.linears):
                 raise NeuroalError(f"pattern {self.pattern} divides the inputs of no linear")
-        return Rules(
+        rules = Rules(
             recipe.wanted,
             recipe.budget,
             self.comparison,
             self.pattern,
             self.pattern is not None and _varies(recipe, self.pattern),
             frozenset(dense),
+            kept=kept,
+            over=recipe.sparsity_over,
         )
+        _check_reachable(rules, layout, recipe.gives_ratios)
+        return rules
 
 
 def _varies(recipe: Recipe, pattern: Pattern) -> bool:
     own = 1 - pattern.kept / pattern.of
-    return recipe.sparsity is not None and abs(recipe.sparsity - own) > 1e-9
+    if recipe.sparsity is None or isinstance(recipe.sparsity, tuple):
+        return recipe.sparsity is not None
+    return recipe.sparsity_over == "all" or abs(recipe.sparsity - own) > 1e-9
+
+
+def _check_reachable(rules: Rules, layout: Layout, given: bool) -> None:
+    """Refuse a sparsity over all linears that those that are pruned cannot bring about."""
+    ratio, pattern = rules.ratio(layout), rules.pattern
+    highest = 1.0 if pattern is None else (pattern.of - 1) / pattern.of
+    if rules.over == "all" and not given and (ratio > highest or ratio >= 1):
+        raise UsageError(
+            f"sparsity {rules.sparsity:g} over all linears would be {ratio:.3g} in those that are "
+            "pruned: keep fewer, ask for less, or say --sparsity-over pruned"
+        )
 
 
 def search_dtype(recipe: Recipe) -> torch.dtype | None:
@@ -133,8 +154,9 @@ def setup(recipe: Recipe) -> Setup:
     """
     check_requirements(recipe.requires)
     top_up = _top_up(recipe)
-    if recipe.allocation is not None and (recipe.block_ratios or recipe.row_ratios is not None):
-        raise UsageError("--allocation holds every ratio: drop --block-ratios and --row-ratios")
+    if recipe.gives_ratios and (recipe.block_ratios or recipe.row_ratios is not None):
+        what = "--allocation holds" if recipe.allocation is not None else "the recipe gives"
+        raise UsageError(f"{what} every ratio: drop --block-ratios and --row-ratios")
     plugins = _load(recipe, top_up)
     (pruner,) = plugins["pruner"]
     pattern, can = recipe.parsed_pattern(), pruner.traits(PrunerTraits)
@@ -199,7 +221,7 @@ def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
         "refiner": _optional(top_up.refiner),
         "reconstruction": _optional(top_up.reconstruction),
     }
-    if recipe.allocation is not None:
+    if recipe.gives_ratios:
         choices["block_ratios"] = choices["row_ratios"] = ()
     flat = [(role, choice) for role, of_role in choices.items() for choice in of_role]
     used = {listing_of(role, choice).name for role, choice in flat}
@@ -235,10 +257,20 @@ def _left_out_block_step(recipe: Recipe, top_up: TopUp, pattern: Pattern) -> lis
     Raises:
         UsageError: Block ratios were asked for, or an allocation or a sparsity that cannot be.
     """
-    if recipe.wanted > (pattern.of - 1) / pattern.of:
-        raise UsageError(f"sparsity {recipe.wanted} is more than a pattern of M = {pattern.of} has")
+    wanted = max(recipe.sparsity) if isinstance(recipe.sparsity, tuple) else recipe.wanted
+    if wanted > (pattern.of - 1) / pattern.of:
+        raise UsageError(f"sparsity {wanted} is more than a pattern of M = {pattern.of} has")
+    if recipe.ratios:
+        raise UsageError(
+            f"pattern {pattern} has one N in a block: [[ratios]] are for unstructured sparsity"
+        )
     if _varies(recipe, pattern):
         return []
+    if recipe.sparsity_over == "all":
+        raise UsageError(
+            f"--sparsity-over all makes no sense here: pattern {pattern} alone fixes every ratio; "
+            "a --sparsity beside it lets N vary"
+        )
     if recipe.allocation is not None:
         raise UsageError(f"pattern {pattern} alone fixes every ratio: --allocation has none to set")
     if top_up.block_ratios == (UNIFORM,):

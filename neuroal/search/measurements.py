@@ -64,19 +64,22 @@ class SharedMeasurements:
         plugins: Sequence[Plugin],
         open_tick: Callable[[], Tick] = lambda: int,
         team: Team = ALONE,
+        dense: frozenset[str] = frozenset(),
     ) -> tuple[Measurements, float]:
         """Return the plugins' answers about every block, and the seconds of the dense walk.
 
-        The plugins have `measure_block`. The walker's block runs count those of earlier walks too;
-        `open_tick` opens a progress bar, where there is something to wait for.
+        The plugins have `measure_block`; those of role `block_ratios` see nothing of the linears
+        in `dense`, and of no block without others. The walker's block runs count those of earlier
+        walks too; `open_tick` opens a progress bar, where there is something to wait for.
         """
-        keys = {p: json.dumps([p.provenance(), data.sha256], sort_keys=True) for p in plugins}
+        decides = [data.sha256, sorted(dense)]
+        keys = {p: json.dumps([p.provenance(), *decides], sort_keys=True) for p in plugins}
         unknown = [p for p in plugins if keys[p] not in self._answers]
         before = walker.block_runs
         if unknown:
             start = time.perf_counter()
             inputs = walker.inputs(data.ids, team=team)
-            answers = measure_blocks(walker, inputs, unknown, open_tick())
+            answers = measure_blocks(walker, inputs, unknown, open_tick(), dense)
             seconds, block_runs = time.perf_counter() - start, walker.block_runs - before
             for plugin, answer in zip(unknown, answers, strict=True):
                 self._answers[keys[plugin]] = _BlockAnswers(answer, seconds, block_runs)
@@ -87,9 +90,15 @@ class SharedMeasurements:
 
 
 def measure_blocks(
-    walker: Walker, inputs: Inputs, plugins: Sequence[Plugin], tick: Tick = int
+    walker: Walker,
+    inputs: Inputs,
+    plugins: Sequence[Plugin],
+    tick: Tick = int,
+    dense: frozenset[str] = frozenset(),
 ) -> list[list[Mapping[str, Tensor]]]:
     """Give every block to the `measure_block` hooks, in one dense walk over all windows.
+
+    Block strategies are given what `dense` leaves of it, if anything.
 
     Returns:
         For every plugin its answers in block order.
@@ -100,6 +109,7 @@ def measure_blocks(
         raise NeuroalError("measure_block sees the dense model alone: no statistic can compare")
     answers: list[list[Mapping[str, Tensor]]] = [[] for _ in plugins]
     state = CandidateState.start(inputs)
+    pruned = {block.name: block for block in walker.layout.without(dense).blocks}
     with torch.no_grad():
         for block in walker.layout.blocks:
             last = block.index == len(walker.layout.blocks) - 1
@@ -111,7 +121,9 @@ def measure_blocks(
                 weights = spare_copies(block, module)
             walker.check_inputs(inputs)
             for plugin, answer in zip(plugins, answers, strict=True):
-                arguments = {"block": block, "weights": weights, "statistics": statistics}
-                answer.append(plugin.call("measure_block", **arguments))
+                seen = pruned.get(block.name) if plugin.role == "block_ratios" else block
+                if seen is not None:
+                    arguments = {"block": seen, "weights": weights, "statistics": statistics}
+                    answer.append(plugin.call("measure_block", **arguments))
             tick()
     return answers

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +78,11 @@ class TopUpSearch:
     weighs_inputs: bool = True
     team: Team = ALONE
 
+    @cached_property
+    def pruned(self) -> Layout:
+        """Return the layout of the linears that are pruned, which block strategies see."""
+        return self.layout.without(self.rules.dense) if self.rules.dense else self.layout
+
     def choose_blocks(
         self,
         plugins: Sequence[Plugin],
@@ -93,8 +99,8 @@ class TopUpSearch:
                 p,
                 p.proposals(
                     "propose_block_ratios",
-                    layout=self.layout,
-                    sparsity=self.rules.sparsity,
+                    layout=self.pruned,
+                    sparsity=self.rules.ratio(self.layout),
                     measurements=measurements.get(p, ()),
                     windows=self.windows,
                     rng=rng_for(self.seed, p.role, p.name),
@@ -172,12 +178,19 @@ class TopUpSearch:
             if not isinstance(proposal.importance, Mapping):
                 kind = type(proposal.importance).__name__
                 raise NeuroalError(f"importance is {kind}, not a mapping")
-            allocation = Allocation.of(proposal.ratios, self.layout, proposal.importance)
+            allocation = self._allocation(proposal)
             self._check_rows(allocation, plugin)
             json.dumps(dict(proposal.parameters), sort_keys=True)
         except Exception as error:
             raise plugin.error(plugin.proposes, f"proposed: {error}") from error
         return Contender(plugin, proposal, allocation, windows)
+
+    def _allocation(self, proposal: Proposal) -> Allocation:
+        """Return what a proposal asks for, checked; linears that stay dense have the ratio 0."""
+        dense = self.rules.dense
+        ratios = {**proposal.ratios, **dict.fromkeys(dense, 0.0)}
+        importance = {n: x for n, x in proposal.importance.items() if n not in dense}
+        return Allocation.of(ratios, self.layout, importance)
 
     def _check_rows(self, allocation: Allocation, plugin: Plugin) -> None:
         """Refuse ratios or importance of rows that the plugin's traits or the pruner rule out."""

@@ -25,7 +25,9 @@ from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.study.file import ModelEntry, PrunerEntry, Study, TopUpEntry, within
 
 _WINDOWS = ("samples", "length", "window_bos", "pack_documents")  # what a source is cut into
-_SHARED = ("budget", "comparison", "skip_indivisible", "keep_zeros", "requires")  # by all cases
+# Of the linears that are pruned, and of their zeros.
+_CHOICE = ("skip_indivisible", "keep_zeros", "keep", "only", "sparsity_over")
+_SHARED = ("budget", "comparison", *_CHOICE, "requires")  # by all cases
 DENSE = {"pruner": None, "top_up": None, "sparsity": 0.0, "pattern": None, "seed": None}
 
 
@@ -201,7 +203,7 @@ def _case(
     }
     if prepared is not None:
         setup = prepared.setup
-        fields = ("budget", "pattern", "skip_indivisible", "keep_zeros", "wanted", "seed")
+        fields = ("budget", "pattern", *_CHOICE, "wanted", "seed")
         decides |= {key: getattr(recipe, key) for key in (*fields, *_WINDOWS)}
         decides["search_samples"] = setup.search_samples
         decides["comparison"] = setup.comparison

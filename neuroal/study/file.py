@@ -15,7 +15,7 @@ from neuroal import options
 from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.plugins import in_file
 from neuroal.recipe import Recipe
-from neuroal.types import Bos, Budget, Comparison
+from neuroal.types import Bos, Budget, Comparison, SparsityOver
 
 T = TypeVar("T")
 Options = Mapping[str, Mapping[str, Any]]
@@ -152,6 +152,9 @@ class Study:
     comparison: Comparison | None = None
     skip_indivisible: bool = False
     keep_zeros: bool = True
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    sparsity_over: SparsityOver = "pruned"
     dtype: str = "auto"
     device: str = "auto"
     requires: tuple[str, ...] = ()

@@ -71,7 +71,7 @@ USAGE = {
     "sparsity of 1.2": (["--sparsity", "1.2"], "sparsity 1.2 is outside [0, 1)"),
     "negative sparsity": (["--sparsity", "-0.1"], "outside [0, 1)"),
     "sparsity of nan": (["--sparsity", "nan"], "outside [0, 1)"),
-    "sparsity of no number": (["--sparsity", "half"], "'half' is not a valid float"),
+    "sparsity of no number": (["--sparsity", "half"], "'half' is not a number, nor several with"),
     "no samples": (["--samples", "0"], "samples 0 is not a positive number"),
     "unknown pattern": (["--pattern", "2-4"], "neither 'unstructured' nor N:M"),
     "impossible pattern": (["--pattern", "5:4"], "N must be in [1, M]"),

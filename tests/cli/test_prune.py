@@ -175,12 +175,17 @@ def test_an_allocation_brings_its_sparsity(folder: Path, prune: Any, run: Any) -
     ok(prune("--sparsity", 0.7, "--out", "one", "-q"))
     ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
     ok(prune("--allocation", "one", "--sparsity", 0.6, "--out", "three", "-q"))
-    assert [report(Path(x))["recipe"]["sparsity"] for x in ("two", "three")] == [0.7, 0.6]
-    assert report(Path("two"))["sparsity"]["achieved"] == pytest.approx(0.7, abs=1e-3)
+    assert [report(Path(x))["recipe"]["sparsity"] for x in ("two", "three")] == [None, 0.6]
+    for name, wanted in (("two", 0.7), ("three", 0.6)):
+        said = report(Path(name))
+        assert said["sparsity"]["wanted"] == pytest.approx(wanted, abs=1e-4)
+        assert said["sparsity"]["achieved"] == pytest.approx(wanted, abs=1e-3)
+        assert any("shifted by -" in note for note in said["notes"]) == (name == "three")
+    counts = [report(Path(x))["counts"]["pruned"] for x in ("one", "two")]
+    assert counts[0] == counts[1]
     Path("one/allocation.safetensors").rename("alone.safetensors")
-    result = prune("--allocation", "alone.safetensors", "--out", "four")
-    assert result.exit_code == 2 and "give --sparsity" in result.stderr
-    ok(prune("--allocation", "alone.safetensors", "--sparsity", 0.7, "--out", "four", "-q"))
+    ok(prune("--allocation", "alone.safetensors", "--out", "four", "-q"))
+    assert sums(Path("four"))["model.safetensors"] == sums(Path("one"))["model.safetensors"]
 
 
 def test_a_folder_that_exists_is_refused_before_anything_is_planned(
@@ -369,7 +374,7 @@ def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
         (Recipe(model="demo", reconstruction="refit"), "demo-wanda-neuroal-refit-0.5"),
         (Recipe(model="demo", pattern="2:4"), "demo-wanda-neuroal-2of4"),
         (Recipe(0.6, model="demo", pattern="4:8"), "demo-wanda-neuroal-0.6-4of8"),
-        (Recipe(model="demo", allocation="x"), "demo-wanda-allocation-0.5"),
+        (Recipe(model="demo", allocation="x"), "demo-wanda-allocation"),
     ],
 )
 def test_default_out(recipe: Recipe, expected: str) -> None:

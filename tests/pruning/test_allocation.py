@@ -15,7 +15,7 @@ from neuroal import Block, Importance, Layout, NeuroalError, Pattern, Target
 from neuroal.pruning.allocation import FILE, Allocation, read, to_bytes
 from neuroal.pruning.budget import HIGHEST, project
 from neuroal.pruning.masks import mask_for
-from neuroal.pruning.targets import Rules, targets
+from neuroal.pruning.targets import Rules, as_pruned, targets
 from neuroal.testing import layout, linear
 
 unit = st.floats(0, 1)
@@ -536,3 +536,18 @@ def test_a_broken_or_strange_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(save({name: torch.zeros(0) for name in layout(1).linears}))
     with pytest.raises(NeuroalError, match=r"does not fit the model: .* shape"):
         read(path, layout(1))
+
+
+def test_the_allocation_of_a_run_is_what_its_budget_made_of_it() -> None:
+    found = layout(2, {"a": (4, 10)})  # 80 weights
+    shifted = Allocation.of({"blocks.0.a": 0.2, "blocks.1.a": 0.4}, found)
+    done = as_pruned(shifted, found, targets(shifted, found, Rules(0.5)))
+    assert done.ratios == pytest.approx({"blocks.0.a": 0.4, "blocks.1.a": 0.6})
+    rows = torch.tensor([0.1, 0.1, 0.3, 0.3], dtype=torch.float64)
+    by_row = Allocation.of(dict.fromkeys(found.linears, rows), found)
+    done = as_pruned(by_row, found, targets(by_row, found, Rules(0.4)))
+    for name in found.linears:
+        assert done.ratios[name] == pytest.approx(0.4)
+        assert done.rows[name].tolist() == pytest.approx([0.3, 0.3, 0.5, 0.5])
+    uneven = Allocation.of(dict.fromkeys(found.linears, 0.333), found)  # 26.64 weights: 27
+    assert as_pruned(uneven, found, targets(uneven, found, Rules(0.333))) is uneven

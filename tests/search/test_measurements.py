@@ -88,6 +88,9 @@ def test_made_once(calls: list[str]) -> None:
     run(dataclasses.replace(OWL, top_up="dlp"), together)  # asks something else of the same windows
     run(dataclasses.replace(OWL, options={"owl": {"M": 3.0}}), together)
     assert calls[2:] == ["measure_blocks", "measure_blocks"]
+    run(dataclasses.replace(OWL, keep=("first:1",)), together)  # OWL sees other linears
+    run(dataclasses.replace(OWL, keep=("first:1",), sparsity=0.6), together)
+    assert calls[4:] == ["measure_blocks"]
     run(dataclasses.replace(OWL, samples=3), together)
     assert calls[4:] == ["calibration_windows", "measure_blocks"]
     # Cut otherwise, even where the windows then come out the same.

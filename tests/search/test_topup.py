@@ -23,7 +23,7 @@ from neuroal.distributed import Team
 from neuroal.layout import find
 from neuroal.plugins import Plugin, load
 from neuroal.pruning.pruner import BasePruner
-from neuroal.pruning.targets import Rules
+from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.topup import Candidate, Decision, TopUpSearch
@@ -900,3 +900,43 @@ def test_a_search_is_repeatable(real: TopUpSearch) -> None:
     first, second = (real.choose_blocks([blocks], {}, True) for _ in range(2))
     assert first.candidates == second.candidates
     assert all(second.deviation[n].equal(d) for n, d in first.deviation.items())
+
+
+# -- linears that stay dense -----------------------------------------------------------------
+
+
+def test_a_block_strategy_sees_what_is_pruned_and_a_row_strategy_all() -> None:
+    seen: list[Any] = []
+
+    @dataclass(frozen=True, eq=False)
+    class Blocks:
+        @hookimpl
+        def propose_block_ratios(self, layout: Layout, sparsity: float) -> Steps:
+            seen.append((layout, sparsity))
+            yield from ()
+            return Proposal(dict.fromkeys(layout.linears, sparsity))
+
+    @dataclass(frozen=True, eq=False)
+    class Rows:
+        @hookimpl
+        def propose_row_ratios(self, layout: Layout, base: Mapping[str, float]) -> Steps:
+            seen.append((layout, dict(base)))
+            yield from ()
+            half = torch.full((10,), 0.5, dtype=torch.float64)
+            return Proposal(dict.fromkeys(layout.linears, half))
+
+    dense = frozenset({"blocks.0.a"})
+    rules = Rules(0.3, dense=dense, kept=dense, over="all")
+    made = replace(search(Distance()), rules=rules)
+    blocks, rows = load([("block_ratios", Blocks()), ("row_ratios", Rows())])
+    choice = made.choose_blocks([blocks], {}, needs_deviation=False)
+    assert choice.allocation.ratios == {"blocks.0.a": 0.0, "blocks.1.a": 0.6}
+    found, sparsity = seen.pop()
+    assert sparsity == 0.6 and list(found.linears) == ["blocks.1.a"]
+    assert [b.index for b in found.blocks] == [0] and found.linears["blocks.1.a"].block == 0
+    choice = made.choose_rows(rows, choice)
+    assert seen == [(FOUND, {"blocks.0.a": 0.0, "blocks.1.a": 0.6})]
+    assert choice.allocation.ratios == {"blocks.0.a": 0.0, "blocks.1.a": 0.5}
+    assert not choice.allocation.rows["blocks.0.a"].any()
+    wanted = targets(choice.allocation, FOUND, rules)
+    assert wanted.keys() == {"blocks.1.a"} and int(wanted["blocks.1.a"].counts.sum()) == 60

@@ -55,6 +55,7 @@ def test_an_id_is_decided_by_all_that_decides_the_weights(prepared: Change, desk
         ('"owl"]', '{name = "owl", options = {owl = {M = 3}}}]'),
         ("samples = 3", 'samples = 3\nbos = "always"'),
         ("samples = 3", "samples = 3\npack_documents = false"),
+        ("sparsities = [0.5, 0.7]", 'keep = ["first:1"]\nsparsities = [0.5, 0.7]'),
     )
     for number, change in enumerate(changes):
         now = ids(prepared(change))
@@ -101,6 +102,14 @@ def test_one_computation_by_two_names_is_one_case(prepared: Change) -> None:
     titles = [case.title for case in expansion.distinct]
     assert "opt, sparsegpt + neuroal at 0.5, seed 0" in titles
     assert "opt, sparsegpt + neuroal-block at 0.5, seed 0" not in titles
+
+
+def test_linears_are_kept_in_all_cases(prepared: Change) -> None:
+    more = 'keep = ["first:1"]\nonly = ["mlp"]\nsparsity_over = "all"\nsparsities = [0.1, 0.2]'
+    expansion = prepared(("sparsities = [0.5, 0.7]", more)).expansion
+    recipes = [case.recipe for case in expansion.cases if case.recipe]
+    assert len(recipes) == 16
+    assert {(r.keep, r.only, r.sparsity_over) for r in recipes} == {(("first:1",), ("mlp",), "all")}
 
 
 def test_what_makes_no_sense_is_skipped(prepared: Change) -> None:

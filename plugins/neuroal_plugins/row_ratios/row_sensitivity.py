@@ -136,6 +136,8 @@ class RowSensitivity:
         budget = RunBudget.with_reserve(total, len(layout.blocks), windows, price)
         known: dict[Side, Scores] = {}
         for name, scores in row_scores(layout, deviation, measurements).items():
+            if base[name] == 0:  # nothing of it is pruned: no row competes
+                continue
             known[name, "rows"] = scores
             norm = input_score(layout.linears[name], measurements) if weighs_inputs else None
             if norm is not None:

@@ -1,0 +1,287 @@
+"""An earlier run's masks, and on request its weights, put on a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuroal.errors import NeuroalError, UsageError
+from neuroal.layout import Layout, find, matrices
+from neuroal.model import files, pretrained, run_folder
+from neuroal.model.blocks import Blocks, InMemory, state_sha256
+from neuroal.model.files import MARKER, read_report
+from neuroal.model.memory import available_memory
+from neuroal.model.run_folder import Journal
+from neuroal.model.streaming import Streamed, folder_of
+from neuroal.pruning import mask_file
+from neuroal.pruning.allocation import Allocation
+from neuroal.pruning.mask_file import Masks
+from neuroal.pruning.masks import zeroed
+from neuroal.pruning.targets import Rules
+from neuroal.run.masks import RUN
+from neuroal.run.report import Phases, Report, environment
+from neuroal.run.save import Pruned, save_run
+from neuroal.types import Target, Tick
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where masks are from.
+
+    Attributes:
+        name: As it was given.
+        run: What is known of the run: entries of its report.
+        pruned: The linears that have masks, with their shapes where the file says them.
+        masks: Their masks; None where the zeros of the run's weights are the masks.
+        folder: Of the run, with its weights; None for a file of masks alone.
+    """
+
+    name: str
+    run: Mapping[str, Any]
+    pruned: Mapping[str, tuple[int, int] | None]
+    masks: Masks | None
+    folder: Path | None
+
+
+def apply_masks(
+    model: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    weights: bool = False,
+    any_model: bool = False,
+    stream: bool | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    tick: Callable[[int], Tick] = lambda total: int,
+) -> Report:
+    """Put an earlier run's masks on a model, and write it as a run does.
+
+    Args:
+        model: Folder or hub name of the dense model.
+        source: Folder of the run, or its `masks.safetensors`.
+        out: Folder to write.
+        weights: Take the run's own weights, too, where its pruner moved those that stay.
+        any_model: Let the model be another than the one that the run pruned.
+        stream: Read blocks one at a time; None does so where the models would not fit into memory.
+        overwrite: Replace an earlier run in `out`.
+        trust_remote_code: Let the model's own code run.
+        tick: Opens a progress bar for a number of blocks.
+
+    Returns:
+        The report, which is in `out` too.
+
+    Raises:
+        UsageError: The source has no masks, or is of another model; nothing was done.
+        NeuroalError: A file is broken.
+    """
+    out = Path(out)
+    run_folder.check(out, overwrite, resume=False)
+    found = read_source(str(source), weights)
+    if weights and any_model:
+        raise UsageError("--weights are those of the model that was pruned: drop --any-model")
+    phases = Phases()
+    with phases.phase("load"):
+        skeleton = pretrained.skeleton(model, trust_remote_code)
+        layout = find(skeleton)
+        _check_fits(found, layout)
+        reads_run = found.masks is None or weights
+        dtype = str(found.run["recipe"].get("dtype", "auto"))
+        streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
+        blocks = _open(model, layout, dtype, streams, trust_remote_code)
+        sha256 = files.fingerprint(model)
+        same = _is_same(found, sha256, blocks)
+        if not (same or any_model):
+            raise UsageError(
+                f"'{model}' is not the model that '{found.name}' was pruned from (its SHA-256 "
+                "differs): --any-model puts the masks on it all the same"
+            )
+        blocks.check_finite()
+        tokenizer = pretrained.load_tokenizer(model, trust_remote_code)
+        run_blocks = None
+        if reads_run:
+            assert found.folder is not None
+            run_blocks = _open(str(found.folder), layout, "auto", streams, trust_remote_code)
+    recipe = {**found.run["recipe"], "model": model}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    journal = Journal.open(out, digest, resume=False)
+    try:
+        with phases.phase("prune"):
+            applied = _apply(found, blocks, run_blocks, weights, journal, tick)
+        report = Report(
+            **{key: found.run[key] for key in RUN},
+            notes=_notes(found, applied, weights, same),
+        )
+        report.recipe, report.recipe_sha256 = recipe, digest
+        report.environment = environment(blocks.model)
+        report.model = {"name": model, "sha256": sha256 or state_sha256(blocks.model)}
+        report.counts["block_runs"] = 0
+        pruned = _pruned(applied, layout)
+        rules = _rules(recipe, pruned, layout)
+        return save_run(
+            report, blocks, tokenizer, rules, pruned, phases, out, files.local_folder(model)
+        )
+    finally:
+        journal.abandon(everything=True)
+
+
+def read_source(name: str, weights: bool = False) -> Source:
+    """Return where masks are from.
+
+    Raises:
+        UsageError: It is neither a run nor a file of masks, or has no weights where they are asked
+            for.
+        NeuroalError: A file is broken.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / MARKER).is_file():
+        report = read_report(path)
+        file = path / mask_file.FILE
+        if file.is_file():
+            masks = mask_file.read(file)
+            return Source(name, report, masks.shapes, masks, path)
+        pruned = {n: None for n, x in report["linears"].items() if x["wanted"] > 0}
+        return Source(name, report, pruned, None, path)
+    if not path.is_file():
+        raise UsageError(f"'{name}' is neither a run's folder nor a file of masks")
+    masks = mask_file.read(path)
+    if weights:
+        raise UsageError(f"'{name}' holds masks alone: --weights needs the folder of the run")
+    return Source(name, masks.run, masks.shapes, masks, None)
+
+
+def _check_fits(found: Source, layout: Layout) -> None:
+    """Refuse masks of linears that the model has not, or has in another shape."""
+    for name, shape in found.pruned.items():
+        x = layout.linears.get(name)
+        if x is None:
+            raise UsageError(f"masks of '{found.name}' do not fit the model: it has no '{name}'")
+        if shape not in (None, (x.out_features, x.in_features)):
+            raise UsageError(
+                f"masks of '{found.name}' do not fit the model: '{name}' has shape "
+                f"{(x.out_features, x.in_features)}, not {shape}"
+            )
+
+
+def _is_same(found: Source, sha256: str | None, blocks: Blocks) -> bool:
+    """Return whether a model is the one that was pruned, by its files or by its weights."""
+    recorded = found.run["model"].get("sha256")
+    if recorded is None or recorded == sha256:
+        return recorded is not None
+    return not blocks.streams and state_sha256(blocks.model) == recorded
+
+
+def _streams(model: str, skeleton: nn.Module, models: int, asked: bool | None) -> bool:
+    """Return whether blocks are read one at a time: as asked, or where memory is too small."""
+    if asked is not None:
+        if asked:
+            folder_of(model)
+        return asked
+    size = sum(p.numel() * p.element_size() for p in skeleton.parameters())
+    free = available_memory("cpu")
+    return free is not None and models * size > free and files.local_folder(model) is not None
+
+
+def _open(name: str, layout: Layout, dtype: str, streams: bool, trust: bool) -> Blocks:
+    if streams:
+        return Streamed(name, layout, "cpu", dtype, trust)
+    return InMemory(pretrained.load(name, "cpu", dtype, trust)[0], layout)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done to one linear.
+
+    Attributes:
+        pruned: Weights that the mask prunes.
+        moved: Weights that stay and have another value in the run; 0 where that was not read.
+    """
+
+    pruned: int
+    moved: int
+
+
+def _apply(
+    found: Source,
+    blocks: Blocks,
+    run_blocks: Blocks | None,
+    weights: bool,
+    journal: Journal,
+    tick: Callable[[int], Tick],
+) -> dict[str, Applied]:
+    """Put masks, and the run's weights if asked for, on every block in turn."""
+    applied: dict[str, Applied] = {}
+    done = tick(len(blocks.layout.blocks))
+    for block in blocks.layout.blocks:
+        of_run: AbstractContextManager[nn.Module | None] = nullcontext()
+        if run_blocks is not None:
+            of_run = run_blocks.open(block)
+        with blocks.open(block) as module, of_run as run_module, torch.no_grad():
+            new: dict[str, Tensor] = {}
+            for x in block.linears:
+                if x.name not in found.pruned:
+                    continue
+                own = matrices.weight(x, module, block.name)  # (out, in)
+                other = None
+                if run_module is not None:
+                    other = matrices.weight(x, run_module, block.name)
+                mask = _mask(found, x.name, other)
+                moved = 0 if other is None else int(((other != own) & ~mask).sum())
+                applied[x.name] = Applied(int(mask.sum()), moved)
+                values = own if other is None or not weights else other.to(own.dtype)
+                new[x.name] = zeroed(values, mask)
+            blocks.keep(block, module, new, journal)
+        done()
+    return applied
+
+
+def _mask(found: Source, name: str, weight: Tensor | None) -> Tensor:
+    """Return a linear's mask, bool `(out, in)`: that of the file, else the zeros of the run."""
+    if found.masks is not None:
+        return found.masks.mask(name)
+    if weight is None:
+        raise NeuroalError(f"'{found.name}' has neither a mask nor a weight of '{name}'")
+    return weight == 0
+
+
+def _pruned(applied: Mapping[str, Applied], layout: Layout) -> Pruned:
+    """Return the ratios and counts of masks as those of a run."""
+    ratios = {
+        name: applied[name].pruned / x.weights if name in applied else 0.0
+        for name, x in layout.linears.items()
+    }
+    targets = {
+        name: Target(torch.tensor([x.pruned]), ratios[name], comparison="matrix")
+        for name, x in applied.items()
+    }
+    return Pruned(Allocation(ratios), targets, {})
+
+
+def _rules(recipe: Mapping[str, Any], pruned: Pruned, layout: Layout) -> Rules:
+    """Return rules whose sparsity is that of the masks."""
+    dense = frozenset(layout.linears.keys() - pruned.targets.keys())
+    over = recipe.get("sparsity_over", "pruned")
+    rules = Rules(0.0, recipe["budget"], "matrix", dense=dense, kept=dense, over=over)
+    count = sum(int(t.counts.sum()) for t in pruned.targets.values())
+    return replace(rules, sparsity=count / rules.counted(layout))
+
+
+def _notes(found: Source, applied: Mapping[str, Applied], weights: bool, same: bool) -> list[str]:
+    what = "masks and weights" if weights else "masks"
+    notes = [f"{what} of '{found.name}', put on the model by `neuroal apply`"]
+    if not same:
+        notes.append("the model is another than the one that the masks were made for")
+    moved = sum(x.moved for x in applied.values())
+    if moved and not weights:
+        notes.append(
+            f"{moved:,} weights that stay have other values in '{found.name}': --weights takes them"
+        )
+    return notes
