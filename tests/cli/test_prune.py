@@ -337,7 +337,6 @@ def test_progress_is_on_stderr(folder: Path, prune: Any) -> None:
 
 
 def test_dry_run(folder: Path, prune: Any, run: Any) -> None:
-    Path("tiny/model.safetensors").write_bytes(b"never read")
     before = sorted(folder.rglob("*"))
     text = ok(prune("--dry-run")).stdout
     for expected in ("blocks 0 to 1", "self_attn.q_proj", "32 × 32", "self_attn.o_proj"):
@@ -350,6 +349,8 @@ def test_dry_run(folder: Path, prune: Any, run: Any) -> None:
     assert len(plan["layout"]["blocks"][0]["linears"]) == 7
     assert "a source to be given" in ok(run("prune", "tiny", "--dry-run")).stdout
     assert sorted(folder.rglob("*")) == before
+    Path("tiny/model.safetensors").write_bytes(b"damaged")
+    assert "cannot read 'tiny/model.safetensors'" in prune("--dry-run").stderr
 
 
 def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
