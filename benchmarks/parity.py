@@ -38,8 +38,14 @@ What the authors' code chose on a Llama of 4 million weights, and what neuroal c
 is the largest relative difference over all candidates of a step, `achieved` the largest difference
 of a block's sparsity; perplexities are those of 100 windows of 256 tokens.
 
-Made by `OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 python benchmarks/parity.py SHARED --out
-docs/parity.md`: one thread and one vector width, because sums in another order round differently.
+The windows are the rows of `SHARED/reference/llama.calibration.jsonl`, the texts are
+`SHARED/data/wikitext2.test.txt` and `SHARED/data/ptb.test.txt`, the model is `SHARED/models/llama`.
+All of it is made by `OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 python benchmarks/parity.py SHARED
+--out docs/parity.md`: one thread and one vector width, because sums in another order round
+differently. One row (here Wanda, 0.6, `neuroal`) is
+
+    OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 python benchmarks/parity.py SHARED \\
+        --pruner wanda --sparsity 0.6 --top-up neuroal --cases one-row.jsonl
 
 Every λ is the published one. Where a mask differs, the column `same mask` has the cause:
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from neuroal.version import __version__
 
 if TYPE_CHECKING:
+    from neuroal import layout as layout
     from neuroal.engine import prune
     from neuroal.errors import NeuroalError, PluginError, UsageError
+    from neuroal.evaluation.compare import compare
+    from neuroal.evaluation.evaluate import evaluate
     from neuroal.hookspecs import hookimpl
     from neuroal.layout import Block, Layout, Linear
     from neuroal.options import option
@@ -62,6 +65,8 @@ _HOME = {
     "Target": "types",
     "TopUp": "types",
     "UsageError": "errors",
+    "compare": "evaluation.compare",
+    "evaluate": "evaluation.evaluate",
     "hookimpl": "hookspecs",
     "largest_remainder": "pruning.budget",
     "mask_for": "pruning.masks",
@@ -95,8 +100,11 @@ __all__ = [
     "TopUp",
     "UsageError",
     "__version__",
+    "compare",
+    "evaluate",
     "hookimpl",
     "largest_remainder",
+    "layout",
     "mask_for",
     "option",
     "project",
@@ -106,6 +114,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "layout":  # a room that can be called
+        return importlib.import_module("neuroal.layout")
     if name not in _HOME:
         raise AttributeError(f"module 'neuroal' has no attribute '{name}'")
     return getattr(importlib.import_module(f"neuroal.{_HOME[name]}"), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from neuroal.cost.preparation import Prepared, check_calibrated, prepare, with_i
 from neuroal.cost.texts import TextSize
 from neuroal.data.windows import Windows
 from neuroal.distributed import Team
-from neuroal.errors import NeuroalError, UsageError
+from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.model import files, memory, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.memory import available_memory
@@ -67,6 +68,7 @@ def prune(
     progress: bool = False,
     shared: SharedMeasurements | None = None,
     prepared: Prepared | None = None,
+    **fields: Any,
 ) -> Report:
     """Prune a model in memory, or a folder or hub name, by a recipe.
 
@@ -87,6 +89,7 @@ def prune(
         progress: Show progress bars.
         shared: Windows and measurements that runs on the same dense model reuse.
         prepared: What `prepare` has made of the same recipe and path; None prepares here.
+        fields: Fields of `Recipe`, which go before those of `recipe`: `sparsity=0.7`.
 
     Returns:
         What happened.
@@ -98,7 +101,7 @@ def prune(
     """
     if isinstance(tokenizer, Recipe):
         raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
-    recipe = recipe or Recipe()
+    recipe = _with_fields(recipe or Recipe(), fields)
     in_memory = isinstance(model, nn.Module)
     if not in_memory:
         recipe = dataclasses.replace(recipe, model=str(model))
@@ -157,6 +160,20 @@ def prune(
     )
     with _evaluation(model):
         return run.run(model, tokenizer, windows, target)
+
+
+def _with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with fields replaced.
+
+    Raises:
+        UsageError: There is no such field; the nearest name may be an argument of `prune`.
+    """
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    unknown = next((name for name in fields if name not in known), None)
+    if unknown is not None:
+        own = set(inspect.signature(prune).parameters) - {"fields"}
+        raise UsageError(f"prune has no '{unknown}': {nearest(unknown, known | own)}")
+    return dataclasses.replace(recipe, **fields) if fields else recipe
 
 
 @contextmanager

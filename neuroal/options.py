@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -148,6 +149,24 @@ def describe(plugin: type) -> list[tuple[str, str, str, str]]:
         default = "required" if value is dataclasses.MISSING else _text(value)
         rows.append((f.name, type_name(hints[f.name]), default, f.metadata.get("help", "")))
     return rows
+
+
+def untyped(plugin: type) -> dict[str, str]:
+    """Return what looks like an option of a plugin class but has no type, with what to write.
+
+    A dataclass makes no field of `alpha = 0.5`. Names that begin with an underscore, and constants
+    in capitals, are meant as they are.
+    """
+    typed = {name for base in plugin.__mro__ for name in inspect.get_annotations(base)}
+    found = {}
+    for base in plugin.__mro__[:-1]:
+        for name, value in vars(base).items():
+            plain = value is None or isinstance(value, (bool, int, float, str, tuple))
+            if plain and name not in typed and not name.startswith("_") and not name.isupper():
+                kind = "int | None" if value is None else type(value).__name__
+                kind = "tuple[float, ...]" if isinstance(value, tuple) else kind
+                found[name] = f"it has no type: write {name}: {kind} = {value!r}"
+    return found
 
 
 def _text(value: Any) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import numbers
+import os
 import re
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from neuroal.errors import UsageError, nearest
 from neuroal.options import convert, type_name
@@ -24,6 +28,25 @@ TOP_UP_ROLES = (  # that a top-up decides
     "refiner",
     "reconstruction",
 )
+
+
+Kind = TypeVar("Kind")
+
+
+def _knows_its_fields(kind: type[Kind]) -> type[Kind]:
+    """Have the constructor of a dataclass answer a misspelt field with the nearest there is."""
+    construct = kind.__init__
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+
+    @functools.wraps(construct)
+    def checked(self: Kind, *args: Any, **arguments: Any) -> None:
+        for name in arguments:
+            if name not in names:
+                raise UsageError(f"a recipe has no '{name}': {nearest(name, names)}")
+        construct(self, *args, **arguments)
+
+    kind.__init__ = checked  # type: ignore[assignment]
+    return kind
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,7 @@ class GivenRatio:
         return cls(**value)
 
 
+@_knows_its_fields
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run's result.
@@ -162,6 +186,8 @@ class Recipe:
     requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, _typed(getattr(self, name), name, hint))
         for name in ("requires", "keep", "only"):
             texts = getattr(self, name)
             if isinstance(texts, str):
@@ -247,7 +273,7 @@ class Recipe:
                 instance.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
+        hints = _hints()
         values: dict[str, Any] = {}
         for key, value in data.items():
             if key not in fields:
@@ -271,6 +297,47 @@ class Recipe:
         """Return the SHA-256 of the recipe's JSON."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Return the types of a recipe's fields."""
+    return typing.get_type_hints(Recipe)
+
+
+def _typed(value: Any, key: str, hint: Any) -> Any:
+    """Return a value given in Python in the type of its field: a path as text, 1 as 1.0.
+
+    Raises:
+        UsageError: It is of another type; text is no number here.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's too
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if key == "sparsity" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is Any or key in ("block_ratios", "sparsity", "ratios", "evaluate"):  # read elsewhere
+        return value
+    wrong = UsageError(f"recipe's {key}={value!r} is not {type_name(hint)}")
+    if key == "options":
+        if not isinstance(value, Mapping):
+            raise UsageError(f"recipe's options={value!r} are not a mapping of plugins to options")
+        return value
+    if key in ("requires", "keep", "only"):
+        if not isinstance(value, (str, tuple, list)) or not all(isinstance(x, str) for x in value):
+            raise wrong
+        return value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    unions = (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+    if isinstance(value, str):
+        if str in members or any(typing.get_origin(x) is typing.Literal for x in members):
+            return value
+        raise wrong
+    try:
+        return convert(value, hint)
+    except (ValueError, TypeError):
+        raise wrong from None
 
 
 def _read(value: Any, key: str, hint: Any) -> Any:

@@ -220,7 +220,10 @@ keep_options = _all(
         ),
     ]
 )
-_DTYPE = "Dtype to load the weights in; auto is the checkpoint's own."
+_DTYPE = (
+    "Dtype to load the weights in; auto is the checkpoint's own, or for a perplexity float32 on a "
+    "CPU that computes faster in it."
+)
 load_options = _all(
     [
         option("--device", default="auto", group="Model", help="auto, cpu, cuda, cuda:0 or mps."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,24 +19,12 @@ from neuroal.cli.command import (
     trust_option,
 )
 from neuroal.cli.tables import table
-from neuroal.errors import UsageError
 from neuroal.types import Bos
 from neuroal.units import begun_with, parameters
 
 if TYPE_CHECKING:
+    from neuroal.evaluation.compare import MeasuredRun
     from neuroal.evaluation.comparison import ComparedSide, Line
-    from neuroal.evaluation.mask_overlap import Masks
-    from neuroal.evaluation.perplexity import Perplexity
-    from neuroal.layout import Layout
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """What a run's model says; its perplexity only where a text is given."""
-
-    masks: Masks
-    layout: Layout
-    perplexity: Perplexity | None
 
 
 @click.command(
@@ -82,84 +69,27 @@ def compare(
     """
     how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
     check_needed("--data", data, **how)
-    how["bos"] = bos or "auto"
-    from neuroal.evaluation import comparison
+    from neuroal.evaluation.compare import compare as put_side_by_side
 
-    sides = (comparison.read_side(a), comparison.read_side(b))
-    comparison.check_comparable(*sides)
-    runs = all(side.report is not None for side in sides)
-    if data is not None and not runs:
-        only = next(side.name for side in sides if side.report is None)
-        raise UsageError(f"--data needs two runs: '{only}' is an allocation alone")
-    measured: list[MeasuredRun] = []
-    if runs:
-        with clean_stdout(as_json):
-            for side in sides:
-                run = _measure(side, data, how, device, dtype, trust_remote_code, progress)
-                measured.append(run)
-    layout = measured[0].layout if measured else None
-    masks = (measured[0].masks, measured[1].masks) if measured else None
-    blocks = comparison.lines(*sides, layout, masks)
-    total = comparison.overall(blocks, layout)
-    if as_json:
-        print_json(_json(sides, measured, blocks, total))
-    else:
-        click.echo("\n\n".join(_texts(sides, measured, blocks, total, every)))
-
-
-def _measure(
-    side: ComparedSide,
-    data: str | None,
-    how: Mapping[str, Any],
-    device: str,
-    dtype: str,
-    trust_remote_code: bool,
-    progress: bool,
-) -> MeasuredRun:
-    """Load a run's model once, for its masks and its perplexity; `how` is how the text is cut."""
-    from neuroal.evaluation import comparison
-    from neuroal.evaluation.mask_overlap import masks_of
-    from neuroal.evaluation.perplexity import perplexity, windows_for
-    from neuroal.layout import find
-    from neuroal.model import memory, pretrained
-
-    place = memory.device_of(device)
-    cut = None
-    if data is not None:
-        cut = windows_for(
-            pretrained.load_config(side.name, trust_remote_code),
-            data,
-            pretrained.load_tokenizer(side.name, trust_remote_code),
-            **how,
+    with clean_stdout(as_json):
+        found = put_side_by_side(
+            a,
+            b,
+            data=data,
+            length=length,
+            windows=windows,
+            bos=bos or "auto",
+            pack_documents=pack_documents,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
-    model, _ = pretrained.load(side.name, place, dtype, trust_remote_code)
-    layout = find(model)
-    comparison.check_layout(side, layout)
-    read = None if cut is None else perplexity(model, cut, progress=progress)
-    return MeasuredRun(masks_of(model, layout), layout, read)
-
-
-def _json(
-    sides: tuple[ComparedSide, ComparedSide],
-    measured: Sequence[MeasuredRun],
-    blocks: Sequence[Line],
-    total: Line,
-) -> dict[str, Any]:
-    from neuroal.evaluation.comparison import differences, evaluations
-
-    values: dict[str, Any] = {"a": sides[0].name, "b": sides[1].name}
-    values["ratios"] = "achieved" if measured else "wanted"
-    values["differences"] = {
-        key: {"a": one, "b": other} for key, one, other in differences(sides[0], sides[1])
-    }
-    kept = [dict(zip("ab", pair, strict=True)) for pair in evaluations(*sides)]
-    if kept:
-        values["evaluation"] = kept
-    perplexities = [x.perplexity.to_json() for x in measured if x.perplexity is not None]
-    if perplexities:
-        values["perplexity"] = dict(zip("ab", perplexities, strict=True))
-    return values | {"overall": total.to_json(), "blocks": [x.to_json() for x in blocks]}
+    if as_json:
+        print_json(found.to_json())
+    else:
+        sides = (found.a, found.b)
+        click.echo("\n\n".join(_texts(sides, found.runs, found.blocks, found.overall, every)))
 
 
 def _texts(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -105,54 +104,34 @@ def evaluate(
     how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
     check_needed("--data", source, **how)
     check_needed("--tasks", tasks, include_path=include_path, limit=limit)
-    from neuroal.data.source import parse_source
+    from neuroal.evaluation.evaluate import evaluate as measure
 
-    parsed = None if source is None else parse_source(source)
-    from neuroal.evaluation import perplexity, text_overlap, zero_shot
-    from neuroal.evaluation import tasks as harness
-    from neuroal.model import memory, pretrained
-
-    zero_shot.check_sizes(batch, limit)
-    start = time.perf_counter()
     with clean_stdout(as_json):
-        place = memory.device_of(device)
-        config = pretrained.load_config(model, trust_remote_code)
-        tokenizer = pretrained.load_tokenizer(model, trust_remote_code)
-        asked = cut = None
-        if tasks is not None:
-            zero_shot.check_tokenizer(tokenizer)
-            asked = harness.load_tasks(tasks, include_path, progress=progress)
-        if parsed is not None:
-            how["bos"] = bos or "auto"
-            cut = perplexity.windows_for(config, parsed, tokenizer, **how, progress=progress)
-            calibrated = text_overlap.calibration_of(model, tokenizer)
-            if calibrated is not None:
-                text_overlap.warn_of_overlap(calibrated, cut)
-        loaded, _ = pretrained.load(model, place, dtype, trust_remote_code)
-        read = answered = None
-        if cut is not None:
-            read = perplexity.perplexity(loaded, cut, batch=batch, progress=progress)
-        if asked is not None:
-            answered = zero_shot.zero_shot(
-                loaded, tokenizer, asked, batch=batch, limit=limit, progress=progress
-            )
-    seconds = time.perf_counter() - start
+        found = measure(
+            model,
+            data=source,
+            length=length,
+            windows=windows,
+            bos=bos or "auto",
+            pack_documents=pack_documents,
+            tasks=tasks,
+            include_path=include_path,
+            limit=limit,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    read, answered = found.perplexity, found.zero_shot
     kept = _kept(model, read, answered)
     if as_json:
-        print_json(_json(model, read, answered) | kept.to_json() | {"seconds": round(seconds, 3)})
+        print_json(found.to_json() | kept.to_json())
     elif quiet:
         click.echo("\n".join(_numbers(read, answered)))
     else:
-        click.echo("\n\n".join(_texts(model, read, answered, kept, seconds)))
-
-
-def _json(model: str, read: Perplexity | None, answered: ZeroShot | None) -> dict[str, Any]:
-    values: dict[str, Any] = {"model": model}
-    if read is not None:
-        values |= read.to_json()
-    if answered is not None:
-        values |= {"zero_shot": answered.to_json()}
-    return values
+        kept = replace(kept, notes=[*found.notes, *kept.notes])
+        click.echo("\n\n".join(_texts(model, read, answered, kept, found.seconds)))
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ def layout(
     MODEL is a folder, a hub name, or demo, the built-in model. Linears of one group read the same
     input; a linear's consumer is the one whose input its rows are scored by.
     """
-    from neuroal.layout import find, kept_linears
-    from neuroal.model import pretrained
+    from neuroal.layout import kept_linears
+    from neuroal.model import structure
 
-    model_layout = find(pretrained.skeleton(model, trust_remote_code))
+    model_layout = structure.layout(model, trust_remote_code)
     kept = kept_linears(model_layout, keep, only)
     if as_json:
         print_json({"model": model} | layout_json(model_layout, kept))

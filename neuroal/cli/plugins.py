@@ -9,7 +9,6 @@ import click
 
 from neuroal.cli.command import Group, message_options, option, print_json
 from neuroal.cli.tables import table
-from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def list_plugins(role: str | None, as_json: bool) -> None:
     examples=[
         "neuroal plugins show wanda",
         "neuroal plugins show uniform --role row-ratios",
-        "neuroal plugins show ./mine.py:Mine --role pruner",
+        "neuroal plugins show ./mine.py:Mine",
     ],
 )
 @click.argument("name")
@@ -81,15 +80,11 @@ def list_plugins(role: str | None, as_json: bool) -> None:
 def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     """Explain the plugins called NAME: what they do, their options and hooks.
 
-    NAME is a name from the list, distribution:name, or ./file.py:Class with its --role.
+    NAME is a name from the list, distribution:name, or ./file.py:Class.
     """
-    from neuroal.plugins import Description, describe, find, in_file, listing_of
+    from neuroal.plugins import Description, describe, listings
 
-    of_file = in_file(name)
-    if of_file and role is None:
-        raise UsageError(f"'{name}' is a file: say which role its plugin has, --role pruner")
-    listings = [listing_of(role, name)] if of_file and role else find(name, role)
-    descriptions = [describe(listing) for listing in listings]
+    descriptions = [describe(listing) for listing in listings(name, role)]
 
     def values(x: Description) -> dict[str, Any]:
         keys = ("name", "type", "default", "help")
@@ -172,7 +167,12 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
 
 
 @plugins.command(
-    "check", examples=["neuroal plugins check", "neuroal plugins check wanda evolution"]
+    "check",
+    examples=[
+        "neuroal plugins check",
+        "neuroal plugins check wanda evolution",
+        "neuroal plugins check ./mine.py:Mine",
+    ],
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_role_option
@@ -183,15 +183,15 @@ def check_plugins(
 ) -> None:
     """Load plugins and run the checks of their roles; the exit code is 1 if one is broken.
 
-    NAME is a name from the list or distribution:name; without one, every installed plugin is
-    checked. Searches are not run to their end.
+    NAME is a name from the list, distribution:name, or ./file.py:Class; without one, every
+    installed plugin is checked. Searches are not run to their end.
     """
-    from neuroal.plugins import available, find
+    from neuroal.plugins import available, listings
     from neuroal.testing import check_installed
 
-    listings = [x for name in names for x in find(name, role)] if names else available(role)
+    chosen = [x for name in names for x in listings(name, role)] if names else available(role)
     results: list[tuple[Listing, str]] = []
-    for x, error in check_installed(listings):
+    for x, error in check_installed(chosen):
         results.append((x, error))
         if not as_json:
             click.echo(error or f"{x}: ok")

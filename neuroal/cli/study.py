@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import shlex
 import time
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,9 @@ def init(file: str, paper: bool) -> None:
         raise UsageError(f"there is no folder '{path.parent}' to write '{path.name}' in")
     template = "paper.toml.in" if paper else "study.toml.in"
     text = (importlib.resources.files("neuroal.study") / "templates" / template).read_text("utf-8")
-    path.write_text(Template(text).substitute(name=file), encoding="utf-8")
-    click.echo(f"{file}: see what it would do with `neuroal study plan {file}`")
+    name = shlex.quote(file)
+    path.write_text(Template(text).substitute(name=name), encoding="utf-8")
+    click.echo(f"{file}: see what it would do with `neuroal study plan {name}`")
 
 
 @study.command(

@@ -45,7 +45,7 @@ class Perplexity:
         length: Tokens per window, of which all but the first are predicted.
         data: Source of the text, as it was given.
         sha256: Of the token ids: see `Windows`.
-        dtype: Dtype of the model's weights; the loss is taken in float32.
+        dtype: In which the model computes; the loss is taken in float32.
         protocol: How the windows were taken from the data, and the mean that is taken.
         reason: Why the perplexity is no finite number; empty where it is one.
         bos: The beginning-of-sequence token in front of every window; None if none was put there.

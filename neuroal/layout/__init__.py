@@ -14,6 +14,11 @@ selection which linears a pattern means: a name, a glob, `first:2`, `attention`
 matrices  where matrices lie in the model's parameters: read, replace, write, watch
 """
 
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
 from neuroal.layout.finding import find
 from neuroal.layout.parts import Block, Fed, Layout, Linear, Rows, SkippedWeight
 from neuroal.layout.selection import kept_linears, selected
@@ -31,3 +36,17 @@ __all__ = [
     "kept_linears",
     "selected",
 ]
+
+
+class _Room(ModuleType):
+    """A room of which one function is public under the room's own name: `neuroal.layout(model)`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Layout:
+        """Return the layout of a model; found by name, as `neuroal` finds its public names."""
+        found: Layout = importlib.import_module("neuroal.model.structure").layout(
+            *arguments, **options
+        )
+        return found
+
+
+sys.modules[__name__].__class__ = _Room

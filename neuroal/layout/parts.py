@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,35 @@ class Block:
         return sum(linear.weights for linear in self.linears)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """The blocks of a model in execution order, and the weights in them that stay dense."""
 
     blocks: tuple[Block, ...]
     skipped: tuple[SkippedWeight, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return how many blocks, linears and prunable weights there are."""
+        counts = f"{len(self.blocks)} blocks, {len(self.linears)} linears, {self.weights:,} weights"
+        return f"Layout({counts})"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each linear, as `pandas.DataFrame` takes them."""
+        return [
+            {
+                "linear": x.name,
+                "block": x.block,
+                "rows": x.out_features,
+                "columns": x.in_features,
+                "weights": x.weights,
+                "group": x.group,
+                "part": x.part,
+                "consumer": x.paired,
+                "feeds": None if x.fed is None else x.fed.linear,
+                "expert": x.expert,
+            }
+            for x in self.linears.values()
+        ]
 
     @cached_property
     def linears(self) -> dict[str, Linear]:

@@ -36,8 +36,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _loading(model: str) -> Iterator[None]:
-    """Silence transformers, and turn its errors into one line that names the model."""
+def _loading(named: str, model: str | None = None) -> Iterator[None]:
+    """Silence transformers, and turn its errors into one line that names the model.
+
+    `model` is where it is, if `named` says more than that.
+    """
+    model = model or named
     try:
         with quiet():
             yield
@@ -48,7 +52,8 @@ def _loading(model: str) -> Iterator[None]:
         meant = f" (did you mean '{similar}'?)" if similar else ""
         where = "" if local else f"no such folder{meant}, and on the hub: "
         what = f"{where}{type(error).__name__}: {first}"
-        raise NeuroalError(f"cannot load model '{model}': {what}") from error
+        more = named.removeprefix(model)
+        raise NeuroalError(f"cannot load model '{model}'{more}: {what}") from error
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> Any:
@@ -160,40 +165,91 @@ def one_block(
     return result
 
 
+def quantisation(config: Any) -> str | None:
+    """Return by which method a configuration's model is quantised; None if it is not."""
+    said = getattr(config, "quantization_config", None)
+    if not said:
+        return None
+    said = said if isinstance(said, dict) else said.to_dict()
+    method = said.get("quant_method") or "an unnamed method"
+    return str(getattr(method, "value", method))
+
+
 def _refuse_quantised(model: str, config: Any) -> None:
-    if getattr(config, "quantization_config", None):
+    if quantisation(config):
         raise NeuroalError(f"model '{model}' is quantised: prune the original, then quantise")
 
 
 def load(
-    model: str, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False
+    model: str,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    *,
+    quantised: bool = False,
 ) -> tuple[nn.Module, Any]:
     """Return model and tokenizer, the model in evaluation mode on `device`.
 
+    Args:
+        model: A folder, a hub name, or "demo".
+        device: Where its weights are.
+        dtype: Of its weights; "auto" is the checkpoint's own.
+        trust_remote_code: Let the model's own code run.
+        quantised: A quantised model is loaded by transformers as it is; else it is refused.
+
     Raises:
-        NeuroalError: The folder or name is no causal language model in safetensors, or memory is
-            too small for its weights.
+        NeuroalError: The folder or name is no causal language model in safetensors, memory is
+            too small for its weights, or the package of a quantisation is missing.
     """
     where = locate(model)
     config = load_config(model, trust_remote_code)
-    _refuse_quantised(model, config)
+    method = quantisation(config)
+    if not quantised:
+        _refuse_quantised(model, config)
     if Path(where).is_dir():
         _check_memory(model, Path(where), device)
-    with _loading(model):
+    placed = {"device_map": {"": device}} if method else {}  # such weights may not be moved later
+    with _loading(model if method is None else f"{model}, quantised by {method}", model):
         answer: Any = _class_of(config).from_pretrained(
             where,
             output_loading_info=True,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **placed,
         )
     loaded, info = answer
     assert isinstance(loaded, nn.Module)
     missing = set(info["missing_keys"]).intersection(dict(loaded.named_parameters()))
     if missing:  # transformers would continue with random numbers
         raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
-    loaded.to(device).eval()
+    if method is None:
+        loaded.to(device)
+    loaded.eval()
     return loaded, load_tokenizer(model, trust_remote_code)
+
+
+def dtype_to_measure(model: str, config: Any, device: str) -> str:
+    """Return the dtype in which a model is measured soonest: "auto", or "float32" on some CPUs.
+
+    Half precision is slower than float32 on a CPU that has no instructions for its products. The
+    rule looks at the processor and takes no time, so that one machine always measures alike. Where
+    float32 would not fit into memory, the checkpoint's own dtype stays.
+    """
+    own: Any = getattr(config, "dtype", None)
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(own)
+    on_cpu = torch.device(device).type == "cpu"
+    if half is None or not on_cpu or quantisation(config) or multiplies(half):
+        return "auto"
+    folder, free = Path(locate(model)), available_memory(device)
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    return "auto" if free is not None and 2 * size > free else "float32"
+
+
+def multiplies(half: str) -> bool:
+    """Return whether this CPU has instructions for products of half precision, bf16 or fp16."""
+    capable: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capable.get(f"{family}{half}") for family in ("avx512_", "amx_", "avx10_", ""))
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:

@@ -6,7 +6,14 @@ does not choose has no effect on it. Every run has a pluggy registration of its 
 
 from neuroal.plugins.calls import Plugin
 from neuroal.plugins.listing import Listing, available, find, in_file, listing_of
-from neuroal.plugins.loading import Description, describe, load, load_top_up, refuse_unused
+from neuroal.plugins.loading import (
+    Description,
+    describe,
+    listings,
+    load,
+    load_top_up,
+    refuse_unused,
+)
 from neuroal.plugins.trust import check_requirements
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "find",
     "in_file",
     "listing_of",
+    "listings",
     "load",
     "load_top_up",
     "refuse_unused",

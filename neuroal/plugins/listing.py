@@ -62,8 +62,8 @@ class Listing:
 
     @property
     def qualified(self) -> str:
-        """Return `distribution:name`, which no other distribution can claim."""
-        return f"{self.distribution}:{self.name}"
+        """Return `distribution:name`, which no other can claim; of a file, `path:attribute`."""
+        return self.value if _is_file(self) else f"{self.distribution}:{self.name}"
 
     @property
     def permitted(self) -> bool:

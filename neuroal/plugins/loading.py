@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from neuroal.plugins.calls import Plugin
 from neuroal.plugins.listing import (
     TOP_UP,
     Listing,
+    find,
+    in_file,
     listing_of,
     module_of,
     object_of,
@@ -30,6 +34,8 @@ from neuroal.plugins.listing import (
     refuse,
 )
 from neuroal.types import TopUp
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,32 @@ def load_top_up(name: str) -> TopUp:
     return _top_up(listing_of(TOP_UP, name))
 
 
+def listings(name: str, role: str | None = None) -> list[Listing]:
+    """Return every listing of a name, or of `./file.py:Class` in the roles that it has hooks of.
+
+    Args:
+        name: A name from the list, `distribution:name`, or `./file.py:Class`.
+        role: Only this role.
+
+    Raises:
+        UsageError: There is none.
+        PluginError: The file does not import.
+    """
+    if not in_file(name):
+        return find(name, role)
+    if role is not None:
+        return [listing_of(role, name)]
+    in_roles = [listing_of(x, name) for x in ROLES]
+    found = object_of(in_roles[0])
+    if isinstance(found, TopUp):
+        return [listing_of(TOP_UP, name)]
+    marked = contract.hooks(found) if isinstance(found, type) else {}
+    fitting = [x for x in in_roles if any(hook in marked for hook in ROLES[x.role].required)]
+    if not fitting:
+        raise UsageError(f"'{name}' has the hooks of no role: give --role to see what it lacks")
+    return fitting
+
+
 def refuse_unused(options: Iterable[str], used: Iterable[str]) -> None:
     """Refuse options for a plugin that is not in use.
 
@@ -162,7 +194,15 @@ def _checked(listing: Listing, kind: object) -> type:
     if problem:
         raise PluginError(f"{listing}: {problem}")
     assert isinstance(kind, type)
+    _say_untyped(listing, kind)
     return kind
+
+
+@cache  # once, however often a run loads its plugins
+def _say_untyped(listing: Listing, kind: type) -> None:
+    """Warn of what looks like an option and is none."""
+    for name, cure in _options.untyped(kind).items():
+        log.warning("%s: '%s' is no option: %s", listing, name, cure)
 
 
 def _refuse_repeats(chosen: Sequence[tuple[Listing, object]]) -> None:
@@ -198,6 +238,8 @@ def _shares(
             if not holders:
                 valid = set().union(*(fields[i] for i in bindable))
                 cure = nearest(key, valid) if valid else "it has no options"
+                untyped = [_options.untyped(kinds[i]).get(key) for i in bindable]
+                cure = next(filter(None, untyped), cure)
                 raise UsageError(f"plugin '{name}' has no option '{key}': {cure}")
             for i in holders:
                 shares[i][key] = value

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ from neuroal.model.pretrained import transformers_version
 from neuroal.model.zeros import Zeros
 from neuroal.pruning.targets import Rules
 from neuroal.types import Target
+from neuroal.units import parameters
 from neuroal.version import __version__
 
 InputNorms = dict[str, float | None]
 """Mean over a linear's inputs of their norms: `dense`, and `pruned` or None where not measured."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What happened; `to_json` is the content of `neuroal.json`.
 
@@ -83,9 +85,85 @@ class Report:
         """Return the report as JSON values."""
         return {"schema": self.schema} | dataclasses.asdict(self)  # schema first
 
+    def __repr__(self) -> str:
+        """Return model, method, sparsity and cost on one line."""
+        facts = [f"{name} {value}" for name, value in self._facts()]
+        return f"Report({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what happened, and one of the blocks, for a notebook."""
+        facts = [(name, value) for name, value in self._facts()]
+        facts += [("note", note) for note in self.notes]
+        blocks = [(x["name"], f"{x['wanted']:.4f}", f"{x['achieved']:.4f}") for x in self.blocks]
+        return _html(facts) + _html(blocks, ("block", "wanted", "achieved"))
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what there is to say in short: what it is, and its value."""
+        plugins = {x["role"]: x["name"] for x in self.plugins}
+        yield "model", str(self.model.get("name"))
+        yield "pruner", ", ".join(plugins[x] for x in ("pruner", "refiner") if x in plugins)
+        for role, candidate in self.selected().items():
+            said = [candidate["plugin"], parameters(candidate["parameters"])]
+            yield role.replace("_", " "), " ".join(filter(None, said))
+        if self.sparsity:
+            wanted, achieved = self.sparsity["wanted"], self.sparsity["achieved"]
+            yield "sparsity", f"{achieved:.6f} of {wanted:g} wanted"
+        if self.timings:
+            yield "took", f"{sum(self.timings.values()):.1f} s"
+
+    def candidate_records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each candidate of the search, as `pandas.DataFrame` takes them.
+
+        The parameters that made a candidate stand beside what was measured of it, under their own
+        names; lists among them become text.
+        """
+        rows = []
+        for candidate in self.candidates:
+            own = {k: v for k, v in candidate.items() if k != "parameters"}
+            made = {k: _flat(v) for k, v in candidate["parameters"].items()}
+            rows.append(own | {f"{k} (parameter)" if k in own else k: v for k, v in made.items()})
+        return rows
+
+    def linear_records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each linear, as `pandas.DataFrame` takes them.
+
+        Its wanted and achieved ratio, the least, mean and largest of its rows, and the mean input
+        norms with its block dense and pruned, where they were measured.
+        """
+        rows = []
+        for name, linear in self.linears.items():
+            block = next((b["name"] for b in self.blocks if name.startswith(f"{b['name']}.")), None)
+            norms = linear.get("input_norm", {})
+            rows.append(
+                {"linear": name, "block": block}
+                | {key: linear[key] for key in ("wanted", "achieved")}
+                | {f"row_{key}": value for key, value in linear["rows"].items()}
+                | {f"input_norm_{key}": norms.get(key) for key in ("dense", "pruned")}
+            )
+        return rows
+
+    def timing_records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each phase, as `pandas.DataFrame` takes them."""
+        memory = self.phase_memory_bytes
+        return [
+            {"phase": phase, "seconds": seconds, "peak_memory_bytes": memory.get(phase)}
+            for phase, seconds in self.timings.items()
+        ]
+
     def selected(self) -> dict[str, dict[str, Any]]:
         """Return the selected candidate of every step by role."""
         return {c["role"]: c for c in self.candidates if c["selected"]}
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def _html(rows: Sequence[tuple[str, ...]], headers: Sequence[str] = ()) -> str:
+    """Return rows as an HTML table."""
+    lines = [f"<tr>{''.join(f'<th>{escape(x)}</th>' for x in headers)}</tr>"] if headers else []
+    lines += [f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in row)}</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>"
 
 
 @dataclass(frozen=True)

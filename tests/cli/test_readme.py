@@ -56,7 +56,14 @@ def test_commands_on_the_demo_model(project: Path, readme: Path, run: Any) -> No
 def test_python(project: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = next(b for b in blocks(project, "python") if "neuroal.prune" in b)
     exec(compile(code, "README.md", "exec"), {})
-    assert "'wanted': 0.6" in capsys.readouterr().out
+    report, measured = capsys.readouterr().out.splitlines()
+    assert report.startswith("Report(") and "of 0.6 wanted" in report
+    assert measured.startswith("Evaluation(LlamaForCausalLM, perplexity on test.txt = ")
+
+
+def test_it_says_how_to_install_for_the_cpu_in_an_environment(project: Path) -> None:
+    (block,) = [b for b in blocks(project, "sh") if "pip install" in b]
+    assert "python -m venv" in block and "https://download.pytorch.org/whl/cpu" in block
 
 
 def test_make_targets_exist(project: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from neuroal.cli import main
 from neuroal.study.cluster import on_ray
 
 Run = Callable[..., Result]
@@ -101,6 +104,25 @@ def test_init_writes_a_study_that_can_be_planned(
     ):
         refused = run("study", "init", *arguments)
         assert (refused.exit_code, refused.stderr) == (2, message)
+
+
+@pytest.mark.parametrize("flags", [[], ["--paper"]])
+def test_the_commands_that_a_study_names_work(folder: Path, run: Run, flags: list[str]) -> None:
+    said = run("study", "init", "my study.toml", *flags).stdout
+    text = (folder / "my study.toml").read_text()
+    named = re.findall(r"`(neuroal [^`]*)`", text + said)
+    named += re.findall(r"^# +(neuroal .*?)(?:  +#.*)?$", text, re.MULTILINE)
+    assert len(named) >= 3
+    for line in named:
+        words = shlex.split(line)[1:]
+        group: Any = main.commands[words[0]]
+        context = group.commands[words[1]].make_context(
+            " ".join(words[:2]), words[2:]
+        )  # raises where it is wrong
+        if words[0] == "plugins":
+            assert run(*words).exit_code == 0, line
+        else:
+            assert context.params["file"] == "my study.toml"
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,48 @@ def test_plugin_options_that_a_page_shows_exist(path: Path) -> None:
             assert any(key == row[0] for x in found for row in describe(x).options), line
 
 
+@pytest.mark.parametrize("heading", [x for role, x in SECTIONS.items() if role in ROLES])
+def test_every_method_says_when_to_use_it(heading: str) -> None:
+    text = section((DOCS / "methods.md").read_text(encoding="utf-8"), heading)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0].endswith("| use it when |")
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("| `")]
+    assert {len(cells) for cells in rows} == {len(re.split(r"\|", lines[0]))}
+    assert all(len(cells[-2].strip()) > 10 for cells in rows)
+
+
+def test_the_directory_lists_the_examples_in_order() -> None:
+    text = (DOCS / "directory.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
+    assert names == sorted(names)
+    for folder in (DOCS / "examples").glob("neuroal-*"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{folder.name}` "))
+        declared = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        points = re.findall(r'^\[project.entry-points."neuroal.(\w+)"\]\n(\w+) =', declared, re.M)
+        for role, name in points:
+            if role in ROLES:
+                assert role in row and f"`{name}`" in row
+    assert "## How to get listed" in text
+
+
+def test_the_parity_page_names_its_windows_and_one_command_a_row() -> None:
+    text = (DOCS / "parity.md").read_text(encoding="utf-8")
+    tree = ast.parse((DOCS.parent / "benchmarks" / "parity.py").read_text(encoding="utf-8"))
+    (head,) = (
+        ast.literal_eval(x.value)
+        for x in tree.body
+        if isinstance(x, ast.Assign) and getattr(x.targets[0], "id", "") == "HEAD"
+    )
+    assert text.startswith(head)
+    assert "`SHARED/reference/llama.calibration.jsonl`" in text
+    (command,) = re.findall(r"^    (OMP_\w+=1 [^\\\n]*(?:\\\n[^\\\n]*)*)", text, re.MULTILINE)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[2:5] == ["python", "benchmarks/parity.py", "SHARED"]
+    known = {arg.value for x in ast.walk(tree) if isinstance(x, ast.Call) for arg in x.args
+             if isinstance(arg, ast.Constant)}  # fmt: skip
+    assert {word for word in words if word.startswith("--")} <= known
+
+
 # -- links -------------------------------------------------------------------------------------
 
 

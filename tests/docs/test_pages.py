@@ -4,7 +4,8 @@ A page is read from top to bottom in a folder of its own, which has what the pag
 a tiny model `path/to/llama`, `texts.jsonl` and `test.txt`.
 
 - A block with a title is a file, and is written.
-- `python` runs; blocks of a page share their names. A `### hook`'s signature is not run.
+- `python` runs; blocks of a page share their names. A `### hook`'s signature is not run. In the
+  pages in `NOTEBOOKS` a `text` block behind it is what it prints, and the value of its last line.
 - `sh` runs line by line; `cd` lasts to the end of the page. A `text` block right behind it is its
   output, where `...` stands for anything; output that begins with `Error:` means a failure.
 - `toml`, `yaml` and `json` (line by line) must parse; `text` elsewhere is not looked at. What
@@ -21,7 +22,9 @@ are slow, what shows its output runs as it stands.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import os
 import re
@@ -29,7 +32,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ PAGES = sorted(
     if name not in UNTESTED and not name.startswith("examples/")
 )
 AS_WRITTEN = ["getting-started.md"]
+NOTEBOOKS = ["notebook.md"]
 SMALL = {"--samples": "2", "--search-samples": "1", "--length": "16"}
 LANGUAGES = {"sh", "python", "text", "error", "toml", "json", "yaml"}
 
@@ -88,15 +92,15 @@ _FENCE = re.compile(
 )
 
 
-def blocks(text: str) -> Iterator[Block]:
-    """Yield the fenced blocks of a page, a command's output together with the command."""
+def blocks(text: str, shows: Collection[str] = ("sh",)) -> Iterator[Block]:
+    """Yield the fenced blocks of a page, together with the output of those languages."""
     position = 0
     while match := _FENCE.search(text, position):
         indent = len(match["indent"])
-        position = match.end() if match["language"] == "sh" else match.end("text")
-        if match["language"] != "sh":
+        position = match.end() if match["language"] in shows else match.end("text")
+        if match["language"] not in shows:
             position = text.index("\n", match.end("text")) + 1
-        output = match["output"] if match["language"] == "sh" else None
+        output = match["output"] if match["language"] in shows else None
         title = re.search(r'title="([^"]+)"', match["rest"])
         yield Block(
             match["language"],
@@ -154,7 +158,19 @@ class Reader:
         if block.text.rstrip().endswith(": ...") and block.text.startswith("def "):
             ast.parse(block.text)
             return
-        exec(compile(block.text, f"block in line {block.line}", "exec"), self.names)
+        place = f"block in line {block.line}"
+        if block.output is None:
+            exec(compile(block.text, place, "exec"), self.names)
+            return
+        *lines, last = ast.parse(block.text).body
+        before = ast.Module([*lines, *([] if isinstance(last, ast.Expr) else [last])], [])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(compile(before, place, "exec"), self.names)
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), place, "eval"), self.names)
+                print("" if value is None else repr(value))
+        output = said.getvalue()
+        assert matches(output, block.output), f"{block.text}gave\n{output}"
 
     def type(self, block: Block) -> None:
         lines = [x for x in block.text.replace("\\\n", " ").splitlines() if x.strip()]
@@ -270,7 +286,8 @@ def test_page(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
     if name == "howto/zero-shot.md":
         pytest.importorskip("lm_eval", reason="lm-eval is not installed: neuroal[eval]")
     reader = Reader(small=True, desk=desk, run_process=run_process)
-    for block in blocks((DOCS / name).read_text(encoding="utf-8")):
+    shows = ("sh", "python") if name in NOTEBOOKS else ("sh",)
+    for block in blocks((DOCS / name).read_text(encoding="utf-8"), shows):
         reader.follow(block)
 
 
