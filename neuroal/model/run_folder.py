@@ -166,10 +166,15 @@ class Journal:
             work.mkdir(parents=True, exist_ok=True)
             write_atomically(work / _MARK, json.dumps(dict(self.mark)).encode())
 
-    def _keep(self, name: str, data: bytes) -> None:
+    def begin(self) -> None:
+        """Make the folder, which is made with the first thing worth keeping."""
         assert self.folder is not None
         self._set_mark()
         self.folder.mkdir(exist_ok=True)
+
+    def _keep(self, name: str, data: bytes) -> None:
+        assert self.folder is not None
+        self.begin()
         write_atomically(self.folder / name, data)
 
     def recall(self, key: str, make: Callable[[], bytes]) -> bytes:

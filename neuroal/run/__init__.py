@@ -6,6 +6,7 @@
 - `windows`: the calibration windows
 - `search`: the dense walk of `measure_block`, the block step and the row step
 - `kept_zeros`: the zeros that the dense model has already, which stay
+- `marks`: how far each walk has come, in the journal
 - `commit`: the final pruning, block by block
 - `report`: what happened, the content of `neuroal.json`; seconds and peak memory of every phase
 - `model_card`: the README of a pruned checkpoint

@@ -13,6 +13,7 @@ from neuroal.model.blocks import Blocks
 from neuroal.model.run_folder import Journal
 from neuroal.plugins import Plugin
 from neuroal.pruning.pruner import BasePruner
+from neuroal.run.marks import bookmark
 from neuroal.run.reconstruction import Reconstruction, batch_windows
 from neuroal.run.report import InputNorms
 from neuroal.types import Target, Tick
@@ -67,13 +68,25 @@ def commit(
     read = {a.name for a in accumulators}
     accumulators = resolve({*accumulators, "input_norm"})
     norm = [a for a in accumulators if a.name == "input_norm"]
-    norms: dict[str, InputNorms] = {}
     inputs = walker.inputs(ids, _batch(walker, ids, reconstruction), team)
-    state = dense_state = CandidateState.start(inputs)
     new_values = None
     if reconstruction is not None:
         new_values = Reconstruction(reconstruction, walker, inputs, base.seed)
-    for block in blocks.layout.blocks:
+    mark = bookmark(journal, "prune-streamed" if blocks.streams else "prune")
+    start = CandidateState.start(inputs)
+    norms: dict[str, InputNorms]
+    state, dense_state, done, norms = mark.recall(walker.make_store, walker.device) or (
+        start,
+        start,
+        0,
+        {},
+    )
+    for block in blocks.layout.blocks[:done]:
+        with walker.block(block) as module:
+            restored = _restore(blocks, block, module, journal, team)
+        assert restored, "a bookmark lies behind blocks that are kept"
+        tick()
+    for block in blocks.layout.blocks[done:]:
         with walker.block(block) as module:
             own_run = None
             if new_values is not None and new_values.reads_dense:
@@ -100,6 +113,9 @@ def commit(
                 state, norms_after = after.state or state, _mean_norms(after.statistics)
         norms |= {n: {"dense": x, "pruned": norms_after.get(n)} for n, x in before.items()}
         tick()
+        if mark.due():
+            mark.keep((state, dense_state, block.index + 1, norms))
+    mark.remove()
     return norms
 
 

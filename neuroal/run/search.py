@@ -16,6 +16,7 @@ from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
+from neuroal.run.marks import bookmark
 from neuroal.run.report import Phases
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.search.alignment import Aligner
@@ -71,6 +72,7 @@ class RunSearch:
             windows=len(ids),
             journal=self.journal.recall,
             progress=self.progress,
+            bookmark=partial(bookmark, self.journal),
             seed=recipe.seed,
             weighs_inputs=not updates_weights(setup.pruner),
             team=self.team,
@@ -93,7 +95,13 @@ class RunSearch:
         open_tick = partial(self.progress, "measure blocks", len(self.layout.blocks))
         with self.phases.phase("measure"):
             answers, seconds = self.shared.measure(
-                self.walker, self.data, plugins, open_tick, self.team, self.rules.dense
+                self.walker,
+                self.data,
+                plugins,
+                open_tick,
+                self.team,
+                self.rules.dense,
+                partial(bookmark, self.journal),
             )
         self.phases.seconds["measure"] = seconds  # also where another run has measured them
         return answers

@@ -15,16 +15,24 @@ from neuroal.plugins import Plugin
 from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.search.outcomes import Outcome, Trial
+from neuroal.search.places import (
+    Place,
+    can_go_on_from_here,
+    lend_again,
+    place_after,
+    place_in_block,
+    recalled,
+)
 from neuroal.search.trial_walks import (
     BlockPass,
     PassedBlock,
     TrialWalk,
     lenders_first,
-    targets_key,
 )
 from neuroal.types import Measurement, Tick
 from neuroal.walk import BlockRun, CandidateState, Inputs, Walker
 from neuroal.walk.activations import Store
+from neuroal.walk.bookmark import Bookmark
 from neuroal.walk.statistics import resolve
 from neuroal.walk.stubs import BlockOutputs
 
@@ -61,10 +69,20 @@ class Aligner:
         """Return the model's layout."""
         return self.walker.layout
 
-    def measure(self, trials: Sequence[Trial], inputs: Inputs, tick: Tick = int) -> list[Outcome]:
+    def measure(
+        self,
+        trials: Sequence[Trial],
+        inputs: Inputs,
+        tick: Tick = int,
+        bookmark: Bookmark | None = None,
+    ) -> list[Outcome]:
         """Return the candidates' outcomes in order: all pass a block before the next.
 
-        `tick` is called once per candidate and block.
+        Args:
+            trials: The candidates.
+            inputs: The search windows.
+            tick: Called once per candidate and block.
+            bookmark: Keeps how far they have come, and knows how far an earlier try came.
 
         Raises:
             PluginError: The metric answered with something that is not a number >= 0.
@@ -72,40 +90,52 @@ class Aligner:
         start = CandidateState.start(inputs)
         walks = [TrialWalk(trial, start) for trial in trials]
         in_order = lenders_first(walks, start)
+        mark = bookmark or Bookmark()
+        place = recalled(mark, self.walker, in_order)
+        for _ in range(place.ticks(in_order, len(self.layout.blocks))):
+            tick()
         with torch.no_grad():
-            for block in self.layout.blocks:
+            for block in self.layout.blocks[place.block :]:
+                here = place if block.index == place.block else Place(block.index)
                 with self.walker.block(block, inputs.dtype) as module:
-                    waiting = Counter(id(w.state) for w in in_order if not w.dropped)
-                    self._pass(BlockPass(block, module, inputs, waiting), in_order, tick)
+                    left = [w for w in in_order[here.passed :] if not w.dropped]
+                    waiting = Counter(id(w.state) for w in left)
+                    at = BlockPass(block, module, inputs, waiting, counted=here.counted_ids)
+                    lend_again(at, here, in_order)
+                    self._pass(at, in_order, here.passed, tick, mark)
             if self._at_output:
-                self._measure_output(inputs, walks)
+                done = place.passed if place.block == len(self.layout.blocks) else 0
+                self._measure_output(inputs, walks, in_order, done, mark)
         return [self._outcome(w) for w in walks]
 
-    def _pass(self, at: BlockPass, walks: list[TrialWalk], tick: Tick) -> None:
-        """Take every candidate through one block.
+    def _pass(
+        self, at: BlockPass, walks: list[TrialWalk], passed: int, tick: Tick, mark: Bookmark
+    ) -> None:
+        """Take every candidate through one block, but for those that have `passed` it.
 
         Candidates that come from the same state share the dense run (all of them in the first
         block), and those that also prune the block alike share everything.
         """
-        known: dict[object, PassedBlock] = {}
-        for walk in walks:
+        for k, walk in enumerate(walks[passed:], passed + 1):
             if walk.counts:
                 tick()
             if walk.dropped:
                 continue
             before = self.walker.block_runs
-            state, targets = id(walk.state), targets_key(at.block, walk.trial.targets)
-            reused = at.reused(walk, targets)
-            key = (state, None if reused is None else id(walk.first), targets)
-            if key not in known:
+            state, _, targets = key = at.key(walk)
+            if key not in at.known:
                 # Kept only if another candidate can use them and blocks are not streamed.
                 reads = bool(self.pruner.pruner.required_statistics())
                 at.scores.keep = not self.walker.streams and (at.waiting[state] > 1 or not reads)
-                known[key] = self._passed(at, walk, reused)
+                at.known[key] = self._passed(at, walk, at.reused(walk, targets))
             if walk.lends:
-                at.lent[id(walk)] = state, targets, known[key].weights
+                at.lent[id(walk)] = state, targets, at.known[key].weights
             at.leave(state)
-            walk.add(known[key], self.walker.block_runs - before)
+            walk.add(at.known[key], self.walker.block_runs - before)
+            if mark.due() and can_go_on_from_here(at, walks[k:]):
+                self.walker.check_inputs(at.inputs)
+                self.pruner.check_scores(at.scores)
+                mark.keep(place_in_block(at, walks, k))
         self.walker.check_inputs(at.inputs)
         self.pruner.check_scores(at.scores)
 
@@ -145,16 +175,20 @@ class Aligner:
     def _dense_run(self, at: BlockPass, walk: TrialWalk, reuses: bool) -> BlockRun | None:
         """Return the dense run from a candidate's state; None where nobody reads its statistics."""
         known = at.dense.get(id(walk.state))
-        read = self._compared_statistics if reuses else self._dense_statistics
+        counted = id(walk.state) in at.counted
+        read = self._compared_statistics if reuses and not counted else self._dense_statistics
         if known is not None or not read:
             return known
+        before = self.walker.block_runs
         dense = self.walker.run(
             at.block, at.module, at.inputs, walk.state, read,
             output=False, keep_inputs=self._compares,
         )  # fmt: skip
         if updates_weights(self.pruner.pruner):  # it waits for the device anyway
             self.walker.check_inputs(at.inputs)
-        if not reuses:
+        if counted:
+            self.walker.block_runs = before
+        if counted or not reuses:
             at.dense[id(walk.state)] = dense
         return dense
 
@@ -198,23 +232,44 @@ class Aligner:
         seen = dense.statistics[linear.name].tokens and pruned.statistics[linear.name].tokens
         return bool(seen) and not self._compares
 
-    def _measure_output(self, inputs: Inputs, walks: list[TrialWalk]) -> None:
-        """Average the output metric over windows; the reference is the dense walk's output."""
+    def _measure_output(
+        self,
+        inputs: Inputs,
+        walks: list[TrialWalk],
+        in_order: list[TrialWalk],
+        done: int,
+        mark: Bookmark,
+    ) -> None:
+        """Average the output metric over windows; the reference is the dense walk's output.
+
+        Of the batches, one after the other and of each all candidates, `done` are measured already.
+        """
         reference = self._dense_output_of(inputs)
-        finite = []
-        for i, ids in enumerate(inputs.batches):
+        finite: list[Tensor] = []
+        first, k = divmod(done, len(walks))
+        for i, ids in enumerate(inputs.batches[first:], first):
             dense = self.walker.logits(ids, reference[i])  # (windows, tokens, vocabulary)
             finite.append(dense.isfinite().all())
             share = ids.shape[0] / inputs.windows
-            for walk in walks:
+            for walk in walks[k:]:
                 pruned = self.walker.logits(ids, walk.state.outputs[i], walk.state.weights)
                 finite.append(pruned.isfinite().all())
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 walk.total = walk.total + self._number(value, "measure_output") * share
-        if not bool(torch.stack(finite).all()):
+                done += 1
+                if mark.due():
+                    self._check_logits(inputs, finite)
+                    mark.keep(place_after(len(self.layout.blocks), in_order, done))
+            k = 0
+        self._check_logits(inputs, finite)
+
+    def _check_logits(self, inputs: Inputs, finite: list[Tensor]) -> None:
+        """Refuse logits that are not finite; waits for the device."""
+        if finite and not bool(torch.stack(finite).all()):
             name = str(inputs.dtype or self.walker.dtype).removeprefix("torch.")
             option = "--dtype" if inputs.dtype is None else "--search-dtype"
             raise NeuroalError(overflows("logits of the model are", name, option))
+        finite.clear()
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:

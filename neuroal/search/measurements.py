@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from neuroal.pruning.pruner import spare_copies
 from neuroal.recipe import Recipe
 from neuroal.types import Tick
 from neuroal.walk import CandidateState, Inputs, Walker
+from neuroal.walk.bookmark import Bookmark
 from neuroal.walk.statistics import resolve
 
 Measurements = dict[Plugin, Sequence[Mapping[str, Tensor]]]
@@ -65,12 +67,14 @@ class SharedMeasurements:
         open_tick: Callable[[], Tick] = lambda: int,
         team: Team = ALONE,
         dense: frozenset[str] = frozenset(),
+        bookmark: Callable[[str], Bookmark] = lambda key: Bookmark(),
     ) -> tuple[Measurements, float]:
         """Return the plugins' answers about every block, and the seconds of the dense walk.
 
         The plugins have `measure_block`; those of role `block_ratios` see nothing of the linears
         in `dense`, and of no block without others. The walker's block runs count those of earlier
-        walks too; `open_tick` opens a progress bar, where there is something to wait for.
+        walks too; `open_tick` opens a progress bar, where there is something to wait for, and
+        `bookmark` keeps how far the walk has come.
         """
         decides = [data.sha256, sorted(dense)]
         keys = {p: json.dumps([p.provenance(), *decides], sort_keys=True) for p in plugins}
@@ -79,7 +83,9 @@ class SharedMeasurements:
         if unknown:
             start = time.perf_counter()
             inputs = walker.inputs(data.ids, team=team)
-            answers = measure_blocks(walker, inputs, unknown, open_tick(), dense)
+            key = hashlib.sha256("".join(keys[p] for p in unknown).encode()).hexdigest()[:16]
+            mark = bookmark(f"measure-{key}")
+            answers = measure_blocks(walker, inputs, unknown, open_tick(), dense, mark)
             seconds, block_runs = time.perf_counter() - start, walker.block_runs - before
             for plugin, answer in zip(unknown, answers, strict=True):
                 self._answers[keys[plugin]] = _BlockAnswers(answer, seconds, block_runs)
@@ -95,10 +101,12 @@ def measure_blocks(
     plugins: Sequence[Plugin],
     tick: Tick = int,
     dense: frozenset[str] = frozenset(),
+    bookmark: Bookmark | None = None,
 ) -> list[list[Mapping[str, Tensor]]]:
     """Give every block to the `measure_block` hooks, in one dense walk over all windows.
 
-    Block strategies are given what `dense` leaves of it, if anything.
+    Block strategies are given what `dense` leaves of it, if anything. A `bookmark` keeps how far
+    the walk has come.
 
     Returns:
         For every plugin its answers in block order.
@@ -110,8 +118,14 @@ def measure_blocks(
     answers: list[list[Mapping[str, Tensor]]] = [[] for _ in plugins]
     state = CandidateState.start(inputs)
     pruned = {block.name: block for block in walker.layout.without(dense).blocks}
+    mark, done = bookmark or Bookmark(), 0
+    kept = mark.recall(walker.make_store, walker.device)
+    if kept is not None:
+        state, answers, done = kept
+    for _ in range(done):
+        tick()
     with torch.no_grad():
-        for block in walker.layout.blocks:
+        for block in walker.layout.blocks[done:]:
             last = block.index == len(walker.layout.blocks) - 1
             with walker.block(block) as module:
                 statistics = {}
@@ -126,4 +140,10 @@ def measure_blocks(
                     arguments = {"block": seen, "weights": weights, "statistics": statistics}
                     answer.append(plugin.call("measure_block", **arguments))
             tick()
+            if mark.due():
+                given = [[dict(x) for x in answer] for answer in answers]
+                mark.keep((state, given, block.index + 1))
+    if mark.began:  # the answers alone
+        given = [[dict(x) for x in answer] for answer in answers]
+        mark.keep((CandidateState.start(inputs), given, len(walker.layout.blocks)))
     return answers

@@ -23,6 +23,7 @@ from neuroal.search.outcomes import Outcome, Trial, pack, unpack
 from neuroal.search.strategy import Contender, Strategy, digest
 from neuroal.types import Proposal, RowRatiosTraits, Tick
 from neuroal.walk import Inputs
+from neuroal.walk.bookmark import Bookmark
 
 Progress = Callable[[str, int], Tick]
 
@@ -62,6 +63,7 @@ class TopUpSearch:
         windows: All search windows.
         journal: Earlier outcomes to replay and new ones to keep: `(key, make) -> bytes`.
         progress: Opens a progress bar: `(title, total) -> tick`.
+        bookmark: Keeps how far the candidates of a key have come.
         seed: The recipe's seed.
         weighs_inputs: Whether importance of inputs has a meaning: the pruner only scores.
         team: The processes that share the candidates.
@@ -75,6 +77,7 @@ class TopUpSearch:
     journal: Callable[[str, Callable[[], bytes]], bytes]
     progress: Progress
     seed: int
+    bookmark: Callable[[str], Bookmark] = lambda key: Bookmark()
     weighs_inputs: bool = True
     team: Team = ALONE
 
@@ -220,11 +223,14 @@ class TopUpSearch:
             sha256.update(digest(contender.proposal, contender.probe))
             if contender.first:
                 sha256.update(digest(contender.first.proposal, contender.first.probe))
-        packed = self.journal(f"{key}-{sha256.hexdigest()[:16]}", lambda: self._walk(contenders))
+        key = f"{key}-{sha256.hexdigest()[:16]}"
+        mark = self.bookmark(key)
+        packed = self.journal(key, lambda: self._walk(contenders, mark))
+        mark.remove()
         for contender, outcome in zip(contenders, unpack(packed), strict=True):
             contender.outcome = outcome
 
-    def _walk(self, contenders: Sequence[Contender]) -> bytes:
+    def _walk(self, contenders: Sequence[Contender], mark: Bookmark) -> bytes:
         """Measure contenders, shared out among the processes; return all outcomes, packed."""
         mine = self.team.mine(contenders)
         role = contenders[0].plugin.role.replace("_", " ")
@@ -237,7 +243,7 @@ class TopUpSearch:
         assert self.aligner is not None, "a search needs windows"
         outcomes = []
         if trials:
-            outcomes = self.aligner.measure(trials, self.inputs(mine[0].windows), tick)
+            outcomes = self.aligner.measure(trials, self.inputs(mine[0].windows), tick, mark)
         # Deviations are most of what is sent between processes.
         outcomes = _trimmed(outcomes, mine)
         if self.team.size > 1:

@@ -81,6 +81,8 @@ class BlockPass:
         waiting: Candidates that have still to pass, by the state that they come from.
         dense: Dense runs by the state that they began at.
         lent: State, targets and weights of walks that lend theirs.
+        known: What candidates have passed, by all that it depends on.
+        counted: States whose dense run an earlier try has counted: made again, it costs nothing.
         scores: Of the pruner.
     """
 
@@ -90,7 +92,15 @@ class BlockPass:
     waiting: Counter[int]
     dense: dict[int, BlockRun] = field(default_factory=dict)
     lent: dict[int, tuple[int, object, Mapping[str, Tensor] | None]] = field(default_factory=dict)
+    known: dict[object, PassedBlock] = field(default_factory=dict)
+    counted: set[int] = field(default_factory=set)
     scores: ScoreCache = field(default_factory=ScoreCache)
+
+    def key(self, walk: TrialWalk) -> tuple[int, int | None, object]:
+        """Return all that decides what a candidate makes of the block."""
+        state, targets = id(walk.state), targets_key(self.block, walk.trial.targets)
+        reuses = self.reused(walk, targets) is not None
+        return state, id(walk.first) if reuses else None, targets
 
     def reused(self, walk: TrialWalk, targets: object) -> Mapping[str, Tensor] | None:
         """Return the weights of its first one, where a candidate prunes alike on other inputs."""

@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -59,8 +59,11 @@ def on_disk(folder: Path) -> Iterator[MakeStore]:
 
 
 @dataclass(frozen=True, eq=False)
-class _StoredTensor:
-    """A tensor in the file: the bytes that it spans, and its layout within them."""
+class StoredTensor:
+    """A tensor in a file: the bytes that it spans, and its layout within them.
+
+    Strides and alignment are kept: the rounding of kernels may depend on them.
+    """
 
     start: int
     size: int
@@ -69,6 +72,41 @@ class _StoredTensor:
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int
+
+    @classmethod
+    def of(cls, x: Tensor, start: int) -> tuple[StoredTensor, memoryview]:
+        """Return what a plain tensor is from `start` on in a file, and its bytes."""
+        offset = int(x.storage_offset() % _ALIGNED)
+        span = offset + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        memory = x.detach().as_strided((span,), (1,), x.storage_offset() - offset)
+        data = memory.cpu().view(torch.uint8).numpy()
+        stored = cls(start, data.nbytes, x.dtype, x.device, x.shape, x.stride(), offset)
+        return stored, memoryview(data.data)
+
+    def read(self, file: FileIO) -> Tensor:
+        """Return a copy of the tensor."""
+        data = torch.empty(self.size, dtype=torch.uint8)
+        file.seek(self.start)
+        left = memoryview(data.numpy().data)
+        while left:  # the system may read only a part
+            count = file.readinto(left)
+            if not count:
+                raise OSError(f"'{file.name}' is too short")
+            left = left[count:]
+        memory = data.view(self.dtype).to(self.device)
+        return memory.as_strided(self.shape, self.stride, self.offset)
+
+
+def write_bytes(file: FileIO, data: memoryview) -> None:
+    """Write all of them where the file stands; the system may write only a part at a time."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def is_plain(x: Any) -> bool:
+    """Return whether a value is a strided tensor of no kind of its own, with something in it."""
+    plain = type(x) is Tensor and x.layout is torch.strided and not x.is_conj()
+    return plain and x.numel() > 0
 
 
 class _DiskStore:
@@ -85,9 +123,9 @@ class _DiskStore:
     def __getitem__(self, index: int) -> Any:
         leaves, spec = self._items[index]
         # A tensor that occurs twice in a value stays one object.
-        tensors = {x: self._file.read(x) for x in leaves if isinstance(x, _StoredTensor)}
+        tensors = {x: self._file.read(x) for x in leaves if isinstance(x, StoredTensor)}
         return pytree.tree_unflatten(
-            [tensors[x] if isinstance(x, _StoredTensor) else x for x in leaves], spec
+            [tensors[x] if isinstance(x, StoredTensor) else x for x in leaves], spec
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -109,43 +147,28 @@ class _TensorFile:
 
     def stored(self, x: Any) -> Any:
         """Store a tensor; return anything else, parameters included, as it is."""
-        plain = type(x) is Tensor and x.layout is torch.strided and not x.is_conj()
-        if not plain or not x.numel():
+        if not is_plain(x):
             return x
         if x not in self._known:
             self._known[x] = self._write(x)
         return self._known[x]
 
-    def _write(self, x: Tensor) -> _StoredTensor:
-        # Strides and alignment are kept: the rounding of kernels may depend on them.
-        offset = x.storage_offset() % _ALIGNED
-        span = offset + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-        memory = x.detach().as_strided((span,), (1,), x.storage_offset() - offset)
-        data = memory.cpu().view(torch.uint8).numpy()
-        free = self._free[data.nbytes]
+    def _write(self, x: Tensor) -> StoredTensor:
+        stored, data = StoredTensor.of(x, 0)
+        free = self._free[stored.size]
         start = free.pop() if free else self._end
-        self._end = max(self._end, start + data.nbytes)
-        stored = _StoredTensor(
-            start, data.nbytes, x.dtype, x.device, x.shape, x.stride(), int(offset)
-        )
+        self._end = max(self._end, start + stored.size)
+        stored = replace(stored, start=start)
         weakref.finalize(stored, free.append, start).atexit = False
         try:
             self._file.seek(start)
-            left = memoryview(data.data)
-            while left:  # the system may write only a part
-                left = left[self._file.write(left) :]
+            write_bytes(self._file, data)
         except OSError as error:
             raise NeuroalError(f"activations cannot be held on the disk: {error}") from error
         return stored
 
-    def read(self, stored: _StoredTensor) -> Tensor:
+    def read(self, stored: StoredTensor) -> Tensor:
         """Return a copy of a tensor."""
-        data = torch.empty(stored.size, dtype=torch.uint8)
-        self._file.seek(stored.start)
-        left = memoryview(data.numpy().data)
-        while left:
-            left = left[self._file.readinto(left) :]
-        memory = data.view(stored.dtype).to(stored.device)
-        x = memory.as_strided(stored.shape, stored.stride, stored.offset)
+        x = stored.read(self._file)
         self._known[x] = stored
         return x
