@@ -83,7 +83,7 @@ def commit(
     )
     for block in blocks.layout.blocks[:done]:
         with walker.block(block) as module:
-            restored = _restore(blocks, block, module, journal, team)
+            restored = restore(blocks, block, module, journal, team)
         assert restored, "a bookmark lies behind blocks that are kept"
         tick()
     for block in blocks.layout.blocks[done:]:

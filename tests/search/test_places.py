@@ -152,7 +152,7 @@ def test_interrupted_at_every_call(
     # An output metric's reference is the dense model's output, and its logits.
     blocks, reference = 3, 3 + 1 if case.get("metric") == "output_kl" else 0
     assert all_ticks == blocks * len(wanted)
-    for last in range(1, whole.calls, 3 if disk else 1):
+    for last in range(1, whole.calls, 5 if disk else 2):
         folder = tmp_path / str(last)
         folder.mkdir()
         measured(case, make_store, Bookmark(folder, "walk"), last)

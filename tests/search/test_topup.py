@@ -25,7 +25,7 @@ from neuroal.plugins import Plugin, load
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
 from neuroal.search.alignment import Aligner
-from neuroal.search.outcomes import Outcome, Trial
+from neuroal.search.outcomes import Outcome
 from neuroal.search.topup import Candidate, Decision, TopUpSearch
 from neuroal.testing import layout, tiny_model, windows
 from neuroal.walk import Walker
@@ -45,7 +45,7 @@ class Distance:
     best: float = 0.3
     calls: list[tuple[int, list[float], list[float | None]]] = field(default_factory=list)
 
-    def measure(self, trials: Sequence[Trial], inputs: int, tick: Callable[[], object]) -> Any:
+    def measure(self, trials: Any, inputs: Any, tick: Any = int, mark: Any = None) -> Any:
         ratios = [t.targets["blocks.0.a"].ratio for t in trials]
         self.calls.append((inputs, [round(r, 6) for r in ratios], [t.limit for t in trials]))
         made = []
@@ -124,7 +124,7 @@ class Twin(Team):
 class Alike(Distance):
     """Candidates that begin alike share their deviation."""
 
-    def measure(self, trials: Any, inputs: Any, tick: Any = int) -> Any:
+    def measure(self, trials: Any, inputs: Any, tick: Any = int, mark: Any = None) -> Any:
         made = super().measure(trials, inputs, tick)
         shared = {"blocks.0.a": torch.ones(3)}
         return [replace(outcome, deviation=shared) for outcome in made]
@@ -148,7 +148,7 @@ class Reuse(Distance):
 
     heard: list[tuple[Any, Any]] = field(default_factory=list)
 
-    def measure(self, trials: Any, inputs: Any, tick: Any = int) -> Any:
+    def measure(self, trials: Any, inputs: Any, tick: Any = int, mark: Any = None) -> Any:
         self.heard = [(t.targets, t.first) for t in trials]
         return super().measure(trials, inputs, tick)
 
@@ -763,7 +763,7 @@ class Weighs:
 class Weight(Distance):
     """How far the first row's importance is from 3 times the second's; less if inputs have it."""
 
-    def measure(self, trials: Sequence[Trial], inputs: int, tick: Callable[[], object]) -> Any:
+    def measure(self, trials: Any, inputs: Any, tick: Any = int, mark: Any = None) -> Any:
         made = []
         for trial in trials:
             target = trial.targets["blocks.0.a"]
