@@ -188,7 +188,7 @@ def test_the_dense_walk_goes_on(plugin: str, tmp_path: Path) -> None:
         ticks: list[int] = []
         try:
             chosen = [one("block_ratios", plugin)]
-            made = measure_blocks(walker, inputs, chosen, lambda: ticks.append(1), mark)
+            made = measure_blocks(walker, inputs, chosen, lambda: ticks.append(1), bookmark=mark)
         except Interrupted:
             made = []
         return made, walker.calls, len(ticks)
