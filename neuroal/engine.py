@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from neuroal.cost.estimate import needs
 from neuroal.cost.offload import Needs, Offload, activations_folder, decide
@@ -30,6 +29,7 @@ from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.memory import available_memory
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
+from neuroal.progress import bar
 from neuroal.pruning import allocation as allocations
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
@@ -86,7 +86,7 @@ def prune(
             files without `out`); None does so where they would not fit. The result is the same.
         save_masks: Write the masks into `out`, one bit a weight, for `neuroal apply`.
         trust_remote_code: Let the model's own code run.
-        progress: Show progress bars.
+        progress: Show bars on stderr, or a line every 30 seconds where it is no terminal.
         shared: Windows and measurements that runs on the same dense model reuse.
         prepared: What `prepare` has made of the same recipe and path; None prepares here.
         fields: Fields of `Recipe`, which go before those of `recipe`: `sparsity=0.7`.
@@ -126,8 +126,15 @@ def prune(
         if target is None:
             return None
         run_folder.check(target, overwrite, resume)
-        there = resume and target.exists()
-        return finished_run(recipe, plugins, model, windows, target) if there else None
+        if not resume:
+            return None
+        if target.exists():
+            done = finished_run(recipe, plugins, model, windows, target)
+            if done is not None:
+                return done
+        provenance = [p.provenance() for p in plugins.plugins]
+        run_folder.refuse_another(target, {"recipe": recipe.to_json(), "plugins": provenance})
+        return None
 
     report = first_report(team, done_already)
     if report is not None:
@@ -138,13 +145,15 @@ def prune(
     with phases.phase("load"):
         if stream:
             folder_of(str(model))
+        if windows is None:
+            check_calibrated(recipe, plugins.reads_data)
         if prepared is None:
             structure = model if isinstance(model, nn.Module) else None
             prepared = prepare(
                 recipe, structure, plugins=plugins, trust_remote_code=trust_remote_code
             )
         if windows is None:
-            check_calibrated(prepared)
+            check_calibrated(prepared.recipe, prepared.reads_data)
     run = _Run(
         prepared=prepared,
         folder=folder,
@@ -229,7 +238,12 @@ class _Run:
                 tokenizer = pretrained.load_tokenizer(str(model), prepared.trust_remote_code)
                 known = prepared.texts
             data = calibrate(
-                recipe, prepared.model, tokenizer, windows, self.shared, progress=self.progress
+                recipe,
+                prepared.model,
+                tokenizer,
+                windows,
+                self.shared,
+                progress=self.progress,
             )
             texts = texts_to_evaluate(
                 recipe, prepared.model, tokenizer, known, data, progress=self.progress
@@ -242,16 +256,15 @@ class _Run:
             blocks.check_finite()
             rules, kept = with_kept_zeros(recipe, prepared.rules, prepared.layout, blocks)
             self.notes.extend(kept)
-        decides = [
-            recipe.digest(),
-            fingerprint,
-            data.sha256 if data else None,
-            plugins,
-            prepared.allocation
-            and allocations.to_bytes(prepared.allocation, prepared.layout).hex(),
-        ]
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        journal = Journal.open(out, digest, self.resume, self.team)
+        allocation = prepared.allocation
+        decides = {
+            "recipe": recipe.to_json(),
+            "model": fingerprint,
+            "data": data.sha256 if data else None,
+            "plugins": plugins,
+            "allocation": allocation and _sha256(allocations.to_bytes(allocation, prepared.layout)),
+        }
+        journal = Journal.open(out, decides, self.resume, self.team)
         report = Report(
             recipe=recipe.to_json(),
             recipe_sha256=recipe.digest(),
@@ -331,12 +344,12 @@ class _Run:
         return nullcontext(in_memory)
 
     def _tick(self, title: str, total: int) -> Tick:
-        bar = tqdm(total=total, desc=title, disable=not self.progress, leave=False)
+        shown = bar(total=total, desc=title, disable=not self.progress, leave=False)
 
         def tick() -> None:
-            bar.update()
-            if bar.n >= total:
-                bar.close()
+            shown.update()
+            if shown.n >= total:
+                shown.close()
 
         return tick
 
@@ -423,6 +436,10 @@ class _Run:
         runs = json.dumps(walker.block_runs if walker else 0).encode()
         report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
         return Pruned(allocation, wanted, norms)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _fails_again(error: BaseException | None) -> bool:

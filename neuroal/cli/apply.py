@@ -74,7 +74,7 @@ def apply(
     from neuroal.run.apply import apply_masks
 
     def tick(total: int) -> Tick:
-        return tqdm(total=total, desc="apply", disable=not progress, leave=False).update
+        return bar(total=total, desc="apply", disable=not progress, leave=False).update
 
     with clean_stdout(as_json):
         report = apply_masks(

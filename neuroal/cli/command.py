@@ -157,12 +157,12 @@ def message_options(
     Args:
         json: What `--json` prints, passed as `as_json`; "" leaves it out.
         quiet: Add `--quiet`.
-        progress: Add `--progress / --no-progress`, passed as whether to show bars: as asked, else
-            where stderr is a terminal; never with `--quiet`.
+        progress: Add `--progress / --no-progress`, passed as whether to show any: as asked, else
+            it is shown; never with `--quiet`.
     """
 
     def shown(ctx: click.Context, _: click.Parameter, asked: bool | None) -> bool:
-        return not ctx.params.get("quiet") and (sys.stderr.isatty() if asked is None else asked)
+        return not ctx.params.get("quiet") and asked is not False
 
     def keep(ctx: click.Context, _: click.Parameter, value: int) -> None:
         ctx.meta[_VERBOSE] = value  # for `Command.invoke`
@@ -173,10 +173,10 @@ def message_options(
         help = f"Print {json} as one JSON object on stdout, and nothing else there."
         options.append(message("--json", "as_json", is_flag=True, help=help))
     if quiet:  # eager: known when progress is decided
-        help = "No progress bars and no summary."
+        help = "No progress and no summary."
         options.append(message("-q", "--quiet", is_flag=True, is_eager=True, help=help))
     if progress:
-        help = "Progress bars on stderr.  [default: where it is a terminal]"
+        help = "Bars on stderr, or a line every 30 seconds where it is no terminal.  [default: on]"
         flags = "--progress/--no-progress"
         options.append(message(flags, default=None, callback=shown, help=help))
     help = "Tracebacks of errors, and logs on stderr; -vv for more."

@@ -59,13 +59,12 @@ def demo(as_json: bool, quiet: bool, progress: bool) -> None:
         click.echo("\n" + "\n".join(fill(line, 80) for line in verdict(cases)))
 
 
-def _cases(progress: bool) -> Iterator[DemoRow]:
-    from tqdm import tqdm
-
+def _cases(shown: bool) -> Iterator[DemoRow]:
     from neuroal import engine
     from neuroal.data.windows import default_length
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
     from neuroal.model import pretrained
+    from neuroal.progress import bar as open_bar
     from neuroal.recipe import Recipe
 
     start = time.perf_counter()
@@ -75,7 +74,7 @@ def _cases(progress: bool) -> Iterator[DemoRow]:
         "demo", tokenizer, length=length, windows=WINDOWS, bos="never"
     )
     plans = list(itertools.product(SPARSITIES, PRUNERS, TOP_UPS))
-    with tqdm(total=len(plans) + 1, desc="dense", disable=not progress, leave=False) as bar:
+    with open_bar(total=len(plans) + 1, desc="dense", disable=not shown, leave=False) as bar:
         dense = perplexity(model, heldout).perplexity
         yield DemoRow(None, None, 0.0, 0.0, None, None, dense, time.perf_counter() - start)
         bar.update()

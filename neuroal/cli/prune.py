@@ -23,7 +23,7 @@ from neuroal.cli.command import (
     trust_option,
     window_options,
 )
-from neuroal.cli.recipe import default_out, read_recipe, recipe_of
+from neuroal.cli.recipe import check_names, default_out, read_recipe, recipe_of
 from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
 
@@ -250,6 +250,7 @@ def prune(
     recipe = recipe_of(ctx, recorded, plugin_options)
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
+    check_names(recipe)
     from neuroal.model import run_folder
 
     target = Path(out or default_out(recipe))
@@ -257,9 +258,11 @@ def prune(
         if leads():
             _dry_run(recipe, target, trust_remote_code, stream, spill, as_json)
         return
+    says = leads() and not quiet
     if leads():
         run_folder.check(target, overwrite, resume)
-    says = leads() and not quiet
+    if says and resume:
+        say(run_folder.found(target))
     ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
     options = {"overwrite": overwrite, "resume": resume, "stream": stream, "spill": spill}
     options |= {"trust_remote_code": trust_remote_code, "progress": progress}
@@ -312,13 +315,18 @@ def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool 
     """Prepare a run, and say of a long one how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
     from neuroal.cost.plan import LONG, plan, with_seconds
-    from neuroal.cost.preparation import prepare, with_its_calibration
+    from neuroal.cost.preparation import check_calibrated, prepare, with_its_calibration
+    from neuroal.run.setup import setup
 
-    prepared = prepare(with_its_calibration(recipe), trust_remote_code=trust)
+    recipe = with_its_calibration(recipe)
+    plugins = setup(recipe)
+    check_calibrated(recipe, plugins.reads_data)
+    prepared = prepare(recipe, plugins=plugins, trust_remote_code=trust)
+    check_calibrated(recipe, prepared.reads_data)
     price = plan(prepared, stream=stream, spill=spill)
     if price.operations > LONG:
         about = "" if price.open_ended else "about "
-        say(f"this will take {about}{duration(with_seconds(price).seconds, price.open_ended)}")
+        say(f"this will take {about}{duration(with_seconds(price))}")
     return prepared
 
 

@@ -191,15 +191,14 @@ def _folder(file: str, out: str | None) -> Path:
 
 def _run(prepared: PreparedStudy, execution: Execution, progress: bool) -> list[dict[str, str]]:
     """Run what is left and return what failed."""
-    from tqdm import tqdm
-
+    from neuroal.progress import bar as open_bar
     from neuroal.study.cases import title
     from neuroal.study.results import FAILED, case_file
     from neuroal.study.run import run
 
     failed = []
     total = len(prepared.expansion.distinct)
-    bar = tqdm(
+    bar = open_bar(
         total=total, initial=prepared.finished, desc="study", unit="case", disable=not progress
     )
     with bar:

@@ -82,6 +82,8 @@ def _estimate_notes(guess: StudyTime | None) -> Iterator[str]:
             f"Note: {guess.timed} cases are judged by block runs and the pace of the dense model, "
             "without the time for masks, updates and further generations of a search."
         )
+    if guess.extrapolated:
+        yield "Note: the pace is extrapolated from a part of one block."
     if guess.unknown:
         yield (
             f"Note: not in the time, until a case of the model is finished: "

@@ -52,7 +52,7 @@ def plan_text(plan: Plan, out: Path) -> str:
         ("block runs", f"{'more than' if plan.open_ended else 'at most'} {plan.block_runs:,}"),
         ("memory, estimated", _memory(plan)),
         ("disk, estimated", size(plan.needs.disk(plan.offload))),
-        ("time, estimated", duration(plan.seconds, plan.open_ended)),
+        ("time, estimated", duration(plan)),
         ("output", f"{out}{exists}"),
     ]
     parts = [
@@ -103,13 +103,15 @@ def _memory(plan: Plan) -> str:
     return f"{size(plan.needs.memory(chosen))} ({streamed} with --stream, {both} with --spill too)"
 
 
-def duration(seconds: Mapping[str, float] | None, open_ended: bool = False) -> str:
+def duration(plan: Plan) -> str:
     """Return the estimated seconds of a run's phases as people say them."""
-    if seconds is None:
+    if plan.seconds is None:
         return "not known for this family"
-    phases = ", ".join(f"{k} {rough_duration(v, 1)}" for k, v in seconds.items())
-    least = "more than " if open_ended else ""
-    return f"{least}{rough_duration(sum(seconds.values()), 1)} ({phases}) and reading and writing"
+    phases = ", ".join(f"{k} {rough_duration(v, 1)}" for k, v in plan.seconds.items())
+    least = "more than " if plan.open_ended else ""
+    total = rough_duration(sum(plan.seconds.values()), 1)
+    how = ", extrapolated from a part of a block" if plan.extrapolated else ""
+    return f"{least}{total} ({phases}) and reading and writing{how}"
 
 
 def _plan_notes(plan: Plan) -> Iterator[str]:

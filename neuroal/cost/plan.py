@@ -37,6 +37,7 @@ class Plan:
         texts: That it is evaluated on.
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
+        extrapolated: Whether a part of the work that was timed stands for all of it.
         zeros: Share of the weights that are zero already and stay so, about.
         text: What is known of the calibration text; None where it was not looked at.
     """
@@ -47,6 +48,7 @@ class Plan:
     offload: Offload
     texts: Sequence[TextSize] = ()
     seconds: Mapping[str, float] | None = None
+    extrapolated: bool = False
     zeros: float = 0.0
     text: Look | None = None
 
@@ -112,6 +114,7 @@ class Plan:
             "streams": self.offload.blocks,
             "spills": self.offload.activations,
             "seconds": None if self.seconds is None else dict(self.seconds),
+            "seconds_extrapolated": self.extrapolated,
             "notes": list(self.notes),
         }
 
@@ -127,7 +130,8 @@ def plan(
     """Return what a prepared run would cost; reads of the weights a sample at most.
 
     It reads texts to evaluate on, but not those of the hub: their size is known, or said to be
-    unknown. Where it is `timed`, one block of random weights says how long the run will take.
+    unknown. Where it is `timed`, one block of random weights says within seconds how long the run
+    will take.
     `text` is what is known of its calibration text. The rest is as in `prune`.
     """
     texts = text_sizes(prepared)
@@ -156,5 +160,5 @@ def with_seconds(untimed: Plan) -> Plan:
     except (NeuroalError, RuntimeError) as error:  # the plan holds all the same
         log.info("not timed: %s", error)
         return untimed
-    seconds = {name: phase.seconds(timings) for name, phase in untimed.work.items()}
-    return dataclasses.replace(untimed, seconds=seconds)
+    seconds = {name: phase.seconds(timings.seconds) for name, phase in untimed.work.items()}
+    return dataclasses.replace(untimed, seconds=seconds, extrapolated=timings.extrapolated)

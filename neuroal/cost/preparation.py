@@ -13,8 +13,9 @@ from torch import nn
 
 from neuroal import layout as layouts
 from neuroal.cost.work import generation_work
-from neuroal.data.source import parse_source
-from neuroal.data.windows import Windows, default_length
+from neuroal.data.documents import no_tokenizer
+from neuroal.data.source import parse_source, peek
+from neuroal.data.windows import Windows, check_sizes, default_length
 from neuroal.errors import PluginError, UsageError
 from neuroal.evaluation.perplexity import windows_for
 from neuroal.layout import Layout
@@ -123,13 +124,7 @@ class Prepared:
     @property
     def reads_data(self) -> bool:
         """Return whether anything reads activations, so that there has to be calibration data."""
-        return (
-            any(p.required_statistics() for p in self.setup.final)
-            or self.setup.reconstruction is not None
-            or self.setup.reads_deviation
-            or len(self.setup.block_ratios) > 1
-            or any(step.candidates != 0 for step in self.steps)
-        )
+        return self.setup.reads_data or any(step.candidates != 0 for step in self.steps)
 
 
 def prepare(
@@ -140,7 +135,9 @@ def prepare(
     layout: Layout | None = None,
     trust_remote_code: bool = False,
 ) -> Prepared:
-    """Load the plugins of a recipe and read its model's structure: no weight and no text.
+    """Load the plugins of a recipe and read its model's structure: no weight, and of a text a row.
+
+    What is known without the model is checked first.
 
     Args:
         recipe: What is asked.
@@ -151,17 +148,25 @@ def prepare(
 
     Raises:
         UsageError: The recipe makes no sense.
-        NeuroalError: A plugin is broken, the model's structure is unknown, or an allocation cannot
-            be read.
+        NeuroalError: A plugin is broken, the model's structure is unknown, or an allocation or the
+            first row of a text cannot be read.
     """
-    for source in (recipe.calibration, *recipe.evaluate):
-        if source is not None:
-            parse_source(source)
+    for evaluated in recipe.evaluate:
+        peek(parse_source(evaluated))
+    source = None if recipe.calibration is None else parse_source(recipe.calibration)
+    holds = None if source is None else peek(source)
     plugins = plugins or setup(recipe)
     if model is None:
         if recipe.model is None:
             raise UsageError("a plan needs a model")
+        if source is not None and holds == "text" and not pretrained.has_tokenizer(recipe.model):
+            raise no_tokenizer(source)
+        config = pretrained.load_config(recipe.model, trust_remote_code)
+        check_sizes(recipe.samples, recipe.length, pretrained.context_length(config))
         model = pretrained.skeleton(recipe.model, trust_remote_code)
+    elif source is not None:
+        context = pretrained.context_length(getattr(model, "config", None))
+        check_sizes(recipe.samples, recipe.length, context)
     layout = layout or layouts.find(model)
     rules = plugins.rules(recipe, layout)
     earlier, left_out = earlier_allocation(plugins, recipe, layout)
@@ -188,14 +193,13 @@ def with_its_calibration(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def check_calibrated(prepared: Prepared) -> None:
+def check_calibrated(recipe: Recipe, reads_data: bool) -> None:
     """Refuse a run that reads activations and names no calibration source.
 
     Raises:
         UsageError: It needs one.
     """
-    recipe = prepared.recipe
-    if recipe.calibration is None and prepared.reads_data:
+    if recipe.calibration is None and reads_data:
         raise UsageError(
             f"model '{recipe.model or 'in memory'}' needs --calibration: a .txt, .jsonl, .json or "
             ".parquet file, c4, wikitext2, ptb, or a hub data set owner/name"

@@ -102,10 +102,14 @@ class Documents:
 
     def _check_tokenizer(self) -> None:
         if self.tokenizer is None:
-            raise NeuroalError(
-                f"the model has no tokenizer to read '{self.source.text}' with: "
-                "give a file of input_ids"
-            )
+            raise no_tokenizer(self.source)
+
+
+def no_tokenizer(source: Source) -> NeuroalError:
+    """Return the error of a text that nothing makes tokens of."""
+    return NeuroalError(
+        f"the model has no tokenizer to read '{source.text}' with: give a file of input_ids"
+    )
 
 
 def documents_of(source: Source, rows: Sequence[Any], tokenizer: Any) -> Documents:

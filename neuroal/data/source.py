@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from neuroal.data import columns
 from neuroal.data.conversations import Conversation
 from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.progress import on_terminal
 
 _FILE = re.compile(r"(.+?\.(txt|jsonl|json|parquet)(?:\.gz)?)(?::([^:/\\]+))?", re.IGNORECASE)
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[^:]*){0,3}")
@@ -45,6 +46,7 @@ _NAMED: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("wikitext2", "train"): {**_WIKITEXT2, "split": "train"},
     ("wikitext2", "test"): {**_WIKITEXT2, "split": "test"},
 }
+_LARGE = 1 << 24  # bytes of a .json file that is not read for its first row alone
 NAMES = ("c4", "demo", "ptb", "wikitext2")
 
 
@@ -152,6 +154,44 @@ def read(source: Source, split: str, *, progress: bool = False) -> Sequence[Any]
     if not isinstance(rows[0], (str, list, tuple, Conversation)):
         raise NeuroalError(f"row 1 of '{source.text}' is {rows[0]!r:.40}, not text or token ids")
     return rows
+
+
+def peek(source: Source) -> str | None:
+    """Refuse a file that has not the column, by its first row, within a blink.
+
+    Returns:
+        "tokens" or "text" as the row holds; None where more would have to be read: of a hub data
+        set, and of a large .json file, which is one value.
+
+    Raises:
+        NeuroalError: The first row is wrong.
+    """
+    if source.kind == "txt":
+        return "text"
+    if source.kind not in ("json", "jsonl", "parquet") or not os.path.getsize(source.path):
+        return None
+    if source.kind == "parquet":
+        if source.path.lower().endswith(".gz"):
+            return None
+        from pyarrow import parquet
+
+        try:
+            names = parquet.read_schema(source.path).names
+        except (OSError, ValueError) as error:
+            raise NeuroalError(f"cannot read '{source.path}': {cause_of(error)}") from error
+        chosen = columns.choose(source.text, source.column, names)
+        return "tokens" if chosen == ("input_ids",) else None
+    if source.kind == "json" and os.path.getsize(source.path) > _LARGE:
+        return None
+    try:
+        first = next(iter(_objects(source)), None)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NeuroalError(f"cannot read '{source.path}': {reason}") from error
+    if first is None or not isinstance(first[1], dict):
+        return None  # refused when it is read
+    chosen = columns.choose(source.text, source.column, list(first[1]))
+    return "tokens" if isinstance(first[1][chosen[0]], list) and len(chosen) == 1 else "text"
 
 
 def origin(source: Source, split: str) -> str:
@@ -271,7 +311,7 @@ def quiet_datasets(progress: bool) -> Iterator[Any]:
 
     verbosity = datasets.utils.logging.get_verbosity()
     bars = not datasets.are_progress_bars_disabled()
-    if not progress:
+    if not (progress and on_terminal()):
         datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs as errors, it raises
     try:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from neuroal.data import windows as cutting
 from neuroal.data.documents import Documents, documents_of
@@ -25,6 +24,7 @@ from neuroal.data.source import Source, origin, parse_source, read
 from neuroal.data.windows import Beginning, Windows, beginning
 from neuroal.errors import NeuroalError, UsageError, overflows
 from neuroal.model import pretrained
+from neuroal.progress import bar
 from neuroal.types import Bos
 
 LOG = logging.getLogger(__name__)
@@ -152,12 +152,12 @@ def window_losses(
     embedding = embedding_of(model)
     check_vocabulary(windows, len(embedding))
     losses = [torch.empty(0)]
-    with torch.no_grad(), evaluating(model), window_bar(len(ids), progress) as bar:
+    with torch.no_grad(), evaluating(model), window_bar(len(ids), progress) as shown:
         for part in torch.split(ids, batch or forward_windows(ids.shape[1], len(embedding))):
             tokens = part.to(embedding.device)
             logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
             losses.append(cross_entropy(logits, tokens).cpu())
-            bar.update(len(part))
+            shown.update(len(part))
     return torch.cat(losses)
 
 
@@ -187,7 +187,7 @@ def forward_windows(length: int, vocabulary: int) -> int:
 
 def window_bar(total: int, progress: bool) -> tqdm[Any]:
     """Return a bar that counts windows; as an inner bar it is erased at its end."""
-    return tqdm(total=total, desc="perplexity", unit="window", disable=not progress, leave=None)
+    return bar(total=total, desc="perplexity", unit="window", disable=not progress, leave=None)
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

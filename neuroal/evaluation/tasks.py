@@ -15,6 +15,7 @@ from typing import Any
 
 from neuroal.data.source import cause_of, quiet_datasets
 from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.progress import on_terminal
 
 PAPER = (
     "rte",
@@ -182,7 +183,11 @@ def quiet_harness(progress: bool = False) -> Iterator[list[logging.LogRecord]]:
     harness.setLevel(logging.WARNING)
     harness.propagate = False
     models.setLevel(logging.ERROR)  # warns of long texts, as the harness does that cuts them
-    bars = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
+    bars = (
+        contextlib.nullcontext()
+        if progress and on_terminal()
+        else contextlib.redirect_stderr(io.StringIO())
+    )
     try:
         with bars, contextlib.redirect_stdout(io.StringIO()):
             yield warnings

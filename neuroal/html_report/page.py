@@ -9,11 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from tqdm import tqdm
 
 from neuroal.html_report.drawing import draw
 from neuroal.html_report.figure import Figure
 from neuroal.html_report.section import Section
+from neuroal.progress import bar
 from neuroal.units import number
 from neuroal.version import __version__
 
@@ -37,12 +37,12 @@ def page(sections: Sequence[Section], title: str | None, progress: bool = False)
         title = sections[0].title if len(sections) == 1 else "neuroal report"
     total = sum(len(s.figures) for s in sections)
     shown: list[dict[str, Any]] = []
-    with tqdm(total=total, desc="report", disable=not progress, leave=False) as bar:
+    with bar(total=total, desc="report", disable=not progress, leave=False) as steps:
         for i, section in enumerate(sections, start=1):
             drawn = []
             for k, figure in enumerate(section.figures, start=1):
                 drawn.append(_drawn(figure, f"subject-{i}-figure-{k}"))
-                bar.update()
+                steps.update()
             shown.append({"ident": f"subject-{i}", "content": section, "drawn": drawn})
     environment = Environment(
         loader=PackageLoader("neuroal.html_report"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,10 @@ def one_block(
                     setattr(part, depth, 1)
         if vocabulary is not None:
             text.vocab_size, text.pad_token_id = vocabulary, None
-        small = _build(config, trust_remote_code, kind)
+        with _no_init_weights()():
+            small = _build(config, trust_remote_code, kind)
     result: nn.Module = small.to(device).eval()
+    _fill(result)
     return result
 
 
@@ -173,6 +175,29 @@ def quantisation(config: Any) -> str | None:
     said = said if isinstance(said, dict) else said.to_dict()
     method = said.get("quant_method") or "an unnamed method"
     return str(getattr(method, "value", method))
+
+
+def _no_init_weights() -> Any:
+    """Return transformers' own context in which weights are made and not drawn."""
+    from transformers import modeling_utils
+
+    where: Any = modeling_utils  # before transformers 5
+    with suppress(ImportError):
+        from transformers import initialization as where
+    return where.no_init_weights
+
+
+def _fill(model: nn.Module) -> None:
+    """Fill parameters with a few random numbers again and again, and vectors with ones."""
+    some = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() < 2:
+                p.fill_(1.0)
+                continue
+            own = some.to(p)
+            for part in torch.split(p.view(-1), len(own)):
+                part.copy_(own[: len(part)])
 
 
 def _refuse_quantised(model: str, config: Any) -> None:
@@ -252,16 +277,20 @@ def multiplies(half: str) -> bool:
     return any(capable.get(f"{family}{half}") for family in ("avx512_", "amx_", "avx10_", ""))
 
 
+def has_tokenizer(model: str) -> bool:
+    """Return whether a model's folder holds a tokenizer; of the hub's it is assumed."""
+    folder = Path(locate(model))
+    return not folder.is_dir() or any(f for x in _TOKENIZER for f in folder.glob(x))
+
+
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """Return the model's tokenizer; None where its folder holds none."""
     from transformers import AutoTokenizer
 
-    where = locate(model)
-    folder = Path(where)
-    if folder.is_dir() and not any(f for pattern in _TOKENIZER for f in folder.glob(pattern)):
+    if not has_tokenizer(model):
         return None
     with _loading(model):
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(locate(model), trust_remote_code=trust_remote_code)
 
 
 def _check_memory(model: str, folder: Path, device: str) -> None:

@@ -1,15 +1,16 @@
 """The output folder of an unfinished run: everything in `OUT.partial`, renamed on success.
 
-`OUT.partial` is created with the first result worth keeping. It contains `run.json` (a digest of
-all that decides the result, and whether an earlier run in `OUT` will be replaced), `journal/`
-(finished search generations and pruned blocks), `checkpoint/` (which becomes `OUT`) and, while the
-two are exchanged, `replaced/` (the earlier run).
+`OUT.partial` is created with the first result worth keeping. It contains `run.json` (all that
+decides the result, and whether an earlier run in `OUT` will be replaced), `journal/` (finished
+search generations and pruned blocks, and how far a walk has come), `checkpoint/` (which becomes
+`OUT`) and, while the two are exchanged, `replaced/` (the earlier run).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from neuroal.distributed import ALONE, Team
 from neuroal.errors import UsageError
+from neuroal.model.differences import differences
 from neuroal.model.files import MARKER, load_tensors, read_report, write_atomically
 
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
@@ -69,12 +71,44 @@ def _mark(work: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
-def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
+def refuse_another(out: Path, decides: Mapping[str, Any]) -> None:
+    """Refuse to go on with an unfinished run that is another, by what is known of both.
+
+    Raises:
+        UsageError: It says what differs.
+    """
+    there = _mark(partial(out)).get("decides", {})
+    asked = json.loads(json.dumps(decides))
+    if any(there[key] != asked[key] for key in there.keys() & asked.keys()):
+        what = differences(there, asked)
+        raise UsageError(f"'{partial(out)}' belongs to another run: {what}")
+
+
+def found(out: Path) -> str:
+    """Return what there is of a run to go on with, as a sentence."""
+    work = partial(out)
+    if (out / MARKER).is_file() and not _mark(work).get("replaces"):
+        return f"nothing to resume: '{out}' is finished"
+    if not _mark(work):
+        return f"nothing to resume: there is no unfinished run in '{work}', a new one begins"
+    names = [p.name for p in work.glob("*/*")]
+    blocks = sum(bool(re.fullmatch(r"block-\d+\.safetensors", n)) for n in names) or sum(
+        bool(re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)) for n in names
+    )
+    steps = sum(bool(re.match(r"(block|row)_ratios-.*\.safetensors$", n)) for n in names)
+    going = any(re.match(r"at-.*\.json$", n) for n in names)
+    parts = [f"{steps} generation{'s' * (steps != 1)} of candidates"] if steps else []
+    parts += [f"{blocks} pruned block{'s' * (blocks != 1)}"] if blocks else []
+    parts += ["a walk on its way"] if going else []
+    return f"going on from '{work}': {', '.join(parts) or 'nothing is finished yet'}"
+
+
+def finished(out: Path, recipe: Mapping[str, Any], **more: Any) -> dict[str, Any] | None:
     """Return the report of the same run if `out` has it finished; its partial folder is removed.
 
     Args:
         out: The output folder.
-        digest: The recipe's.
+        recipe: The recipe as JSON values.
         **more: Other entries of the report that have to be equal.
 
     Returns:
@@ -90,11 +124,9 @@ def finished(out: Path, digest: str, **more: Any) -> dict[str, Any] | None:
     if not (out / MARKER).is_file():
         raise UsageError(f"'{out}' was not written by neuroal: choose another output folder")
     data = read_report(out)
-    expected = {"recipe_sha256": digest, **json.loads(json.dumps(more))}
-    for key, value in expected.items():
-        if data.get(key) != value:
-            what = key.removesuffix("_sha256")
-            raise UsageError(f"'{out}' holds another run: its {what} differs")
+    asked = json.loads(json.dumps({"recipe": recipe, **more}))
+    if any(data.get(key) != value for key, value in asked.items()):
+        raise UsageError(f"'{out}' holds another run: {differences(data, asked)}")
     _remove(work)
     return data
 
@@ -129,30 +161,31 @@ class Journal:
     team: Team = ALONE
 
     @classmethod
-    def open(cls, out: Path | None, digest: str, resume: bool, team: Team = ALONE) -> Journal:
+    def open(
+        cls, out: Path | None, decides: Mapping[str, Any], resume: bool, team: Team = ALONE
+    ) -> Journal:
         """Start a run, or continue one.
 
         Args:
             out: The output folder.
-            digest: SHA-256 of everything that decides the result.
+            decides: Everything that decides the result, as JSON values.
             resume: Continue an unfinished run.
             team: The processes of the run.
 
         Raises:
-            UsageError: The unfinished run is of another recipe.
+            UsageError: The unfinished run is another.
         """
         if out is None:
             return cls(None, team=team)
         work = partial(out)
         mark = _mark(work)
         if resume and mark:
-            if mark["sha256"] != digest:
-                raise UsageError(f"'{work}' belongs to another recipe, model, data or plugin")
+            refuse_another(out, decides)
             return cls(out, mark, team)
         if (work / _REPLACED).exists() and not out.exists():
             os.replace(work / _REPLACED, out)
         _remove(work)
-        return cls(out, {"sha256": digest, "replaces": out.exists()}, team)
+        return cls(out, {"decides": decides, "replaces": out.exists()}, team)
 
     @property
     def folder(self) -> Path | None:

@@ -87,7 +87,7 @@ def finished_run(
         same["model"] = {"name": model_name(recipe, model), "sha256": sha256}
     if windows is not None:
         same["data"] = Windows(windows.cpu(), "windows").to_json()
-    done = run_folder.finished(out, recipe.digest(), **same)
+    done = run_folder.finished(out, recipe.to_json(), **same)
     if done is None:
         return None
     if isinstance(model, nn.Module):

@@ -84,6 +84,12 @@ class Setup:
         rows = self.row_ratios
         return rows is not None and "input_norm" in rows.statistic_names()
 
+    @property
+    def reads_data(self) -> bool:
+        """Return whether the run reads activations, as far as it is known without the model."""
+        final = any(p.required_statistics() for p in self.final) or self.reconstruction is not None
+        return final or self.reads_deviation or len(self.block_ratios) > 1
+
     def rules(self, recipe: Recipe, layout: Layout) -> Rules:
         """Return how ratios become counts.
 

@@ -18,6 +18,7 @@ import neuroal
 from neuroal import layout
 from neuroal.cost.preparation import Prepared, prepare
 from neuroal.data.source import parse_source
+from neuroal.data.windows import check_sizes
 from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
@@ -110,6 +111,7 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
     for number, model in enumerate(study.models, 1):
         plain = Recipe(model=model.name, dtype=model.dtype or study.dtype, device=study.device)
         with within(f"models[{number}] '{model.label}'"):
+            _check_lengths(study, pretrained.load_config(model.name, trust_remote_code))
             skeleton = pretrained.skeleton(model.name, trust_remote_code)
             prepare_recipe = partial(prepare, model=skeleton, layout=layout.find(skeleton))
             sha256 = files.fingerprint(model.name)
@@ -131,6 +133,16 @@ def expand(study: Study, trust_remote_code: bool = False) -> Expansion:
                 cases.append(_case(labels, recipe, sha256, prepared))
     _refuse_dead_entries(study, cases, skipped)
     return Expansion(tuple(cases), tuple(skipped))
+
+
+def _check_lengths(study: Study, config: Any) -> None:
+    """Refuse windows that are longer than the model's context."""
+    context = pretrained.context_length(config)
+    check_sizes(study.calibration.samples, study.calibration.length, context)
+    for evaluation in study.evaluations:
+        if evaluation.data is not None:
+            with within(f"evaluation '{evaluation.label}'"):
+                check_sizes(evaluation.windows, evaluation.length, context)
 
 
 def _calibration(study: Study, model: ModelEntry) -> dict[str, Any]:

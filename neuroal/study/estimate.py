@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from neuroal.cost.estimate import work
 from neuroal.cost.preparation import prepare
+from neuroal.cost.timings import time_forward
 from neuroal.data.windows import default_length
 from neuroal.layout import Layout, find
 from neuroal.model import memory, pretrained
+from neuroal.progress import bar
 from neuroal.study.cases import StudyCase
 from neuroal.study.executors import Job
 from neuroal.study.file import EvaluationEntry
 from neuroal.study.results import DONE, CaseResult
 from neuroal.study.scores import Measurer, identity, reusable
-
-TIMED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,7 @@ class StudyTime:
         seconds: Of all of them, but for what is unknown.
         timed: Number of cases of which a part at least was judged by the speed of the dense model,
             which leaves out the time for masks and updates; the others by finished cases alone.
+        extrapolated: Whether a part of a block was timed for the speed of a model.
         unknown: Labels of evaluations that are not in the seconds: zero-shot tasks that no finished
             case of the model has.
     """
@@ -43,6 +40,7 @@ class StudyTime:
     seconds: float
     timed: int
     unknown: tuple[str, ...]
+    extrapolated: bool = False
 
 
 def estimate(
@@ -54,14 +52,14 @@ def estimate(
 ) -> StudyTime:
     """Return how long jobs will take, going by what has become of cases so far (`known`).
 
-    Models of which too little is known are loaded, to time them.
+    Of models of which too little is known one block is timed, within seconds.
     """
     keys = {e: identity(e) for e in evaluations}
     pruning, evaluating = _mean_seconds(r for r in known if r["status"] == DONE)
     speeds: dict[tuple[str, str, str], _ForwardSpeed] = {}
     seconds, timed = 0.0, 0
     unknown: dict[str, None] = {}
-    for case, scores in tqdm(jobs, desc="estimate", disable=not progress, leave=False):
+    for case, scores in bar(iterable=jobs, desc="estimate", disable=not progress, leave=False):
         model = (case.model, case.dtype, case.device)
         speed = speeds.setdefault(model, _ForwardSpeed(*model, trust_remote_code))
         parts: dict[EvaluationEntry | None, float | None] = {  # None is the pruning
@@ -78,7 +76,8 @@ def estimate(
                 unknown[part.label] = None
             else:
                 seconds += speed.of(case, part)
-    return StudyTime(seconds, timed, tuple(unknown))
+    extrapolated = any(speed.extrapolated for speed in speeds.values())
+    return StudyTime(seconds, timed, tuple(unknown), extrapolated)
 
 
 def _method(labels: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -113,46 +112,43 @@ class _ForwardSpeed:
     dtype: str
     device: str
     trust_remote_code: bool
+    extrapolated: bool = False
     _tokens: dict[EvaluationEntry | str, float] = field(
         default_factory=dict
     )  # str: a recipe's digest
 
     def of(self, case: StudyCase, evaluation: EvaluationEntry | None) -> float:
         """Return the seconds of an evaluation on a text; where None is given, of the pruning."""
-        model, tokenizer = self._loaded
         if evaluation is not None:
             if evaluation not in self._tokens:
-                windows = Measurer(tokenizer, False).windows(evaluation, model)
+                tokenizer = pretrained.load_tokenizer(self.model, self.trust_remote_code)
+                windows = Measurer(tokenizer, False).windows(evaluation, self._skeleton)
                 self._tokens[evaluation] = windows.ids.numel()
             return self._tokens[evaluation] * self._per_token
         assert case.recipe is not None
         recipe = dataclasses.replace(case.recipe, seed=0)  # which the work does not depend on
         key = recipe.digest()
         if key not in self._tokens:
-            prepared = prepare(recipe, model, layout=self._layout)
+            prepared = prepare(recipe, self._skeleton, layout=self._layout)
             block_runs = sum(phase.block_runs for phase in work(prepared).values())
             self._tokens[key] = block_runs / len(prepared.layout.blocks) * prepared.length
         return self._tokens[key] * self._per_token
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        device = memory.device_of(self.device)
-        return pretrained.load(self.model, device, self.dtype, self.trust_remote_code)
+    def _skeleton(self) -> Any:
+        return pretrained.skeleton(self.model, self.trust_remote_code)
 
     @cached_property
     def _layout(self) -> Layout:
-        return find(self._loaded[0])
+        return find(self._skeleton)
 
     @cached_property
     def _per_token(self) -> float:
-        """The seconds per token of a forward pass, the better of two."""
-        model = self._loaded[0]
-        length = default_length(pretrained.context_length(model.config))
-        ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.int64)
-        times = []
-        with torch.no_grad():
-            for _ in range(2):
-                start = time.perf_counter()
-                float(model(ids.to(model.device), use_cache=False).logits[0, 0, 0])  # waits
-                times.append(time.perf_counter() - start)
-        return min(times) / ids.numel()
+        """The seconds per token of a forward pass."""
+        config = self._skeleton.config
+        length = default_length(pretrained.context_length(config))
+        device = memory.device_of(self.device)
+        timed = time_forward(self.model, device, self.dtype, length, self.trust_remote_code)
+        self.extrapolated |= timed.extrapolated
+        head = timed.seconds["head"] * (pretrained.vocabulary_size(config) or 0)
+        return (timed.seconds["block"] * len(self._layout.blocks) + head) / length

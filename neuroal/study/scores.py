@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from neuroal.data.source import parse_source
+from neuroal.data.source import parse_source, peek
 from neuroal.data.windows import Windows
 from neuroal.evaluation.perplexity import perplexity, windows_for
 from neuroal.evaluation.tasks import check_names, load_tasks
@@ -27,14 +27,14 @@ Scores = dict[str, dict[str, Any]]
 
 
 def check(evaluation: EvaluationEntry) -> None:
-    """Refuse an evaluation that cannot be run, before any text or model is read.
+    """Refuse an evaluation that cannot be run; of a text no more than a row is read.
 
     Raises:
         UsageError: Its source, a task or a number is wrong, or its extra is not installed.
     """
     check_sizes(evaluation.batch, evaluation.limit)
     if evaluation.data is not None:
-        parse_source(evaluation.data)
+        peek(parse_source(evaluation.data))
     else:
         check_names(evaluation.tasks, evaluation.include_path)
 

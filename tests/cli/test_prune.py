@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuroal import engine
+from neuroal import engine, progress
 from neuroal.cli.recipe import default_out, parse_options
 from neuroal.cost import preparation
 from neuroal.errors import UsageError
@@ -328,7 +328,8 @@ def test_unexpected_error(folder: Path, prune: Any, monkeypatch: pytest.MonkeyPa
     assert result.stderr.endswith("\nError: RuntimeError: no luck\n")
 
 
-def test_progress_is_on_stderr(folder: Path, prune: Any) -> None:
+def test_progress_is_on_stderr(folder: Path, prune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     result = ok(prune("--progress", "--json"))
     assert "14 candidates" in result.stderr and "prune: " in result.stderr
     json.loads(result.stdout)

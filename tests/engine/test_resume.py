@@ -88,6 +88,7 @@ def killed(
             "since": "rename block-0001",
         },
         "again": by_path | {"again": 8},
+        "within a walk": by_path | {"bookmarks": True, "since": "open at-"},
     }
     program = Path(__file__).parents[1] / "programs/killed.py"
     done = run_process([sys.executable, program, root / "cases"], input=json.dumps(cases))
@@ -135,6 +136,20 @@ def test_killed_at_every_step(killed: Mapping[str, Results]) -> None:
     ):
         assert part in survived, part
     assert survived.count("killed before") == len(KILLS)
+
+
+def test_killed_within_a_walk(killed: Mapping[str, Results]) -> None:
+    """Walks that go on from where they were, in the search and in the final pruning."""
+    survived = steps(killed["within a walk"])
+    for part in (
+        "rename at-block_ratios-0",
+        "rename at-row_ratios-0",
+        "rename at-prune.json",
+        "open at-prune.2.bin",
+        "remove at-prune.1.bin",
+        "remove at-row_ratios-0",
+    ):
+        assert part in survived, part
 
 
 @pytest.mark.parametrize("case", ["replaces", "replaces the same"])
@@ -206,24 +221,37 @@ def test_nothing_finished_is_done_again(
 
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "sparsity": {"sparsity": 0.5},
-    "seed": {"seed": 1},
-    "pruner": {"pruner": "magnitude"},
-    "options": {"options": {"neuroal": {"lambdas": [0.0, 0.2]}}},
-    "samples": {"samples": 3},
+    "sparsity is 0.6 there and 0.5 here": {"sparsity": 0.5},
+    "seed is 0 there and 1 here": {"seed": 1},
+    "pruner is wanda there and magnitude here": {"pruner": "magnitude"},
+    "neuroal.lambdas is [0.0, 0.1] there and [0.0, 0.2] here": {
+        "options": {
+            "linear_schedule": {"lambdas": [0.05, 0.1]},
+            "neuroal": {"lambdas": [0.0, 0.2]},
+        }
+    },
+    "samples is 2 there and 3 here, seed is 0 there and 1 here": {"samples": 3, "seed": 1},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_resume_refuses_another_recipe(
-    change: str, stopped: Callable[..., Path], folder: Path, small: Recipe, tree: Tree
+    change: str,
+    stopped: Callable[..., Path],
+    folder: Path,
+    small: Recipe,
+    tree: Tree,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """What differs is said, before anything is loaded."""
     out = stopped()
     before = tree()
-    with pytest.raises(UsageError, match="belongs to another recipe") as error:
+    monkeypatch.setattr(pretrained, "load", None)
+    monkeypatch.setattr(pretrained, "skeleton", None)
+    with pytest.raises(UsageError) as error:
         asked = dataclasses.replace(small, **CHANGES[change])
         neuroal.prune(folder, recipe=asked, out=out, resume=True)
-    assert "\n" not in str(error.value)
+    assert str(error.value) == f"'{run_folder.partial(out)}' belongs to another run: {change}"
     assert tree() == before
 
 
@@ -252,20 +280,20 @@ def test_resume_refuses_other_weights_data_and_plugins(
             neuroal.prune(model, recipe=asked, out=tmp_path / "out")
     before = tree()
 
-    def refused() -> None:
-        with pytest.raises(UsageError, match="belongs to another") as error:
+    def refused(what: str) -> None:
+        with pytest.raises(UsageError, match=f"belongs to another run: {what}$") as error:
             neuroal.prune(model, recipe=asked, out=tmp_path / "out", resume=True)
         assert "\n" not in str(error.value)
 
     lines = data.read_text().splitlines()
     data.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
-    refused()
+    refused("the calibration tokens are others")
     data.write_text("\n".join(lines) + "\n")
     plugin.write_text(PLUGIN.replace("weight.abs()", "weight.abs() + 1"))
-    refused()
+    refused("pruner 'Mine': its code is another")
     plugin.write_text(PLUGIN)
     save(tiny_model("llama", seed=1, blocks=2), model)
-    refused()
+    refused("the model's weights or config are others")
     save(tiny_model("llama", blocks=2), model)
     assert tree() == before
     neuroal.prune(model, recipe=asked, out=tmp_path / "out", resume=True)
@@ -295,7 +323,7 @@ def test_resume_refuses_another_model_in_memory(
         patch.setattr(pretrained, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             neuroal.prune(tiny_model("phi"), None, recipe, windows=windows, out=tmp_path / "out")
-    with pytest.raises(UsageError, match="belongs to another"):
+    with pytest.raises(UsageError, match=r"run: the model's weights or config are others$"):
         neuroal.prune(
             tiny_model("phi", seed=1), None, recipe, windows=windows,
             out=tmp_path / "out", resume=True,
@@ -311,7 +339,7 @@ def test_resume_of_a_finished_run_returns_its_report(
         patch.setattr(pretrained, "load", None)
         again = neuroal.prune(folder, recipe=small, out=tmp_path / "out", resume=True)
     assert json.dumps(again.to_json()) == json.dumps(report.to_json())
-    with pytest.raises(UsageError, match="holds another run: its recipe differs"):
+    with pytest.raises(UsageError, match=r"holds another run: seed is 0 there and 1 here$"):
         other = dataclasses.replace(small, seed=1)
         neuroal.prune(folder, recipe=other, out=tmp_path / "out", resume=True)
     assert tree() == before
@@ -324,8 +352,12 @@ def test_resume_of_a_finished_run_prunes_the_model_in_memory(
     neuroal.prune(done, None, recipe, windows=windows, out=tmp_path / "out")
     neuroal.prune(model, None, recipe, windows=windows, out=tmp_path / "out", resume=True)
     assert same(weights_of(model), weights_of(done))
-    for other, ids in ((tiny_model("mistral", 1), windows), (tiny_model("mistral"), windows[:3])):
-        with pytest.raises(UsageError, match="holds another run"):
+    others = {
+        "the model's weights or config are others": (tiny_model("mistral", 1), windows),
+        "the calibration tokens are others": (tiny_model("mistral"), windows[:3]),
+    }
+    for what, (other, ids) in others.items():
+        with pytest.raises(UsageError, match=f"holds another run: {what}$"):
             neuroal.prune(other, None, recipe, windows=ids, out=tmp_path / "out", resume=True)
 
 

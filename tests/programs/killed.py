@@ -9,8 +9,9 @@ tell the truth. A script and no test module: its process has no threads that a f
 
 cases.json: by name `model` (a folder, or the structure of a tiny model in memory), `recipe`,
 `reference` (the folder of an uninterrupted run), and optionally `windows`, `earlier` (a finished
-run that is replaced), `since` (the step to begin with), `kills` (steps to be killed before) and
-`again` (kill the run and all that resume it, each so many steps later, until one ends by itself).
+run that is replaced), `since` (the step to begin with), `kills` (steps to be killed before),
+`again` (kill the run and all that resume it, each so many steps later, until one ends by itself)
+and `bookmarks` (keep how far a walk has come after every piece of it).
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from safetensors.torch import load_file
 from neuroal import Recipe, engine
 from neuroal.model import pretrained
 from neuroal.testing import STRUCTURES, tiny_model
+from neuroal.walk import bookmark
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 HALF = "half of the weights saved"
@@ -244,8 +246,10 @@ def again_and_again(case: Case, every: int) -> Iterator[Result]:
 
 def main() -> None:
     folder, results = Path(sys.argv[1]), {}
+    usual = bookmark.SECONDS, bookmark.SHARE
     for name, given in json.load(sys.stdin).items():
         case = Case(folder, given)
+        bookmark.SECONDS, bookmark.SHARE = (0.0, 0) if "bookmarks" in given else usual
         case.fresh()
         case.run(overwrite=case.earlier is not None)  # what is imported late is there for children
         if "again" in given:

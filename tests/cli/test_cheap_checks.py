@@ -1,0 +1,135 @@
+"""What is known without weights is answered before anything is timed, and most of it even before
+the model's structure is made."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroal.cost import plan as plan_module
+from neuroal.model import pretrained
+
+
+@pytest.fixture
+def nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the run, it would be timed; and no weight can be read."""
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("timed, or loaded, before it was checked")
+
+    monkeypatch.setattr(plan_module, "LONG", 0.0)
+    monkeypatch.setattr(plan_module, "time_block", never)
+    monkeypatch.setattr(pretrained, "one_block", never)
+    monkeypatch.setattr(pretrained, "load", never)
+
+
+@pytest.fixture
+def folder(models: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, a text and rows of tokens."""
+    (tmp_path / "tiny").symlink_to(models["llama"])
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "bare" / name).symlink_to(models["llama"] / name)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "a b c", "title": "t"}) + "\n")
+    (tmp_path / "list.json").write_text(json.dumps([{"content": "a b c"}]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "pruner": (["--pruner", "wandra"], "did you mean 'wanda'"),
+    "top-up": (["--top-up", "neural"], "did you mean 'neuroal'"),
+    "alignment": (["--alignment", "neurn"], "did you mean 'neuron'"),
+    "refiner": (["--refiner", "dsno"], "did you mean 'dsnot'"),
+    "column": (["--calibration", "text.jsonl:txt"], "no column 'txt': did you mean 'text'?"),
+    "no column": (["--calibration", "list.json"], "no column 'text' or 'input_ids'"),
+    "no file": (["--calibration", "texts.jsonl"], "does not exist"),
+    "option": (["-o", "wanda.alpha=1"], "wanda"),
+    "sparsity": (["--sparsity", "1.2"], "outside [0, 1)"),
+}
+WITH_THE_MODEL: dict[str, tuple[list[str], str]] = {
+    "length": (["--length", "65"], "length 65 is more than the model's context of 64 tokens"),
+    "pattern": (["--pattern", "5:7"], "does not divide the"),
+    "device": (["--device", "cuda:7"], "device 'cuda:7' is not available"),
+}
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"], ["--quiet"]])
+@pytest.mark.parametrize("mistake", [*MISTAKES, *WITH_THE_MODEL])
+def test_checked_before_timing(
+    mistake: str,
+    how: list[str],
+    folder: Path,
+    run: Callable[..., Any],
+    nothing_is_timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, said = (MISTAKES | WITH_THE_MODEL)[mistake]
+    if mistake in MISTAKES:
+        monkeypatch.setattr(pretrained, "skeleton", None)
+    text = [] if "--calibration" in given else ["--calibration", "text.jsonl"]
+    result = run("prune", "tiny", *text, *given, *how, "--out", "out")
+    assert result.exit_code in (1, 2), result.stderr
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    assert not Path("out.partial").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--quiet"]])
+def test_a_missing_source_is_known_from_the_plugins(
+    how: list[str],
+    folder: Path,
+    run: Callable[..., Any],
+    nothing_is_timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pretrained, "skeleton", None)
+    result = run("prune", "tiny", *how)
+    assert result.exit_code == 2 and "needs --calibration" in result.stderr
+
+
+def test_a_text_without_a_tokenizer(
+    folder: Path, run: Callable[..., Any], nothing_is_timed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "skeleton", None)
+    result = run("prune", "bare", "--calibration", "text.jsonl")
+    assert result.exit_code == 1 and "no tokenizer to read 'text.jsonl' with" in result.stderr
+
+
+STUDY = """
+models = [{ name = "tiny", calibration = "text.jsonl" }]
+evaluations = [{ data = "text.jsonl" }]
+sparsities = [0.5]
+"""
+WRONG: dict[str, tuple[str, str, str]] = {
+    "column": ('calibration = "text.jsonl"', 'calibration = "text.jsonl:x"', "no column 'x'"),
+    "evaluation": ('data = "text.jsonl"', 'data = "text.jsonl:x"', "no column 'x'"),
+    "length": ("sparsities", "calibration.length = 99\nsparsities", "99 is more than the model's"),
+    "windows": ('data = "text.jsonl"', 'data = "text.jsonl", length = 99', "length 99 is more"),
+    "pruner": ("sparsities", 'pruners = ["wandra"]\nsparsities', "did you mean 'wanda'"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_study_is_checked_before_timing(
+    mistake: str, folder: Path, run: Callable[..., Any], nothing_is_timed: None
+) -> None:
+    right, wrong, said = WRONG[mistake]
+    Path("study.toml").write_text(STUDY.replace(right, wrong))
+    result = run("study", "plan", "study.toml")
+    assert result.exit_code in (1, 2) and said in result.stderr, result.stderr
+
+
+def test_a_study_is_timed_without_loading_a_model(
+    folder: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "load", None)
+    words = "a b c d e f g h " * 40
+    Path("text.jsonl").write_text(json.dumps({"text": words}) + "\n")
+    Path("study.toml").write_text(
+        STUDY.replace('data = "text.jsonl"', 'data = "text.jsonl", length = 8')
+    )
+    result = run("study", "plan", "study.toml", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["seconds"] > 0
