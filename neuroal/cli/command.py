@@ -27,6 +27,8 @@ SOURCES = (
     "or a hub data set owner/name[:config][:split][:column]"
 )
 _VERBOSE = "neuroal.verbose"
+# What the system says where a library cannot be loaded into what memory there is.
+_NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 _LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -333,6 +335,8 @@ class _LogLine(logging.Formatter):
 
 def _unexpected(error: Exception, verbose: int) -> str:
     name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or any(x in text for x in _NO_ROOM):
+        return f"memory is too small for Python and its libraries, or for the run: {name}: {text}"
     hint = "" if verbose else " (run with -v for the traceback)"
     return f"{name}: {text}{hint}" if text else f"{name}{hint}"
 

@@ -28,6 +28,7 @@ from neuroal.walk.statistics import resolve
 _SOLVER = 12  # float32 copies of a linear while its weights are solved for
 _MASTERS = 8  # of a block that is trained: module, masters, gradients, two moments, the best so far
 _GRAPH = 4  # times the inputs and outputs of a block's linears, for what autograd keeps
+_LIBRARIES = 48 << 20  # bytes of what is imported, and allocated by kernels, only in the run
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
 
@@ -93,24 +94,31 @@ def needs(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) -> Ne
     asked = recipe.dtype if loads else "auto"
     dtype: torch.dtype = first.dtype if asked == "auto" else getattr(torch, asked)
     size = dtype.itemsize
-    weights = sum(p.numel() for p in prepared.model.parameters()) * size
+    numbers = sum(p.numel() for p in prepared.model.parameters())
+    weights = numbers * size
     largest = _largest_block(prepared) * size
+    reads = prepared.reads_data
     tokens = length * min(recipe.samples, recipe.batch or batch_size(device, max(length, 1)))
+    tokens = tokens if reads else 0
     required = resolve({s for p in setup.plugins for s in p.required_statistics()})
     compared = _compared(layout) if any(a.compares for a in required) else 0
     width = max(x.in_features for x in layout.linears.values() if x.group == 0)
-    activations = length * _activations(prepared, width, compared, size)
+    activations = length * _activations(prepared, width, compared, size) if reads else 0
     at_once = tokens_at_once(recipe, length)
     for text in texts:
         evaluated = max(at_once, _forward_tokens(prepared, text))
         activations = max(activations, 3 * evaluated * width * size)
     # Of a batch: inputs and outputs of the block, of the block before, and its other arguments.
     at_hand = tokens * (4 * width + compared) * size
+    # Files are mapped into memory while their weights are read; those of another dtype are copied.
+    cast = loads and dtype != first.dtype
+    process = resident_memory() + _LIBRARIES
+    if loads and recipe.model is not None:
+        process += pretrained.tokenizer_bytes(recipe.model)
     return Needs(
-        work=resident_memory()
-        + largest
-        + max(_at_work(prepared, tokens), _at_evaluation(prepared, texts, size)),
-        weights=weights if loads else 0,
+        process=process,
+        work=largest + max(_at_work(prepared, tokens), _at_evaluation(prepared, texts, size)),
+        weights=weights + cast * numbers * first.dtype.itemsize if loads else 0,
         streamed=_outside_blocks(prepared, size, bool(texts)) + largest if loads else 0,
         activations=activations,
         batch=min(at_hand, activations),

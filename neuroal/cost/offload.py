@@ -31,8 +31,9 @@ class Needs:
     """Bytes that a run needs.
 
     Attributes:
-        work: Peak memory that does not depend on what is on the disk: the process with what it
-            holds already, a block's pruned weights, and the computation of a batch.
+        process: The process with its libraries, what it holds already, and a tokenizer.
+        work: Peak memory besides that does not depend on what is on the disk: a block's pruned
+            weights, and the computation of a batch.
         weights: The model's weights that are still to be loaded; 0 for a model in memory.
         streamed: The part of them that is in memory where blocks are read one at a time.
         activations: The inputs and outputs of blocks.
@@ -40,6 +41,7 @@ class Needs:
         checkpoint: The model's files.
     """
 
+    process: int
     work: int
     weights: int
     streamed: int
@@ -50,19 +52,26 @@ class Needs:
     def memory(self, offload: Offload) -> int:
         """Return the memory at its peak, the process itself included."""
         weights = self.streamed if offload.blocks else self.weights
-        return self.work + weights + (self.batch if offload.activations else self.activations)
+        held = self.batch if offload.activations else self.activations
+        return self.process + self.work + weights + held
 
     def disk(self, offload: Offload) -> int:
         """Return the disk while it runs."""
         # Pruned blocks are in the journal and in the result; streamed ones are written only once.
         files = self.checkpoint if offload.blocks else 2 * self.checkpoint
-        return files + (self.activations if offload.activations else 0)
+        # What a long walk has made is kept, to go on from there; and it may be held there anyway.
+        return files + self.activations * (1 + offload.activations)
 
     def lack(self, offload: Offload, free: int | None) -> str | None:
         """Return what to say where too little memory is free; None where it is enough."""
         more = self.memory(offload) - resident_memory()
         if free is None or more <= free:
             return None
+        if free <= self.process - resident_memory():
+            return (
+                f"Python and its libraries alone take about {size(self.process)} of memory, "
+                f"{size(free + resident_memory())} are available in all"
+            )
         return f"the run needs about {size(more)} of memory, {size(free)} are available"
 
     def choose(self, blocks: bool | None, activations: bool | None, free: int | None) -> Offload:
@@ -91,6 +100,8 @@ def decide(
         stream = False
     chosen = needs.choose(stream, spill, free)
     lack = needs.lack(chosen, free)
+    if lack is not None and (free or 0) <= needs.process - resident_memory():
+        raise NeuroalError(f"{lack}: give more")
     if lack is not None:
         best = needs.choose(False if path is None else None, None, free)
         flags = ["--stream"] if best.blocks and not chosen.blocks else []

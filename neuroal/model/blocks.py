@@ -19,6 +19,8 @@ from neuroal.model import blocks, pretrained
 from neuroal.model.lazy_matrix import parts
 from neuroal.model.run_folder import Journal
 
+_AT_ONCE = 1 << 20  # numbers that are checked together, which takes several copies of them
+
 
 class Blocks(Protocol):
     """A model whose blocks are opened one by one.
@@ -120,6 +122,7 @@ def check_finite(module: nn.Module, linears: Iterable[Linear], prefix: str = "")
     named = module.named_parameters(remove_duplicate=False)
     parameters = {f"{prefix}{name}": p for name, p in named if not p.is_meta}
     for name in [*linear_names, *sorted(parameters.keys() - linear_names.keys())]:
-        if not all(bool(torch.isfinite(x).all()) for x in parts(parameters[name])):
+        few = (x for part in parts(parameters[name]) for x in torch.split(part.view(-1), _AT_ONCE))
+        if not all(bool(torch.isfinite(x).all()) for x in few):
             what = linear_names.get(name, f"'{name}'")
             raise NeuroalError(f"weight of {what} holds NaN or infinity")

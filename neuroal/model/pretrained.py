@@ -16,6 +16,7 @@ from neuroal.model.files import locate, similar_folder
 from neuroal.model.memory import available_memory
 from neuroal.units import size
 
+_TOKENIZER_GROWS = 13  # times a tokenizer.json of 262,144 tokens, and of 49,152
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -281,6 +282,13 @@ def has_tokenizer(model: str) -> bool:
     """Return whether a model's folder holds a tokenizer; of the hub's it is assumed."""
     folder = Path(locate(model))
     return not folder.is_dir() or any(f for x in _TOKENIZER for f in folder.glob(x))
+
+
+def tokenizer_bytes(model: str) -> int:
+    """Return about how much memory a tokenizer takes while it is read from its files."""
+    folder = Path(locate(model))
+    files = {f for x in _TOKENIZER for f in folder.glob(x)} if folder.is_dir() else ()
+    return _TOKENIZER_GROWS * max((f.stat().st_size for f in files), default=0)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:

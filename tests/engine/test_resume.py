@@ -290,7 +290,7 @@ def test_resume_refuses_other_weights_data_and_plugins(
     refused("the calibration tokens are others")
     data.write_text("\n".join(lines) + "\n")
     plugin.write_text(PLUGIN.replace("weight.abs()", "weight.abs() + 1"))
-    refused("pruner 'Mine': its code is another")
+    refused("pruner 'mine': its code is another")
     plugin.write_text(PLUGIN)
     save(tiny_model("llama", seed=1, blocks=2), model)
     refused("the model's weights or config are others")
