@@ -20,6 +20,7 @@ from neuroal.errors import PluginError, UsageError
 from neuroal.evaluation.perplexity import windows_for
 from neuroal.layout import Layout
 from neuroal.model import pretrained
+from neuroal.model.memory import device_of
 from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.hooks import rng_for, updates_weights
@@ -163,6 +164,7 @@ def prepare(
             raise no_tokenizer(source)
         config = pretrained.load_config(recipe.model, trust_remote_code)
         check_sizes(recipe.samples, recipe.length, pretrained.context_length(config))
+        device_of(recipe.device)
         model = pretrained.skeleton(recipe.model, trust_remote_code)
     elif source is not None:
         context = pretrained.context_length(getattr(model, "config", None))

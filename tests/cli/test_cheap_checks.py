@@ -132,4 +132,4 @@ def test_a_study_is_timed_without_loading_a_model(
     )
     result = run("study", "plan", "study.toml", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["seconds"] > 0
+    assert json.loads(result.stdout)["estimate"]["seconds"] > 0
