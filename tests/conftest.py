@@ -44,9 +44,11 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from neuroal import Recipe  # noqa: E402
+from neuroal import Recipe, progress  # noqa: E402
 from neuroal.testing import STRUCTURES, tiny_model, tiny_tokenizer  # noqa: E402
 from neuroal.testing import windows as random_windows  # noqa: E402
+
+progress.SECONDS = 3600.0  # what is said depends on no machine's speed
 
 settings.register_profile("neuroal", deadline=None, database=None, derandomize=True)
 settings.load_profile("neuroal")

@@ -53,6 +53,7 @@ def test_lines_in_a_log_and_on_a_terminal_of_width_0(
 ) -> None:
     """By a clock of our own: 12 steps of 10 seconds are 4 lines."""
     said, now = stderr(terminal, columns=0), 0.0
+    monkeypatch.setattr(progress, "SECONDS", 30.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with bar(total=12, desc="prune", leave=False) as shown:
         for _ in range(12):

@@ -225,11 +225,14 @@ def test_bad_arguments_are_refused(windows: Windows) -> None:
         perplexity(llama(), foreign)
 
 
-def test_progress_is_shown_on_demand(windows: Windows, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_demand(
+    windows: Windows, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroal.progress.SECONDS", 0.0)
     perplexity(llama(), windows)
     assert capfd.readouterr().err == ""
     perplexity(llama(), windows, progress=True)
-    assert "7/7" in capfd.readouterr().err
+    assert "perplexity: 7 of 7" in capfd.readouterr().err
 
 
 def words(count: int, seed: int = 1) -> str:

@@ -175,10 +175,14 @@ def test_bad_arguments_are_refused(model: nn.Module, tasks: Tasks) -> None:
 
 
 def test_bars_are_shown_on_demand_and_nothing_is_printed(
-    model: nn.Module, tasks: Tasks, capfd: pytest.CaptureFixture[str]
+    model: nn.Module,
+    tasks: Tasks,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    zero_shot(model, tiny_tokenizer(), tasks, limit=2)
+    zero_shot(model, tiny_tokenizer(), tasks, limit=2, progress=True)  # not on a terminal
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr("neuroal.evaluation.tasks.on_terminal", lambda: True)
     zero_shot(model, tiny_tokenizer(), tasks, limit=2, progress=True)
     captured = capfd.readouterr()
     assert captured.out == "" and "8/8" in captured.err

@@ -43,8 +43,11 @@ def test_a_run(report: Callable[..., Result], run: Path) -> None:
     assert sorted(p.name for p in Path().iterdir()) == ["one.html", "report.html"]
 
 
-def test_progress(report: Callable[..., Result], run: Path) -> None:
-    assert "report" in report(run, "--progress").stderr
+def test_progress(
+    report: Callable[..., Result], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroal.progress.SECONDS", 0.0)
+    assert "report: 1 of " in report(run, "--progress").stderr
 
 
 def test_nothing_given(report: Callable[..., Result]) -> None:
