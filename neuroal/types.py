@@ -325,17 +325,17 @@ class TopUp:
         row_ratios: One name; left out where the pruner cannot have row ratios.
         alignment: One name.
         refiner: One name, or None.
-        reconstruction: One name, or None.
         options: Options per plugin name, overridden by the user's own.
         search_samples: Calibration windows that the search uses where the user does not say.
         help: One line for `neuroal plugins list`.
+        reconstruction: One name, or None.
     """
 
     block_ratios: tuple[str, ...] = ("uniform",)
     row_ratios: str = "uniform"
     alignment: str = "neuron"
     refiner: str | None = None
-    reconstruction: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     search_samples: int = 8
     help: str = ""
+    reconstruction: str | None = None

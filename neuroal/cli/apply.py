@@ -69,12 +69,12 @@ def apply(
     RUN_OR_FILE is the folder of a run, or the masks.safetensors that --save-masks wrote. MODEL has
     to be the one that was pruned, by its SHA-256.
     """
-    from tqdm import tqdm
-
+    from neuroal.progress import bar
     from neuroal.run.apply import apply_masks
 
     def tick(total: int) -> Tick:
-        return bar(total=total, desc="apply", disable=not progress, leave=False).update
+        update: Tick = bar(total=total, desc="apply", disable=not progress, leave=False).update
+        return update
 
     with clean_stdout(as_json):
         report = apply_masks(

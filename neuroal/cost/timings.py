@@ -181,9 +181,7 @@ def time_forward(
     return grow([float(tokens) for _, tokens in sizes], run, *_RUN_POWERS)
 
 
-def _evaluate(
-    walker: Walker, more_words: float, device: str, windows: int, length: int
-) -> Seconds:
+def _evaluate(walker: Walker, more_words: float, device: str, windows: int, length: int) -> Seconds:
     """Return the seconds of a block, and of logits and loss, on so many tokens of a text."""
     (block,), seconds = walker.layout.blocks, synchronised(device)
     embeddings: Any = walker.model.get_input_embeddings()  # type: ignore[operator]

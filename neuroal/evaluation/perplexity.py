@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from neuroal.data import windows as cutting
 from neuroal.data.documents import Documents, documents_of

@@ -112,7 +112,7 @@ def apply_masks(
             run_blocks = _open(str(found.folder), layout, "auto", streams, trust_remote_code)
     recipe = {**found.run["recipe"], "model": model}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    journal = Journal.open(out, digest, resume=False)
+    journal = Journal.open(out, {"recipe": recipe}, resume=False)
     try:
         with phases.phase("prune"):
             applied = _apply(found, blocks, run_blocks, weights, journal, tick)
