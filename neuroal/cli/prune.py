@@ -261,8 +261,9 @@ def prune(
     says = leads() and not quiet
     if leads():
         run_folder.check(target, overwrite, resume)
-    if says and resume:
-        say(run_folder.found(target))
+    found, finished = run_folder.found(target) if says and resume else "", target.exists()
+    if found and not finished:  # whether a finished run is this one is still to be seen
+        say(found)
     ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
     options = {"overwrite": overwrite, "resume": resume, "stream": stream, "spill": spill}
     options |= {"trust_remote_code": trust_remote_code, "progress": progress}
@@ -271,6 +272,8 @@ def prune(
         report = _run(recipe, target, prepared=ready, **options)
     if not leads():
         return
+    if found and finished:
+        say(found)
     if as_json:
         print_json(report.to_json())
     if quiet:

@@ -119,6 +119,7 @@ def test_layout(folder: Path, run: Any) -> None:
         "parameter": "model.layers.0.self_attn.q_proj.weight",
         "transposed": False,
         "expert": None,
+        "kept": False,
     }
     gate = said["blocks"][0]["linears"][4]
     assert gate["fed"] == {"linear": "model.layers.0.mlp.down_proj", "runs": [[0, 0, 48]]}

@@ -145,8 +145,6 @@ def test_killed_within_a_walk(killed: Mapping[str, Results]) -> None:
         "rename at-block_ratios-0",
         "rename at-row_ratios-0",
         "rename at-prune.json",
-        "open at-prune.2.bin",
-        "remove at-prune.1.bin",
         "remove at-row_ratios-0",
     ):
         assert part in survived, part
