@@ -27,6 +27,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "neuroal": {},
     "dense walk": {"top_up": "owl"},
     "moves weights": {"pruner": "sparsegpt", "top_up": "uniform"},
+    "reconstructs": {"reconstruction": "refit", "top_up": "uniform"},
+    "trains blocks": {"reconstruction": "block", "top_up": "uniform"},
     "no statistics": {"pruner": "magnitude", "top_up": "neuroal"},
     "weighs rows": {"pruner": "sparsegpt", "top_up": "uniform", **WEIGHED},
     "output metric": {"alignment": "output_kl"},
@@ -107,7 +109,8 @@ def test_the_search_is_the_same_to_the_bit(
     assert (both[0]["environment"]["processes"], both[1]["environment"]["processes"]) == (2, 1)
 
 
-@pytest.mark.parametrize("name", WORKS)
+# A block is trained by every process on its own windows: the mean is another weight.
+@pytest.mark.parametrize("name", [name for name in WORKS if name != "trains blocks"])
 def test_the_weights_are_the_same_within_rounding(
     name: str, together: tuple[Path, Any], alone: Path, read: Read
 ) -> None:
