@@ -272,6 +272,12 @@ Tensors = dict[str, Tensor]
 State = dict[str, str]
 
 
+@pytest.fixture(scope="session")
+def streaming() -> None:
+    """Skips what streams a model where transformers cannot."""
+    pytest.importorskip("transformers.conversion_mapping", reason="streaming needs transformers 5")
+
+
 @pytest.fixture(params=STRUCTURES)
 def structure(request: pytest.FixtureRequest) -> str:
     """Each structure in turn; mistral has fewer key/value heads, opt tied embeddings."""

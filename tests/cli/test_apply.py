@@ -70,6 +70,7 @@ def test_masks_are_the_zeros_in_less_than_a_bit_a_weight(folder: Path, prune: An
     assert "masks.safetensors holds the masks" in Path("run/README.md").read_text()
 
 
+@pytest.mark.usefixtures("streaming")
 def test_masks_alone_give_the_same_model_where_the_pruner_only_scores(
     folder: Path, prune: Any, run: Any
 ) -> None:
@@ -119,6 +120,7 @@ def test_weights_that_moved_are_taken_on_request(folder: Path, prune: Any, run: 
     assert report("own")["counts"]["pruned"] == report("run")["counts"]["pruned"]
 
 
+@pytest.mark.usefixtures("streaming")
 def test_the_model_has_to_be_the_one_that_was_pruned(folder: Path, prune: Any, run: Any) -> None:
     ok(prune(*SCORES, "--save-masks", "--out", "run"))
     shutil.copytree("tiny", "tuned")

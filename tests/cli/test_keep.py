@@ -120,6 +120,7 @@ def test_a_pattern_that_varies_meets_the_sparsity_over_the_rest(keep: Any, three
     assert abs(zeros / weights - 0.44) <= 0.5 / 8  # two blocks of one size: one step of each
 
 
+@pytest.mark.usefixtures("streaming")
 def test_streamed_blocks_give_the_same(keep: Any, three: Path) -> None:
     one = keep("--sparsity", 0.6, *KEEP)
     two = keep("--sparsity", 0.6, *KEEP, "--stream", out="streamed")

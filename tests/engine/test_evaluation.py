@@ -74,6 +74,7 @@ def test_both_models_are_measured_by_the_same_protocol(
 
 
 @pytest.mark.parametrize("how", [{"stream": True}, {"stream": True, "spill": True}])
+@pytest.mark.usefixtures("streaming")
 def test_a_streamed_model_has_the_same_numbers_to_the_bit(
     how: dict[str, bool], structure: str, models: Files, asked: Recipe, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_streamed_model_has_the_same_numbers_to_the_bit(
     assert streamed.counts == plain.counts
 
 
+@pytest.mark.usefixtures("streaming")
 def test_a_streamed_run_without_calibration_is_evaluated(
     models: Files, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ def test_a_streamed_run_without_calibration_is_evaluated(
     assert reports[1].counts["block_runs"] == 0
 
 
+@pytest.mark.usefixtures("streaming")
 def test_the_evaluation_changes_nothing_else(
     models: Files,
     from_file: Recipe,
@@ -208,6 +211,7 @@ def test_the_dense_model_is_not_measured_again(
     assert isinstance(done, Report) and done.evaluation == whole.evaluation
 
 
+@pytest.mark.usefixtures("streaming")
 def test_a_streamed_run_resumes_its_evaluation(
     models: Files, asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,7 +265,10 @@ def test_every_way_ends_in_the_same_bytes(
     same: Callable[[Tensors, Tensors], bool],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if way == "streamed":
+        request.getfixturevalue("streaming")
     recipe = dataclasses.replace(from_file, top_up="uniform", options={}, reconstruction=name)
     model = models["llama"]
     neuroal.prune(model, None, recipe, out=tmp_path / "plain")

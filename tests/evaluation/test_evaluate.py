@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def test_the_package_that_a_quantised_model_needs_is_named(
     (line,) = done.output.strip().splitlines()
     assert done.exit_code == 1
     assert line.startswith(f"Error: cannot load model '{folder}', quantised by bitsandbytes: ")
-    assert "requires bitsandbytes: `pip install -U bitsandbytes" in line
+    # Before transformers 5 another package is missed first.
+    assert re.search("pip install (-U bitsandbytes|accelerate)", line)
 
 
 # In which dtype

@@ -227,6 +227,7 @@ def test_fewer_than_a_tenth_of_zeros_are_any_weights() -> None:
     assert any(note.startswith("1 of 14 linears are sparse already") for note in report.notes)
 
 
+@pytest.mark.usefixtures("streaming")
 def test_streamed_as_in_memory_and_said_in_the_plan(
     save: Callable[[nn.Module, Path], Path],
     digests: Callable[[Path], dict[str, str]],
