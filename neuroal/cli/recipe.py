@@ -87,7 +87,8 @@ def check_names(recipe: Recipe) -> None:
         choice = getattr(recipe, role)
         asked += [(role, x) for x in (choice if isinstance(choice, tuple) else [choice])]
     for role, choice in asked:
-        if choice is not None and (role, choice) != ("refiner", "none"):
+        removed = role in ("refiner", "reconstruction") and choice == "none"
+        if choice is not None and not removed:
             listing_of(role, choice)
 
 

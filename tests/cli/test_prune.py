@@ -171,6 +171,14 @@ def test_a_plugin_in_a_file_is_shown_by_its_role(folder: Path, run: Any) -> None
     assert result.exit_code == 2 and "written ./file.py:Class" in result.stderr
 
 
+def test_optional_roles_are_left_out_by_none(folder: Path, prune: Any) -> None:
+    ok(prune("--top-up", "uniform", "--out", "plain", "-q"))
+    left_out = ("--refiner", "none", "--reconstruction", "none")
+    ok(prune("--top-up", "dsnot", *left_out, "--out", "none", "-q"))
+    roles = [{p["role"] for p in report(Path(out))["plugins"]} for out in ("plain", "none")]
+    assert roles[0] == roles[1] and not roles[0] & {"refiner", "reconstruction"}
+
+
 def test_an_allocation_brings_its_sparsity(folder: Path, prune: Any, run: Any) -> None:
     ok(prune("--sparsity", 0.7, "--out", "one", "-q"))
     ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
