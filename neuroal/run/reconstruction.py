@@ -86,11 +86,12 @@ class Reconstruction:
         Raises:
             PluginError: The plugin failed, or returned a wrong shape, name or value.
         """
-        masks = {name: weight == 0 for name, weight in weights.items()}
-        new = dict(weights)
+        # What other processes have pruned comes by way of the CPU.
+        new = {name: weight.to(self.walker.device) for name, weight in weights.items()}
+        masks = {name: weight == 0 for name, weight in new.items()}
         if self.plugin.has("reconstruct_linear"):
             for stage in stages(block):
-                linears = [x for x in stage if x.name in weights]
+                linears = [x for x in stage if x.name in new]
                 if linears:
                     known = self.statistics(block, module, state, dense, linears, new)
                     new |= self.linears(block, module, linears, new, masks, targets, known)
@@ -153,7 +154,8 @@ class Reconstruction:
                 )
             new[x.name] = self._checked("reconstruct_linear", x, values, weights, masks)
         shares = self.inputs.team.exchange_tensors(new)
-        return {name: weight for share in shares for name, weight in share.items()}
+        found = {name: weight for share in shares for name, weight in share.items()}
+        return {name: weight.to(weights[name]) for name, weight in found.items()}
 
     def batches(
         self,
