@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.model import files, memory, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.memory import available_memory
+from neuroal.model.output import one_writer, output_folder
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.progress import bar
@@ -42,7 +43,7 @@ from neuroal.run.report import Phases, Report, environment, first_report
 from neuroal.run.reuse import finished_run, model_name
 from neuroal.run.save import Pruned, save_run
 from neuroal.run.search import RunSearch
-from neuroal.run.setup import setup
+from neuroal.run.setup import Setup, setup
 from neuroal.run.windows import calibrate, texts_to_evaluate
 from neuroal.search.measurements import SharedMeasurements
 from neuroal.types import Tick
@@ -119,56 +120,72 @@ def prune(
     team = Team.join()
     if resume and team.size > 1 and in_memory:
         raise UsageError("several processes cannot resume a model in memory: give its path")
-    folder = Path(out) if out is not None else None
+    folder = output_folder(out) if out is not None else None
     target = folder if team.leads else None
 
-    def done_already() -> Report | None:
-        if target is None:
-            return None
-        run_folder.check(target, overwrite, resume)
-        if not resume:
-            return None
-        if target.exists():
-            done = finished_run(recipe, plugins, model, windows, target)
-            if done is not None:
-                return done
-        provenance = [p.provenance() for p in plugins.plugins]
-        run_folder.refuse_another(target, {"recipe": recipe.to_json(), "plugins": provenance})
-        return None
-
-    report = first_report(team, done_already)
-    if report is not None:
-        return report
-    if recipe.calibration is not None and windows is not None:
-        raise UsageError("give a calibration source or windows, not both")
     phases = Phases()
-    with phases.phase("load"):
-        if stream:
-            folder_of(str(model))
-        if windows is None:
-            check_calibrated(recipe, plugins.reads_data)
-        if prepared is None:
-            structure = model if isinstance(model, nn.Module) else None
-            prepared = prepare(
-                recipe, structure, plugins=plugins, trust_remote_code=trust_remote_code
-            )
-        if windows is None:
-            check_calibrated(prepared.recipe, prepared.reads_data)
-    run = _Run(
-        prepared=prepared,
-        folder=folder,
-        stream=stream,
-        spill=spill,
-        resume=resume,
-        save_masks=save_masks,
-        progress=progress and team.leads,
-        shared=shared or SharedMeasurements(),
-        team=team,
-        phases=phases,
-        notes=list(prepared.notes),
-    )
-    with _evaluation(model):
+    with ExitStack() as held:
+
+        def done_already() -> Report | None:
+            if target is None:
+                return None
+            held.enter_context(one_writer(target))
+            run_folder.check(target, overwrite, resume)
+            return _finished(recipe, plugins, model, windows, target) if resume else None
+
+        report = first_report(team, done_already)
+        if report is not None:
+            return report
+        if recipe.calibration is not None and windows is not None:
+            raise UsageError("give a calibration source or windows, not both")
+        with phases.phase("load"):
+            if stream:
+                folder_of(str(model))
+            if windows is None:
+                check_calibrated(recipe, plugins.reads_data)
+            if prepared is None:
+                structure = model if isinstance(model, nn.Module) else None
+                prepared = prepare(
+                    recipe, structure, plugins=plugins, trust_remote_code=trust_remote_code
+                )
+            if windows is None:
+                check_calibrated(prepared.recipe, prepared.reads_data)
+        run = _Run(
+            prepared=prepared,
+            folder=folder,
+            stream=stream,
+            spill=spill,
+            resume=resume,
+            save_masks=save_masks,
+            progress=progress and team.leads,
+            shared=shared or SharedMeasurements(),
+            team=team,
+            phases=phases,
+            notes=list(prepared.notes),
+        )
+        held.enter_context(_evaluation(model))
         return run.run(model, tokenizer, windows, target)
+
+
+def _finished(
+    recipe: Recipe,
+    plugins: Setup,
+    model: nn.Module | str | Path,
+    windows: Tensor | None,
+    out: Path,
+) -> Report | None:
+    """Return the report of the same run if `out` has it finished already.
+
+    Raises:
+        UsageError: There is another run, finished or not.
+    """
+    if out.exists():
+        done = finished_run(recipe, plugins, model, windows, out)
+        if done is not None:
+            return done
+    provenance = [p.provenance() for p in plugins.plugins]
+    run_folder.refuse_another(out, {"recipe": recipe.to_json(), "plugins": provenance})
+    return None
 
 
 def _with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:

@@ -64,8 +64,8 @@ def _hint(error: click.UsageError) -> str:
     cls=_NeuroalGroup,
     examples=[
         "neuroal demo",
-        "neuroal prune path/to/llama --sparsity 0.7 --calibration texts.jsonl",
-        "neuroal evaluate llama-wanda-neuroal-0.7 --data test.txt",
+        "neuroal prune path/to/llama --sparsity 0.7 --calibration texts.jsonl --out pruned",
+        "neuroal evaluate pruned --data test.txt",
         "neuroal plugins list",
     ],
 )

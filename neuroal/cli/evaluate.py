@@ -40,7 +40,7 @@ _zero_shot = partial(option, group="Zero-shot")
     cls=Command,
     examples=[
         "neuroal evaluate demo",
-        "neuroal evaluate llama-wanda-neuroal-0.7 --data test.txt --length 256",
+        "neuroal evaluate pruned --data test.txt --length 256",
         "neuroal evaluate path/to/llama --data wikitext2 --json",
         "neuroal evaluate path/to/llama --tasks paper --batch-size 16",
         "neuroal evaluate path/to/llama --tasks piqa,mine --include-path my-tasks --limit 100",

@@ -199,7 +199,7 @@ _run_option = partial(option, group="Run")
 @_run_option(
     "--out",
     metavar="DIR",
-    help="Folder to write.  [default: named after model, method and sparsity]",
+    help="Folder to write.  [default: named after model, method, sparsity and what else is given]",
 )
 @_run_option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
 @_run_option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
@@ -252,15 +252,17 @@ def prune(
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
     check_names(recipe)
     from neuroal.model import run_folder
+    from neuroal.model.output import one_writer, output_folder
 
-    target = Path(out or default_out(recipe))
+    target = output_folder(out or default_out(recipe))
     if dry_run:
         if leads():
             _dry_run(recipe, target, trust_remote_code, stream, spill, as_json)
         return
     says = leads() and not quiet
     if leads():
-        run_folder.check(target, overwrite, resume)
+        with one_writer(target):  # not in a while, when the run itself asks
+            run_folder.check(target, overwrite, resume)
     found, finished = run_folder.found(target) if says and resume else "", target.exists()
     if found and not finished:  # whether a finished run is this one is still to be seen
         say(found)

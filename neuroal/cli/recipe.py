@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from neuroal.errors import UsageError
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
+_LONGEST_NAME = 100  # characters of an output folder's, before a digest
 # What decides which plugins a run uses.
 _CHOOSE = frozenset({"pruner", "top_up", "allocation", "pattern", "comparison", *TOP_UP_ROLES})
 
@@ -110,15 +112,18 @@ def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def default_out(recipe: Recipe) -> str:
-    """Return a folder's name after model, method and sparsity: `llama-wanda-neuroal-0.7`."""
+    """Return a folder's name after all that is not as usual: `llama-wanda-neuroal-0.7-texts`.
+
+    Model, method and sparsity come first, then calibration, samples and seed; whatever else is
+    given is a short digest at the end.
+    """
     model = str(recipe.model)
-    parts = [Path(model).resolve().name if Path(model).is_dir() else model, recipe.pruner]
+    parts = [Path(model).resolve().name if os.path.isdir(model) else model, recipe.pruner]
     given = "allocation" if recipe.allocation is not None else "ratios"
     parts.append(given if recipe.gives_ratios else recipe.top_up)
     for role in TOP_UP_ROLES:
         choice = getattr(recipe, role)
         parts += choice if isinstance(choice, tuple) else [choice]
-    parts += [key for key in ("keep", "only") if getattr(recipe, key)]
     pattern = recipe.parsed_pattern()
     if isinstance(recipe.sparsity, tuple):
         parts.append("to".join(f"{x:g}" for x in (recipe.sparsity[0], recipe.sparsity[-1])))
@@ -126,7 +131,20 @@ def default_out(recipe: Recipe) -> str:
         parts.append(f"{recipe.wanted:g}")
     if pattern is not None:
         parts.append(f"{pattern.kept}of{pattern.of}")
-    return "-".join(_short(part) for part in parts if part is not None)
+    name = "-".join(_short(part) for part in parts if part is not None)
+    usual = Recipe()
+    more = [] if recipe.calibration is None else [Path(_short(recipe.calibration)).stem]
+    more += [f"{recipe.samples}samples"] if recipe.samples != usual.samples else []
+    more += [f"seed{recipe.seed}"] if recipe.seed != usual.seed else []
+    said = {"model", "pruner", "top_up", "pattern", "calibration", "samples", "seed", *TOP_UP_ROLES}
+    if not isinstance(recipe.sparsity, tuple):
+        said.add("sparsity")
+    rest = any(getattr(recipe, k) != getattr(usual, k) for k in _FIELDS - said)
+    whole = "-".join([name, *more])
+    if rest or len(whole) > _LONGEST_NAME:
+        digest = recipe.digest()[:6]
+        whole = f"{whole[:_LONGEST_NAME]}-{digest}"
+    return whole
 
 
 def _short(name: str) -> str:

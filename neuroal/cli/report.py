@@ -15,7 +15,7 @@ _output = partial(option, group="Output")
 @click.command(
     cls=Command,
     examples=[
-        "neuroal report llama-wanda-neuroal-0.7",
+        "neuroal report pruned",
         "neuroal report uniform neuroal --out both.html --title 'With and without NeuroAL'",
         "neuroal report my-study --out study.html --overwrite",
     ],

@@ -165,12 +165,16 @@ def run(
     Every finished case is one file in the results folder, and is never run again. A case that
     fails is recorded with its error, does not stop the others, and is tried again by the next run.
     """
+    from neuroal.model.output import one_writer
     from neuroal.study.run import Execution, prepare
 
     start = time.perf_counter()
+    folder = _folder(file, out)
+    with one_writer(folder, in_place=True):  # not in a while, when the cases are known
+        pass
     with clean_stdout(as_json):
         execution = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=progress)
-        prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
+        prepared = prepare(Path(file), folder, trust_remote_code)
         failed = _run(prepared, execution, progress)
     seconds = time.perf_counter() - start
     if as_json:
@@ -186,7 +190,9 @@ def run(
 
 
 def _folder(file: str, out: str | None) -> Path:
-    return Path(out or f"{Path(file).stem}-results")
+    from neuroal.model.output import output_folder
+
+    return output_folder(out or f"{Path(file).stem}-results", in_place=True)
 
 
 def _run(prepared: PreparedStudy, execution: Execution, progress: bool) -> list[dict[str, str]]:

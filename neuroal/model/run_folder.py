@@ -2,12 +2,14 @@
 
 `OUT.partial` is created with the first result worth keeping. It contains `run.json` (all that
 decides the result, and whether an earlier run in `OUT` will be replaced), `journal/` (finished
-search generations and pruned blocks, and how far a walk has come), `checkpoint/` (which becomes
-`OUT`) and, while the two are exchanged, `replaced/` (the earlier run).
+search generations and pruned blocks, and how far a walk has come; `kept.json` has the digest of
+each), `checkpoint/` (which becomes `OUT`) and, while the two are exchanged, `replaced/` (the
+earlier run).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,10 +23,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from neuroal.distributed import ALONE, Team
-from neuroal.errors import UsageError
+from neuroal.errors import NeuroalError, UsageError
 from neuroal.model.differences import differences
 from neuroal.model.files import MARKER, load_tensors, read_report, write_atomically
+from neuroal.model.output import output_folder
 
+_KEPT = "kept.json"
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
 
 
@@ -34,13 +38,7 @@ def check(out: Path, overwrite: bool, resume: bool) -> None:
     Raises:
         UsageError: It exists and may not be replaced, or its parent cannot be written to.
     """
-    if out.name in ("", ".."):
-        raise UsageError(f"output folder '{out}' has no name of its own")
-    parent = next(p for p in out.absolute().parents if os.path.exists(p))
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"output folder '{out}' cannot be made: '{parent}' is no folder to write in"
-        )
+    output_folder(out)
     if overwrite and resume:
         raise UsageError("--overwrite and --resume exclude each other")
     if out.exists() and not resume:
@@ -67,8 +65,24 @@ def _is_ours(work: Path) -> bool:
 
 def _mark(work: Path) -> dict[str, Any]:
     """Return the `run.json` of the unfinished run in a folder; empty without one."""
-    file = work / _MARK
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    return _json(work / _MARK)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Return the object in a file of an unfinished run; empty without the file.
+
+    Raises:
+        NeuroalError: The file is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return dict(found)
+    except (ValueError, TypeError) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> NeuroalError:
+    return NeuroalError(f"'{file}' is damaged or of another run: --overwrite begins anew")
 
 
 def refuse_another(out: Path, decides: Mapping[str, Any]) -> None:
@@ -154,11 +168,14 @@ class Journal:
         out: The output folder, or None.
         mark: The contents of `run.json`.
         team: The processes of the run, of which the first alone has an output folder.
+        kept: What `kept.json` says: the digest of every file of a finished step, by name.
     """
 
     out: Path | None
     mark: Mapping[str, Any] = field(default_factory=dict)
     team: Team = ALONE
+    kept: dict[str, str] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)  # files whose digests have been compared
 
     @classmethod
     def open(
@@ -181,7 +198,7 @@ class Journal:
         mark = _mark(work)
         if resume and mark:
             refuse_another(out, decides)
-            return cls(out, mark, team)
+            return cls(out, mark, team, _json(work / _JOURNAL / _KEPT))
         if (work / _REPLACED).exists() and not out.exists():
             os.replace(work / _REPLACED, out)
         _remove(work)
@@ -209,12 +226,43 @@ class Journal:
         assert self.folder is not None
         self.begin()
         write_atomically(self.folder / name, data)
+        self._vouch(self.folder / name)
+
+    def _digest(self, file: Path) -> str:
+        """Return the SHA-256 over what decides the run and the content of a file."""
+        digest = hashlib.sha256(json.dumps(self.mark.get("decides"), sort_keys=True).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _vouch(self, file: Path) -> None:
+        """Record that a file of a finished step is this run's, and whole."""
+        self.begin()
+        assert self.folder is not None
+        self.kept[file.name] = self._digest(file)
+        self._seen.add(file.name)
+        write_atomically(self.folder / _KEPT, json.dumps(self.kept).encode())
+
+    def _known(self, file: Path) -> bool:
+        """Return whether an earlier try has finished a file.
+
+        Raises:
+            NeuroalError: It is damaged, or another run's.
+        """
+        if file.name not in self.kept or not file.is_file():
+            return False
+        if file.name not in self._seen and self._digest(file) != self.kept[file.name]:
+            raise _damaged(file)
+        self._seen.add(file.name)
+        return True
 
     def recall(self, key: str, make: Callable[[], bytes]) -> bytes:
         """Return the bytes that an earlier try kept under a key; else make and keep them."""
         file = None if self.folder is None else self.folder / f"{key}.safetensors"
-        there = file is not None and file.is_file()
-        known = self.team.first(lambda: file.read_bytes() if file is not None and there else None)
+        known = self.team.first(
+            lambda: file.read_bytes() if file is not None and self._known(file) else None
+        )
         if known is not None:
             return known
         data = make()
@@ -224,14 +272,14 @@ class Journal:
 
     def block(self, index: int) -> dict[str, Tensor] | None:
         """Return the pruned weights of a finished block by linear name."""
-        if self.folder is None or not (self.folder / _block_file(index)).is_file():
+        if self.folder is None or not self._known(self.folder / _block_file(index)):
             return None
         return load_tensors(self.folder / _block_file(index))
 
     def norms(self, index: int) -> dict[str, float]:
         """Return the dense input norms of a finished block by linear name; empty if unknown."""
         file = None if self.folder is None else self.folder / _norms_file(index)
-        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
+        return _json(file) if file is not None and self._known(file) else {}
 
     def keep_norms(self, index: int, norms: Mapping[str, float]) -> None:
         """Keep the dense input norms of a block, before its weights are kept."""
@@ -243,7 +291,7 @@ class Journal:
         if self.out is None:
             return None
         file = partial(self.out) / _CHECKPOINT / name
-        return file if file.is_file() else None
+        return file if self._known(file) else None
 
     def keep_shard(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a file of the checkpoint so that it is complete or absent."""
@@ -253,6 +301,7 @@ class Journal:
             folder.mkdir(exist_ok=True)
             write(folder / f"{name}.tmp")
             os.replace(folder / f"{name}.tmp", folder / name)
+            self._vouch(folder / name)
 
     def abandon(self, everything: bool = False) -> None:
         """Remove the unfinished run's folder if it has no finished step.
@@ -276,13 +325,14 @@ def publish(out: Path) -> None:
     """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up.
 
     Raises:
-        FileExistsError: `out` was created during the run.
+        NeuroalError: `out` was created during the run.
     """
     work = partial(out)
     replaced = work / _REPLACED
     if out.exists():
         if not _mark(work).get("replaces"):
-            raise FileExistsError(f"'{out}' was made meanwhile: see '{work / _CHECKPOINT}'")
+            meanwhile = f"'{out}' was made meanwhile: move it away, and add --resume"
+            raise NeuroalError(meanwhile) from FileExistsError(out)
         os.replace(out, replaced)
     try:
         os.replace(work / _CHECKPOINT, out)

@@ -19,6 +19,7 @@ from neuroal.model import files, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.files import MARKER, read_report
 from neuroal.model.memory import available_memory
+from neuroal.model.output import one_writer, output_folder
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.pruning import mask_file
@@ -83,54 +84,55 @@ def apply_masks(
         UsageError: The source has no masks, or is of another model; nothing was done.
         NeuroalError: A file is broken.
     """
-    out = Path(out)
-    run_folder.check(out, overwrite, resume=False)
-    found = read_source(str(source), weights)
-    if weights and any_model:
-        raise UsageError("--weights are those of the model that was pruned: drop --any-model")
-    phases = Phases()
-    with phases.phase("load"):
-        skeleton = pretrained.skeleton(model, trust_remote_code)
-        layout = find(skeleton)
-        _check_fits(found, layout)
-        reads_run = found.masks is None or weights
-        dtype = str(found.run["recipe"].get("dtype", "auto"))
-        streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
-        blocks = _open(model, layout, dtype, streams, trust_remote_code)
-        sha256 = files.fingerprint(model)
-        same = _is_same(found, sha256, blocks)
-        if not (same or any_model):
-            raise UsageError(
-                f"'{model}' is not the model that '{found.name}' was pruned from (its SHA-256 "
-                "differs): --any-model puts the masks on it all the same"
+    out = output_folder(out)
+    with one_writer(out):
+        run_folder.check(out, overwrite, resume=False)
+        found = read_source(str(source), weights)
+        if weights and any_model:
+            raise UsageError("--weights are those of the model that was pruned: drop --any-model")
+        phases = Phases()
+        with phases.phase("load"):
+            skeleton = pretrained.skeleton(model, trust_remote_code)
+            layout = find(skeleton)
+            _check_fits(found, layout)
+            reads_run = found.masks is None or weights
+            dtype = str(found.run["recipe"].get("dtype", "auto"))
+            streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
+            blocks = _open(model, layout, dtype, streams, trust_remote_code)
+            sha256 = files.fingerprint(model)
+            same = _is_same(found, sha256, blocks)
+            if not (same or any_model):
+                raise UsageError(
+                    f"'{model}' is not the model that '{found.name}' was pruned from (its SHA-256 "
+                    "differs): --any-model puts the masks on it all the same"
+                )
+            blocks.check_finite()
+            tokenizer = pretrained.load_tokenizer(model, trust_remote_code)
+            run_blocks = None
+            if reads_run:
+                assert found.folder is not None
+                run_blocks = _open(str(found.folder), layout, "auto", streams, trust_remote_code)
+        recipe = {**found.run["recipe"], "model": model}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        journal = Journal.open(out, {"recipe": recipe}, resume=False)
+        try:
+            with phases.phase("prune"):
+                applied = _apply(found, blocks, run_blocks, weights, journal, tick)
+            report = Report(
+                **{key: found.run[key] for key in RUN},
+                notes=_notes(found, applied, weights, same),
             )
-        blocks.check_finite()
-        tokenizer = pretrained.load_tokenizer(model, trust_remote_code)
-        run_blocks = None
-        if reads_run:
-            assert found.folder is not None
-            run_blocks = _open(str(found.folder), layout, "auto", streams, trust_remote_code)
-    recipe = {**found.run["recipe"], "model": model}
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    journal = Journal.open(out, {"recipe": recipe}, resume=False)
-    try:
-        with phases.phase("prune"):
-            applied = _apply(found, blocks, run_blocks, weights, journal, tick)
-        report = Report(
-            **{key: found.run[key] for key in RUN},
-            notes=_notes(found, applied, weights, same),
-        )
-        report.recipe, report.recipe_sha256 = recipe, digest
-        report.environment = environment(blocks.model)
-        report.model = {"name": model, "sha256": sha256 or state_sha256(blocks.model)}
-        report.counts["block_runs"] = 0
-        pruned = _pruned(applied, layout)
-        rules = _rules(recipe, pruned, layout)
-        return save_run(
-            report, blocks, tokenizer, rules, pruned, phases, out, files.local_folder(model)
-        )
-    finally:
-        journal.abandon(everything=True)
+            report.recipe, report.recipe_sha256 = recipe, digest
+            report.environment = environment(blocks.model)
+            report.model = {"name": model, "sha256": sha256 or state_sha256(blocks.model)}
+            report.counts["block_runs"] = 0
+            pruned = _pruned(applied, layout)
+            rules = _rules(recipe, pruned, layout)
+            return save_run(
+                report, blocks, tokenizer, rules, pruned, phases, out, files.local_folder(model)
+            )
+        finally:
+            journal.abandon(everything=True)
 
 
 def read_source(name: str, weights: bool = False) -> Source:

@@ -16,6 +16,7 @@ from typing import Any
 import neuroal
 from neuroal.errors import UsageError
 from neuroal.model.files import write_atomically
+from neuroal.model.output import output_folder
 from neuroal.study.cases import Expansion, StudyCase
 from neuroal.study.file import Study
 
@@ -47,9 +48,9 @@ def check_folder(out: Path) -> None:
     Raises:
         UsageError: It is a file, holds something else or another schema, or cannot be written.
     """
-    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"results folder '{out}': '{parent}' is no folder to write in")
+    output_folder(out, in_place=True)
+    if out.exists() and not (out.is_dir() and os.access(out, os.W_OK | os.X_OK)):
+        raise UsageError(f"results folder '{out}' is no folder to write in")
     if (out / MARKER).exists():
         _read(out / MARKER)
     elif out.exists() and any(out.iterdir()):

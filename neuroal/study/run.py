@@ -10,6 +10,7 @@ from pathlib import Path
 
 from neuroal.errors import UsageError, nearest
 from neuroal.model import memory
+from neuroal.model.output import one_writer
 from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
@@ -111,13 +112,18 @@ class Execution:
 
 
 def run(prepared: PreparedStudy, execution: Execution) -> Iterator[CaseResult]:
-    """Run the cases that are left; write the file of each as soon as it is done, and yield it."""
-    results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
-    for result in _results(prepared, execution):
-        results.write_case(prepared.out, result)
-        said = ", ".join(f"{name} {x['value']}" for name, x in result["scores"].items())
-        LOG.info("%s: %s", title(result["case"]), result["error"] or said)
-        yield result
+    """Run the cases that are left; write the file of each as soon as it is done, and yield it.
+
+    Raises:
+        UsageError: Another process runs a study in the results folder.
+    """
+    with one_writer(prepared.out, in_place=True):
+        results.begin(prepared.out, prepared.name, prepared.study, prepared.expansion)
+        for result in _results(prepared, execution):
+            results.write_case(prepared.out, result)
+            said = ", ".join(f"{name} {x['value']}" for name, x in result["scores"].items())
+            LOG.info("%s: %s", title(result["case"]), result["error"] or said)
+            yield result
 
 
 def _results(prepared: PreparedStudy, execution: Execution) -> Iterator[CaseResult]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,16 @@ def ok(result: Any) -> Any:
 def test_summary_and_default_folder(folder: Path, prune: Any) -> None:
     result = ok(prune())
     assert result.stderr == ""
-    said = report(OUT)
+    (out,) = folder.glob(f"{OUT}*")
+    assert re.fullmatch(rf"{OUT}-rows-4samples-[0-9a-f]{{6}}", out.name)
+    said = report(out)
     chosen = {c["role"]: c["parameters"]["lam"] for c in said["candidates"] if c["selected"]}
     assert f"linear_schedule, λ = {chosen['block_ratios']}" in result.stdout
     assert f"neuroal, λ = {chosen['row_ratios']}" in result.stdout
     assert f"{said['counts']['block_runs']:,}" in result.stdout
-    assert "0.500000" in result.stdout and str(OUT) in result.stdout
+    assert "0.500000" in result.stdout and out.name in result.stdout
     assert "best of 14" in result.stdout and "best of 15" in result.stdout
-    assert sorted(p.name for p in folder.iterdir()) == ["rows.jsonl", "text.txt", "tiny", str(OUT)]
+    assert sorted(p.name for p in folder.iterdir()) == ["rows.jsonl", "text.txt", "tiny", out.name]
 
 
 def test_folder_is_a_checkpoint_and_its_zeros_are_the_reports(folder: Path, prune: Any) -> None:
@@ -264,8 +267,8 @@ def test_allocation_on_another_pruner(folder: Path, prune: Any) -> None:
 def test_one_file_plugin_with_an_option(folder: Path, prune: Any) -> None:
     Path("mine.py").write_text(MINE)
     mine = ("--pruner", "./mine.py:Mine", "-o", "mine.centre=0.1", "--top-up", "uniform")
-    result = ok(prune(*mine, "--json"))
-    out = Path("tiny-Mine-uniform-0.5")
+    result = ok(prune(*mine, "--json", "--out", "out"))
+    out = Path("out")
     said = json.loads(result.stdout)  # what the plugin printed is not in it
     assert "scoring" in result.stderr
     assert said == report(out)
@@ -287,7 +290,7 @@ def test_competing_block_ratios_and_notes(folder: Path, prune: Any) -> None:
     assert tried == {"linear_schedule", "uniform"}
     result = ok(prune("--pattern", "2:4"))
     assert "Note: row step of top-up 'neuroal' left out" in result.stdout
-    assert Path("tiny-wanda-neuroal-2of4").is_dir()
+    assert any(Path().glob("tiny-wanda-neuroal-2of4-*"))
 
 
 def test_no_calibration_where_nothing_reads_it(folder: Path, run: Any) -> None:
@@ -385,11 +388,31 @@ def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
         (Recipe(model="demo", reconstruction="refit"), "demo-wanda-neuroal-refit-0.5"),
         (Recipe(model="demo", pattern="2:4"), "demo-wanda-neuroal-2of4"),
         (Recipe(0.6, model="demo", pattern="4:8"), "demo-wanda-neuroal-0.6-4of8"),
-        (Recipe(model="demo", allocation="x"), "demo-wanda-allocation"),
+        (Recipe(model="demo", seed=3, samples=16), "demo-wanda-neuroal-0.5-16samples-seed3"),
+        (Recipe(model="demo", calibration="a/b.jsonl"), "demo-wanda-neuroal-0.5-b"),
+        (Recipe(model="demo", calibration="c4"), "demo-wanda-neuroal-0.5-c4"),
     ],
 )
 def test_default_out(recipe: Recipe, expected: str) -> None:
     assert default_out(recipe) == expected
+
+
+def test_default_out_tells_runs_apart() -> None:
+    """What has no words of its own in the name is a digest at its end."""
+    recipes = [
+        Recipe(model="demo", allocation="x"),
+        Recipe(model="demo", allocation="y"),
+        *(Recipe(model="demo", keep=(x,)) for x in ("first:1", "last:1")),
+        *(Recipe(model="demo", options={"owl": {"m": m}}) for m in (3, 5)),
+        *(Recipe(model="demo", length=n) for n in (None, 128, 256)),
+        *(Recipe((0.2, middle, 0.7), model="demo") for middle in (0.3, 0.4)),
+        *(Recipe(model="m" * 300, seed=seed) for seed in (0, 1)),
+    ]
+    names = [default_out(recipe) for recipe in recipes]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 110
+    digests = [name.rpartition("-")[2] for name in names if name != "demo-wanda-neuroal-0.5"]
+    assert all(len(digest) == 6 and int(digest, 16) >= 0 for digest in digests)
 
 
 def test_default_out_of_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,8 +436,8 @@ def test_json_in_a_process_of_its_own(folder: Path, process: Any) -> None:
     given = ("--calibration", "rows.jsonl", "--samples", 2, "--top-up", "uniform")
     done = process("prune", "tiny", *given, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == report(Path("tiny-wanda-uniform-0.5"))
-    assert done.stderr == "written to tiny-wanda-uniform-0.5\n"
+    assert json.loads(done.stdout) == report(Path("tiny-wanda-uniform-0.5-rows-2samples"))
+    assert done.stderr == "written to tiny-wanda-uniform-0.5-rows-2samples\n"
 
 
 def test_model_without_a_tokenizer(folder: Path, prune: Any, run: Any) -> None:

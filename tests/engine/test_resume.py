@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import neuroal
 from neuroal import Recipe, UsageError, hookimpl
 from neuroal.model import pretrained, run_folder
+from neuroal.model.blocks import InMemory
+from neuroal.model.streaming import Streamed
 from neuroal.pruning.pruner import BasePruner
 from neuroal.search.alignment import Aligner
 from neuroal.testing import tiny_model
@@ -216,6 +218,34 @@ def test_nothing_finished_is_done_again(
     resumed = json.loads(json.dumps(report.to_json()))
     for key in ("candidates", "sparsity", "blocks", "linears"):
         assert resumed[key] == expected[key]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("what", ["damaged", "another run's"])
+def test_a_block_is_taken_over_only_as_it_was_left(
+    what: str, stream: bool, folder: Path, small: Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def begin(name: str, recipe: Recipe) -> Path:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Streamed if stream else InMemory, "save", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                neuroal.prune(folder, recipe=recipe, out=tmp_path / name, stream=stream)
+        pattern = "checkpoint/model-00002-of-*" if stream else "journal/block-0000.safetensors"
+        return next((tmp_path / f"{name}.partial").glob(pattern))
+
+    block = begin("out", small)
+    if what == "damaged":
+        block.write_bytes(block.read_bytes()[:-1] + b"?")
+    else:
+        other = dataclasses.replace(small, sparsity=0.3)
+        block.write_bytes(begin("other", other).read_bytes())
+    with pytest.raises(neuroal.NeuroalError, match=r"is damaged or of another run: --overwrite"):
+        neuroal.prune(folder, recipe=small, out=tmp_path / "out", stream=stream, resume=True)
+    assert block.is_file() and not (tmp_path / "out").exists()
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -421,4 +451,4 @@ def test_a_failing_resumed_run_keeps_what_was_there(
     with pytest.raises(neuroal.PluginError):
         neuroal.prune(folder, recipe=asked, out=tmp_path / "out", resume=True)
     names = {p.name.partition("-0")[0] for p in (tmp_path / "out.partial/journal").iterdir()}
-    assert names == {"block_ratios", "row_ratios", "block", "norms"}
+    assert names == {"block_ratios", "row_ratios", "block", "norms", "kept.json"}

@@ -159,7 +159,7 @@ def test_a_folder_made_while_the_run_went_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrained, "save", meanwhile)
-        with pytest.raises(FileExistsError, match="checkpoint"):
+        with pytest.raises(neuroal.NeuroalError, match="made meanwhile: move it away"):
             prune()
     assert (tmp_path / "out" / "file").read_text() == "keep me"
     assert (tmp_path / "out.partial" / "checkpoint" / "neuroal.json").is_file()
