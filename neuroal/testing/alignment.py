@@ -96,7 +96,7 @@ class AlignmentConformance(Conformance):
                 expect_unchanged(arguments, partial(_ask, p, arguments), _hook(p))
 
     def test_other_devices(self, plugin: Any) -> None:
-        """On a GPU its answer stays there, and is that of the CPU to a part in a thousand."""
+        """On a device its answer stays there, and is that of the CPU to a part in a thousand."""
         p = self.load(plugin)
         for device in devices():
             here = dict(_situations(p))

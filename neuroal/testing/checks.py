@@ -15,6 +15,7 @@ from torch import Tensor
 from neuroal import options
 from neuroal.errors import NeuroalError
 from neuroal.plugins import Plugin, load
+from neuroal.testing import simulated_device
 from neuroal.walk.statistics import Statistics, resolve
 
 
@@ -71,10 +72,17 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def devices() -> list[str]:
-    """Return the devices that are there besides the CPU; skip a check where there is none."""
-    if not torch.cuda.is_available():
+    """Return the devices besides the CPU: CUDA's where there is one, and a simulated one.
+
+    Skips a check where the installed torch cannot simulate one.
+    """
+    found = ["cuda"] if torch.cuda.is_available() else []
+    if simulated_device.available():
+        simulated_device.register()
+        found.append(simulated_device.NAME)
+    if not found:
         raise SkipTest("there is no device but the CPU")
-    return ["cuda"]
+    return found
 
 
 def expect_repeatable(ask: Callable[[], Any], what: str) -> None:

@@ -52,7 +52,7 @@ class PrunerConformance(Conformance):
                 _expect_scores(_scores(p, case), case)
 
     def test_scores_on_other_devices(self, plugin: Any) -> None:
-        """Scores on a GPU are there, and those of the CPU to a part in a thousand."""
+        """Scores on a device are there, and those of the CPU to a part in a thousand."""
         p = self.load(plugin, "score_weights")
         for device in devices():
             for case in cases.cases():
@@ -122,7 +122,7 @@ class PrunerConformance(Conformance):
         self._meets(plugin, cases.pattern_targets)
 
     def test_meets_ratios_on_other_devices(self, plugin: Any) -> None:
-        """`prune_linear` or `prune_linears` works on a GPU, and leaves its answer there."""
+        """`prune_linear` or `prune_linears` works on a device, and leaves its answer there."""
         p = self.load(plugin, "prune_linear", "prune_linears")
         for device in devices():
             for name, case, target in cases.work(p.traits(PrunerTraits)):

@@ -138,7 +138,7 @@ class RatiosConformance(Conformance):
                 )
 
     def test_block_measurements_on_other_devices(self, plugin: Any) -> None:
-        """`measure_block` works on a GPU, and a search on what it returned there."""
+        """`measure_block` works on a device, and a search on what it returned there."""
         self._search_on_devices(self.load(plugin, "measure_block"))
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:

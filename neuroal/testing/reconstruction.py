@@ -93,7 +93,7 @@ class ReconstructionConformance(Conformance):
                 expect_unchanged(arguments, partial(_ask, p, arguments), LINEAR)
 
     def test_values_on_other_devices(self, plugin: Any) -> None:
-        """It works on a GPU, and leaves its answer there."""
+        """It works on a device, and leaves its answer there."""
         p = self.load(plugin, LINEAR)
         for device in devices():
             for name, case, target in _work():
@@ -139,7 +139,7 @@ class ReconstructionConformance(Conformance):
                 expect_unchanged(given, partial(_ask_block, p, arguments), BLOCK)
 
     def test_block_values_on_other_devices(self, plugin: Any) -> None:
-        """It works on a GPU, and leaves its answer there."""
+        """It works on a device, and leaves its answer there."""
         p = self.load(plugin, BLOCK)
         for device in devices():
             for case in block_cases():

@@ -70,7 +70,7 @@ class RefinerConformance(Conformance):
                 )
 
     def test_other_devices(self, plugin: Any) -> None:
-        """It works on a GPU, and leaves its answer there."""
+        """It works on a device, and leaves its answer there."""
         p = self.load(plugin)
         for device in devices():
             for name, case, target in cases.work(PrunerTraits()):

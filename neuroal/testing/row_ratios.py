@@ -36,7 +36,7 @@ class RowRatiosConformance(RatiosConformance):
                     _expect_weighed(proposal, s, weighs)
 
     def test_deviation_on_other_devices(self, plugin: Any) -> None:
-        """A search works on deviations that are on a GPU."""
+        """A search works on deviations that are on a device."""
         self._search_on_devices(self.load(plugin))
 
     def situations(self, p: Plugin, device: str = "cpu") -> Iterator[SearchQuestion]:
