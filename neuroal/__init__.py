@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from neuroal.pruning.budget import largest_remainder, project
     from neuroal.pruning.masks import mask_for, row_mask
     from neuroal.recipe import Recipe
+    from neuroal.run.apply import apply
     from neuroal.run.report import Report
     from neuroal.types import (
         Accumulator,
@@ -65,6 +66,7 @@ _HOME = {
     "Target": "types",
     "TopUp": "types",
     "UsageError": "errors",
+    "apply": "run.apply",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "hookimpl": "hookspecs",
@@ -100,6 +102,7 @@ __all__ = [
     "TopUp",
     "UsageError",
     "__version__",
+    "apply",
     "compare",
     "evaluate",
     "hookimpl",

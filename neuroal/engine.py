@@ -24,7 +24,7 @@ from neuroal.cost.texts import TextSize
 from neuroal.data.windows import Windows
 from neuroal.distributed import Team
 from neuroal.errors import NeuroalError, UsageError, nearest
-from neuroal.model import files, memory, pretrained, run_folder
+from neuroal.model import files, memory, places, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.memory import available_memory
 from neuroal.model.output import one_writer, output_folder
@@ -267,7 +267,8 @@ class _Run:
             )
         self.notes.extend(data.notes if data is not None else ())
         length = 0 if data is None else data.ids.shape[1]
-        needed = needs(prepared, length, [TextSize.of(text) for text in texts])
+        sizes = [TextSize.of(text) for text in texts]
+        needed = needs(prepared, length, sizes, saves_masks=self.save_masks)
         with self.phases.phase("load"):
             blocks, fingerprint, offload = self._load(model, needed, out)
             blocks.check_finite()
@@ -298,7 +299,7 @@ class _Run:
                 blocks = masks = WithMasks(blocks, frozenset(x.name for x in linears))
             pruned = self._prune(blocks, rules, data, texts, journal, offload, report)
             phases = self.phases
-            source = None if isinstance(model, nn.Module) else files.local_folder(str(model))
+            source = None if isinstance(model, nn.Module) else places.local_folder(str(model))
             save = partial(
                 save_run, report, blocks, tokenizer, rules, pruned, phases, out, source, masks
             )

@@ -16,7 +16,6 @@ from neuroal.cli.command import (
     say,
     trust_option,
 )
-from neuroal.types import Tick
 
 _run_option = partial(option, group="Run")
 
@@ -69,15 +68,13 @@ def apply(
     RUN_OR_FILE is the folder of a run, or the masks.safetensors that --save-masks wrote. MODEL has
     to be the one that was pruned, by its SHA-256.
     """
-    from neuroal.progress import bar
-    from neuroal.run.apply import apply_masks
+    from neuroal.model.places import locate
 
-    def tick(total: int) -> Tick:
-        update: Tick = bar(total=total, desc="apply", disable=not progress, leave=False).update
-        return update
+    locate(model)
+    from neuroal.run.apply import apply as put
 
     with clean_stdout(as_json):
-        report = apply_masks(
+        report = put(
             model,
             run_or_file,
             out,
@@ -86,7 +83,7 @@ def apply(
             stream=stream,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
-            tick=tick,
+            progress=progress,
         )
     if as_json:
         print_json(report.to_json())

@@ -69,6 +69,10 @@ def compare(
     """
     how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
     check_needed("--data", data, **how)
+    if data is not None:
+        from neuroal.run.mistakes import check_text
+
+        check_text(data, None, windows, length)
     from neuroal.evaluation.compare import compare as put_side_by_side
 
     with clean_stdout(as_json):

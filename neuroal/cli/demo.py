@@ -61,7 +61,7 @@ def demo(as_json: bool, quiet: bool, progress: bool) -> None:
 
 def _cases(shown: bool) -> Iterator[DemoRow]:
     from neuroal import engine
-    from neuroal.data.windows import default_length
+    from neuroal.data.sizes import default_length
     from neuroal.evaluation.perplexity import evaluation_windows, perplexity
     from neuroal.model import pretrained
     from neuroal.progress import bar as open_bar

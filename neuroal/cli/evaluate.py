@@ -104,6 +104,12 @@ def evaluate(
     how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
     check_needed("--data", source, **how)
     check_needed("--tasks", tasks, include_path=include_path, limit=limit)
+    from neuroal.model.places import locate
+    from neuroal.run.mistakes import check_text
+
+    locate(model)
+    if source is not None:
+        check_text(source, model, windows, length)
     from neuroal.evaluation.evaluate import evaluate as measure
 
     with clean_stdout(as_json):

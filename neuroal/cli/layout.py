@@ -47,6 +47,9 @@ def layout(
     MODEL is a folder, a hub name, or demo, the built-in model. Linears of one group read the same
     input; a linear's consumer is the one whose input its rows are scored by.
     """
+    from neuroal.model.places import locate
+
+    locate(model)
     from neuroal.layout import kept_linears
     from neuroal.model import structure
 

@@ -23,7 +23,7 @@ from neuroal.cli.command import (
     trust_option,
     window_options,
 )
-from neuroal.cli.recipe import check_names, default_out, read_recipe, recipe_of
+from neuroal.cli.recipe import default_out, read_recipe, recipe_of
 from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
 
@@ -250,14 +250,17 @@ def prune(
     recipe = recipe_of(ctx, recorded, plugin_options)
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
-    check_names(recipe)
+    from neuroal.run import mistakes
+
+    mistakes.check(recipe)
     from neuroal.model import run_folder
     from neuroal.model.output import one_writer, output_folder
 
     target = output_folder(out or default_out(recipe))
+    held = {"stream": stream, "spill": spill, "save_masks": save_masks}
     if dry_run:
         if leads():
-            _dry_run(recipe, target, trust_remote_code, stream, spill, as_json)
+            _dry_run(recipe, target, trust_remote_code, as_json, **held)
         return
     says = leads() and not quiet
     if leads():
@@ -266,10 +269,9 @@ def prune(
     found, finished = run_folder.found(target) if says and resume else "", target.exists()
     if found and not finished:  # whether a finished run is this one is still to be seen
         say(found)
-    ready = _say_how_long(recipe, trust_remote_code, stream, spill) if says else None
-    options = {"overwrite": overwrite, "resume": resume, "stream": stream, "spill": spill}
+    ready = _say_how_long(recipe, trust_remote_code, **held) if says else None
+    options = {"overwrite": overwrite, "resume": resume, **held}
     options |= {"trust_remote_code": trust_remote_code, "progress": progress}
-    options |= {"save_masks": save_masks}
     with clean_stdout(as_json):
         report = _run(recipe, target, prepared=ready, **options)
     if not leads():
@@ -290,14 +292,7 @@ def prune(
         say(f"Warning: {change}")
 
 
-def _dry_run(
-    recipe: Recipe,
-    target: Path,
-    trust: bool,
-    stream: bool | None,
-    spill: bool | None,
-    as_json: bool,
-) -> None:
+def _dry_run(recipe: Recipe, target: Path, trust: bool, as_json: bool, **held: Any) -> None:
     """Show the plan, having read the text but no weight."""
     from neuroal.cli.summary import plan_json, plan_text
     from neuroal.cost.plan import plan
@@ -309,14 +304,14 @@ def _dry_run(
         prepared = prepare(with_its_calibration(recipe), trust_remote_code=trust)
         tokenizer = pretrained.load_tokenizer(str(recipe.model), trust)
         text = look(prepared.recipe, prepared.model, tokenizer)
-        price = plan(prepared, timed=True, stream=stream, spill=spill, text=text)
+        price = plan(prepared, timed=True, text=text, **held)
     if as_json:
         print_json(plan_json(price))
     else:
         click.echo(plan_text(price, target))
 
 
-def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool | None) -> Prepared:
+def _say_how_long(recipe: Recipe, trust: bool, **held: Any) -> Prepared:
     """Prepare a run, and say of a long one how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
     from neuroal.cost.plan import LONG, plan, with_seconds
@@ -328,7 +323,7 @@ def _say_how_long(recipe: Recipe, trust: bool, stream: bool | None, spill: bool 
     check_calibrated(recipe, plugins.reads_data)
     prepared = prepare(recipe, plugins=plugins, trust_remote_code=trust)
     check_calibrated(recipe, prepared.reads_data)
-    price = plan(prepared, stream=stream, spill=spill)
+    price = plan(prepared, **held)
     if price.operations > LONG:
         about = "" if price.open_ended else "about "
         say(f"this will take {about}{duration(with_seconds(price))}")

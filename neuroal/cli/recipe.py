@@ -76,24 +76,6 @@ def recipe_of(
     return dataclasses.replace(recipe, **typed, options=options)
 
 
-def check_names(recipe: Recipe) -> None:
-    """Refuse plugins that are not there, before anything is imported.
-
-    Raises:
-        UsageError: There is no plugin of a name.
-    """
-    from neuroal.plugins import listing_of
-
-    asked: list[tuple[str, object]] = [("pruner", recipe.pruner), ("top_up", recipe.top_up)]
-    for role in TOP_UP_ROLES:
-        choice = getattr(recipe, role)
-        asked += [(role, x) for x in (choice if isinstance(choice, tuple) else [choice])]
-    for role, choice in asked:
-        removed = role in ("refiner", "reconstruction") and choice == "none"
-        if choice is not None and not removed:
-            listing_of(role, choice)
-
-
 def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return options by plugin from texts such as `ria.alpha=0.5`.
 

@@ -101,6 +101,7 @@ def plan(
     progress: bool,
 ) -> None:
     """Say how many cases the study in FILE has, what is left of them, and how long that takes."""
+    _refuse_mistakes(file)
     from neuroal.study.run import prepare
 
     with clean_stdout(as_json):
@@ -165,6 +166,7 @@ def run(
     Every finished case is one file in the results folder, and is never run again. A case that
     fails is recorded with its error, does not stop the others, and is tried again by the next run.
     """
+    _refuse_mistakes(file)
     from neuroal.model.output import one_writer
     from neuroal.study.run import Execution, prepare
 
@@ -187,6 +189,13 @@ def run(
             f"{len(failed)} of {len(prepared.expansion.distinct)} cases failed, the first: "
             f"{first['title']}: {first['error']} (see '{first['file']}')"
         )
+
+
+def _refuse_mistakes(file: str) -> None:
+    """Refuse what is known to be wrong before the seconds that torch takes to be imported."""
+    from neuroal.study.mistakes import read_checked
+
+    read_checked(Path(file))
 
 
 def _folder(file: str, out: str | None) -> Path:

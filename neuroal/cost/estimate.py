@@ -82,10 +82,12 @@ def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Wor
     return phases
 
 
-def needs(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) -> Needs:
+def needs(
+    prepared: Prepared, length: int, texts: Sequence[TextSize] = (), *, saves_masks: bool = False
+) -> Needs:
     """Return the memory and disk of a run on windows of `length` tokens; 0 without data.
 
-    `texts` are those that it is evaluated on.
+    `texts` are those that it is evaluated on; it may save masks.
     """
     recipe, setup, layout = prepared.recipe, prepared.setup, prepared.layout
     first = next(prepared.model.parameters())
@@ -123,6 +125,7 @@ def needs(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) -> Ne
         activations=activations,
         batch=min(at_hand, activations),
         checkpoint=weights,
+        masks=saves_masks * -(-sum(x.weights for x in prepared.rules.pruned(layout)) // 8),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuroal.errors import NeuroalError
-from neuroal.model import files
+from neuroal.model import places
 from neuroal.model.memory import resident_memory
 from neuroal.units import size
 
@@ -39,6 +39,7 @@ class Needs:
         activations: The inputs and outputs of blocks.
         batch: The part of them that is in memory where batches are read one at a time.
         checkpoint: The model's files.
+        masks: What masks take that are saved, a bit a weight at most, in memory and on the disk.
     """
 
     process: int
@@ -48,19 +49,20 @@ class Needs:
     activations: int
     batch: int
     checkpoint: int
+    masks: int = 0
 
     def memory(self, offload: Offload) -> int:
         """Return the memory at its peak, the process itself included."""
         weights = self.streamed if offload.blocks else self.weights
         held = self.batch if offload.activations else self.activations
-        return self.process + self.work + weights + held
+        return self.process + self.work + weights + held + self.masks
 
     def disk(self, offload: Offload) -> int:
         """Return the disk while it runs."""
         # Pruned blocks are in the journal and in the result; streamed ones are written only once.
         files = self.checkpoint if offload.blocks else 2 * self.checkpoint
         # What a long walk has made is kept, to go on from there; and it may be held there anyway.
-        return files + self.activations * (1 + offload.activations)
+        return files + self.masks + self.activations * (1 + offload.activations)
 
     def lack(self, offload: Offload, free: int | None) -> str | None:
         """Return what to say where too little memory is free; None where it is enough."""
@@ -96,7 +98,7 @@ def decide(
     Raises:
         NeuroalError: Memory is too small.
     """
-    if path is None or (stream is None and not Path(files.locate(path)).is_dir()):
+    if path is None or (stream is None and not Path(places.locate(path)).is_dir()):
         stream = False
     chosen = needs.choose(stream, spill, free)
     lack = needs.lack(chosen, free)

@@ -15,7 +15,7 @@ from neuroal.cost.texts import TextSize, text_sizes
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
 from neuroal.errors import NeuroalError
-from neuroal.model import files, memory
+from neuroal.model import memory, places
 from neuroal.model.memory import available_memory
 from neuroal.model.zeros import sampled_zeros
 from neuroal.run.windows import Look
@@ -125,6 +125,7 @@ def plan(
     timed: bool = False,
     stream: bool | None = None,
     spill: bool | None = None,
+    save_masks: bool = False,
     text: Look | None = None,
 ) -> Plan:
     """Return what a prepared run would cost; reads of the weights a sample at most.
@@ -135,7 +136,7 @@ def plan(
     `text` is what is known of its calibration text. The rest is as in `prune`.
     """
     texts = text_sizes(prepared)
-    needed = needs(prepared, prepared.length, texts)
+    needed = needs(prepared, prepared.length, texts, saves_masks=save_masks)
     free = available_memory(memory.device_of(prepared.recipe.device))
     offload = needed.choose(stream, spill, free)
     found, zeros = work(prepared, texts), _zeros(prepared)
@@ -146,7 +147,7 @@ def plan(
 def _zeros(prepared: Prepared) -> float:
     """Return about which share of the weights are zeros that stay; 0 where no folder tells."""
     recipe = prepared.recipe
-    folder = None if recipe.model is None else files.local_folder(recipe.model)
+    folder = None if recipe.model is None else places.local_folder(recipe.model)
     if folder is None or not recipe.keep_zeros or not any(folder.glob("*.safetensors")):
         return 0.0
     return sampled_zeros(folder, prepared.layout, prepared.model)

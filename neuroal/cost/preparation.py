@@ -13,9 +13,9 @@ from torch import nn
 
 from neuroal import layout as layouts
 from neuroal.cost.work import generation_work
-from neuroal.data.documents import no_tokenizer
-from neuroal.data.source import parse_source, peek
-from neuroal.data.windows import Windows, check_sizes, default_length
+from neuroal.data.sizes import check_sizes, default_length
+from neuroal.data.source import parse_source
+from neuroal.data.windows import Windows
 from neuroal.errors import PluginError, UsageError
 from neuroal.evaluation.perplexity import windows_for
 from neuroal.layout import Layout
@@ -26,6 +26,7 @@ from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.hooks import rng_for, updates_weights
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
+from neuroal.run import mistakes
 from neuroal.run.given import given_ratios
 from neuroal.run.reuse import earlier_allocation
 from neuroal.run.setup import Setup, setup
@@ -152,21 +153,14 @@ def prepare(
         NeuroalError: A plugin is broken, the model's structure is unknown, or an allocation or the
             first row of a text cannot be read.
     """
-    for evaluated in recipe.evaluate:
-        peek(parse_source(evaluated))
-    source = None if recipe.calibration is None else parse_source(recipe.calibration)
-    holds = None if source is None else peek(source)
+    mistakes.check(recipe, in_memory=model is not None)
     plugins = plugins or setup(recipe)
     if model is None:
         if recipe.model is None:
             raise UsageError("a plan needs a model")
-        if source is not None and holds == "text" and not pretrained.has_tokenizer(recipe.model):
-            raise no_tokenizer(source)
-        config = pretrained.load_config(recipe.model, trust_remote_code)
-        check_sizes(recipe.samples, recipe.length, pretrained.context_length(config))
         device_of(recipe.device)
         model = pretrained.skeleton(recipe.model, trust_remote_code)
-    elif source is not None:
+    if recipe.calibration is not None:
         context = pretrained.context_length(getattr(model, "config", None))
         check_sizes(recipe.samples, recipe.length, context)
     layout = layout or layouts.find(model)

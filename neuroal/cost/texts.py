@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuroal.cost.preparation import Prepared
+from neuroal.data.sizes import default_length
 from neuroal.data.source import parse_source
-from neuroal.data.windows import Windows, default_length
+from neuroal.data.windows import Windows
 from neuroal.evaluation.perplexity import C4_WINDOWS
 from neuroal.model import pretrained
 

@@ -4,6 +4,7 @@
 - `columns`: which columns of a table are read, and what a row of them is
 - `conversations`: chat data to text, by the model's own chat template
 - `documents`: rows to token ids, one by one or packed
-- `windows`: what identifies windows, how long they are, what they begin with
+- `sizes`: how many windows there may be, and how long they are
+- `windows`: what identifies windows, and what they begin with
 - `calibration`: the calibration windows of a source
 """

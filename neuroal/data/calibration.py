@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from neuroal.data.documents import Documents, documents_of
+from neuroal.data.sizes import check_sizes, cure, default_length
 from neuroal.data.source import Source, parse_source, read
 from neuroal.data.windows import (
     Windows,
     beginning,
     begun,
-    check_sizes,
-    cure,
-    default_length,
     holds_tokens,
     on_beginning,
     refuse_packed_tokens,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from neuroal.data import sizes
 from neuroal.data import windows as cutting
 from neuroal.data.documents import Documents, documents_of
 from neuroal.data.source import Source, origin, parse_source, read
@@ -260,7 +261,7 @@ def evaluation_windows(
         NeuroalError: The source cannot be read, or is shorter than one window.
     """
     source = parse_source(source) if isinstance(source, str) else source
-    cutting.check_sizes(windows, length, context)
+    sizes.check_sizes(windows, length, context)
     rows = read(source, "test", progress=progress)
     if cutting.holds_tokens(rows):
         cutting.refuse_packed_tokens(source, pack_documents)
@@ -270,7 +271,7 @@ def evaluation_windows(
         how, documents, packs = "rows of token ids as they stand", None, False
     else:
         first = beginning(tokenizer, bos)
-        length = length or cutting.default_length(context)
+        length = length or sizes.default_length(context)
         texts, separator = _joining(source, rows, tokenizer)
         packs = texts.chat if pack_documents is None else pack_documents
         most = windows or (C4_WINDOWS if source.kind == "c4" else None)
@@ -280,7 +281,7 @@ def evaluation_windows(
         if not cut:
             raise NeuroalError(
                 f"the text of '{source.text}' has {len(tokens)} tokens, fewer than one window of "
-                f"{length}: {cutting.cure(len(tokens))}"
+                f"{length}: {sizes.cure(len(tokens))}"
             )
         ids = torch.tensor(cut)
         how += ", cut into consecutive windows"

@@ -19,7 +19,7 @@ from neuroal.data.calibration import calibration_windows
 from neuroal.data.source import parse_source
 from neuroal.data.windows import Windows
 from neuroal.errors import NeuroalError
-from neuroal.model import files
+from neuroal.model import files, places
 from neuroal.recipe import Recipe
 
 LOG = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def calibration_of(model: str, tokenizer: Any) -> Windows | None:
         The windows; None where the model is not the output of a run, where its text has changed,
         or where it comes from the hub, which is not asked for this.
     """
-    folder = Path(files.locate(model))
+    folder = Path(places.locate(model))
     if not (folder / files.MARKER).is_file():
         return None
     report = files.read_report(folder)

@@ -1,6 +1,7 @@
 """A model or a run on disk: load, stream, save, resume; the only door to `transformers`.
 
 - `pretrained`: configurations, models and tokenizers, loaded and saved by transformers
+- `places`: where a model is, and what its folder says before torch is imported
 - `structure`: the layout of a model in memory or on disk
 - `files`: safetensors files, fingerprints, reports, atomic writes
 - `blocks`: a model whose blocks are opened one by one; all of it in memory

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout import Layout, matrices
-from neuroal.model.files import locate, similar_folder
 from neuroal.model.memory import available_memory
+from neuroal.model.places import CONTEXT, TOKENIZER, has_tokenizer, locate, similar_folder
 from neuroal.units import size
 
 _TOKENIZER_GROWS = 13  # times a tokenizer.json of 262,144 tokens, and of 49,152
-_TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 @contextmanager
@@ -59,9 +58,9 @@ def _loading(named: str, model: str | None = None) -> Iterator[None]:
 
 def load_config(model: str, trust_remote_code: bool = False) -> Any:
     """Return the model's transformers configuration."""
+    where = locate(model)  # before the library is there: it takes seconds
     from transformers import AutoConfig
 
-    where = locate(model)
     with _loading(model):
         return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
@@ -278,25 +277,19 @@ def multiplies(half: str) -> bool:
     return any(capable.get(f"{family}{half}") for family in ("avx512_", "amx_", "avx10_", ""))
 
 
-def has_tokenizer(model: str) -> bool:
-    """Return whether a model's folder holds a tokenizer; of the hub's it is assumed."""
-    folder = Path(locate(model))
-    return not folder.is_dir() or any(f for x in _TOKENIZER for f in folder.glob(x))
-
-
 def tokenizer_bytes(model: str) -> int:
     """Return about how much memory a tokenizer takes while it is read from its files."""
     folder = Path(locate(model))
-    files = {f for x in _TOKENIZER for f in folder.glob(x)} if folder.is_dir() else ()
+    files = {f for x in TOKENIZER for f in folder.glob(x)} if folder.is_dir() else ()
     return _TOKENIZER_GROWS * max((f.stat().st_size for f in files), default=0)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """Return the model's tokenizer; None where its folder holds none."""
-    from transformers import AutoTokenizer
-
     if not has_tokenizer(model):
         return None
+    from transformers import AutoTokenizer
+
     with _loading(model):
         return AutoTokenizer.from_pretrained(locate(model), trust_remote_code=trust_remote_code)
 
@@ -322,7 +315,7 @@ def transformers_version() -> str:
 
 def context_length(config: Any) -> int | None:
     """Return the longest window that the model takes, or None where it does not say."""
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
+    for name in CONTEXT:
         value = getattr(text_config(config), name, None)
         if isinstance(value, int) and value > 0:
             return value

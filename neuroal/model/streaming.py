@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Block, Layout, matrices
-from neuroal.model import blocks, files, pretrained
+from neuroal.model import blocks, files, places, pretrained
 from neuroal.model.file_names import FileNames
 from neuroal.model.files import DTYPES, INDEX, ONE, Shards, open_file
 from neuroal.model.lazy_matrix import LazyMatrix, write
@@ -191,7 +191,7 @@ def folder_of(name: str) -> Path:
     Raises:
         UsageError: It is a hub name.
     """
-    folder = Path(files.locate(name))
+    folder = Path(places.locate(name))
     if not folder.is_dir():
         raise UsageError(
             f"--stream reads the files of a folder: download '{name}' first (hf download {name} "

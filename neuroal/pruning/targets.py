@@ -25,10 +25,9 @@ class Rules:
         comparison: Scores compete per row or per matrix.
         pattern: N:M or None.
         varies: N of the pattern varies per block to meet the sparsity.
-        dense: Linears that stay dense: `kept`, or with inputs that M does not divide.
+        dense: Linears that stay dense, and why.
         zeros: By linear, how many weights of every row are zero and stay so, int64 `(out,)`;
             zeros of other linears may come back.
-        kept: Linears that were asked to stay dense.
         over: "pruned", or "all" linears of the blocks.
         given: Ratios are given, and taken as they are: no projection on the budget.
     """
@@ -38,9 +37,8 @@ class Rules:
     comparison: Comparison = "row"
     pattern: Pattern | None = None
     varies: bool = False
-    dense: frozenset[str] = frozenset()
+    dense: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[str, Tensor] = field(default_factory=dict)
-    kept: frozenset[str] = frozenset()
     over: SparsityOver = "pruned"
     given: bool = False
 
@@ -61,18 +59,16 @@ class Rules:
 
     def left_dense(self, layout: Layout) -> list[str]:
         """Return a line for every reason why linears of the layout stay dense."""
-        reasons = {
-            "asked to be kept": self.kept,
-            f"pattern {self.pattern} does not divide the inputs": self.dense - self.kept,
-        }
+        by_reason: dict[str, list[Linear]] = {}
+        for x in layout.linears.values():
+            if x.name in self.dense:
+                by_reason.setdefault(self.dense[x.name], []).append(x)
         lines = []
-        for reason, which in reasons.items():
-            names = [name for name in layout.linears if name in which]
-            if names:
-                share = sum(layout.linears[name].weights for name in names) / layout.weights
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                of_all = f"{share:.1%} of the weights of all linears"
-                lines.append(f"{reason}: {names[0]}{more}, {of_all}")
+        for reason, linears in by_reason.items():
+            share = sum(x.weights for x in linears) / layout.weights
+            more = f" and {len(linears) - 1} more" if len(linears) > 1 else ""
+            of_all = f"{share:.1%} of the weights of all linears"
+            lines.append(f"{reason}: {linears[0].name}{more}, {of_all}")
         return lines
 
 

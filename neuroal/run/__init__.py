@@ -1,5 +1,6 @@
 """The parts of one run, which `neuroal.engine` puts together.
 
+- `mistakes`: what is wrong with a recipe, as far as it is known before torch is imported
 - `setup`: the plugins of a recipe, checked against each other
 - `reuse`: the allocation of an earlier run, or the report of the same run
 - `given`: ratios that are given in place of a search

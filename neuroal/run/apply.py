@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,22 +15,25 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.layout import Layout, find, matrices
-from neuroal.model import files, pretrained, run_folder
+from neuroal.model import files, places, pretrained, run_folder
 from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.files import MARKER, read_report
 from neuroal.model.memory import available_memory
 from neuroal.model.output import one_writer, output_folder
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
+from neuroal.progress import bar
 from neuroal.pruning import mask_file
 from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.mask_file import Masks
 from neuroal.pruning.masks import zeroed
 from neuroal.pruning.targets import Rules
+from neuroal.recipe import Recipe
 from neuroal.run.masks import RUN
 from neuroal.run.report import Phases, Report, environment
 from neuroal.run.save import Pruned, save_run
-from neuroal.types import Target, Tick
+from neuroal.run.setup import stays_dense
+from neuroal.types import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class Source:
     Attributes:
         name: As it was given.
         run: What is known of the run: entries of its report.
-        pruned: The linears that have masks, with their shapes where the file says them.
+        pruned: The linears that may have masks, with their shapes where the file says them.
         masks: Their masks; None where the zeros of the run's weights are the masks.
         folder: Of the run, with its weights; None for a file of masks alone.
     """
@@ -52,8 +55,8 @@ class Source:
     folder: Path | None
 
 
-def apply_masks(
-    model: str,
+def apply(
+    model: str | Path,
     source: str | Path,
     out: str | Path,
     *,
@@ -62,12 +65,12 @@ def apply_masks(
     stream: bool | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
-    tick: Callable[[int], Tick] = lambda total: int,
+    progress: bool = False,
 ) -> Report:
     """Put an earlier run's masks on a model, and write it as a run does.
 
     Args:
-        model: Folder or hub name of the dense model.
+        model: Folder or hub name of the dense model, or "demo".
         source: Folder of the run, or its `masks.safetensors`.
         out: Folder to write.
         weights: Take the run's own weights, too, where its pruner moved those that stay.
@@ -75,7 +78,7 @@ def apply_masks(
         stream: Read blocks one at a time; None does so where the models would not fit into memory.
         overwrite: Replace an earlier run in `out`.
         trust_remote_code: Let the model's own code run.
-        tick: Opens a progress bar for a number of blocks.
+        progress: Show a progress bar.
 
     Returns:
         The report, which is in `out` too.
@@ -84,7 +87,7 @@ def apply_masks(
         UsageError: The source has no masks, or is of another model; nothing was done.
         NeuroalError: A file is broken.
     """
-    out = output_folder(out)
+    model, out = str(model), output_folder(out)
     with one_writer(out):
         run_folder.check(out, overwrite, resume=False)
         found = read_source(str(source), weights)
@@ -95,6 +98,7 @@ def apply_masks(
             skeleton = pretrained.skeleton(model, trust_remote_code)
             layout = find(skeleton)
             _check_fits(found, layout)
+            dense = _dense(found, layout)
             reads_run = found.masks is None or weights
             dtype = str(found.run["recipe"].get("dtype", "auto"))
             streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
@@ -117,7 +121,7 @@ def apply_masks(
         journal = Journal.open(out, {"recipe": recipe}, resume=False)
         try:
             with phases.phase("prune"):
-                applied = _apply(found, blocks, run_blocks, weights, journal, tick)
+                applied = _apply(found, dense, blocks, run_blocks, weights, journal, progress)
             report = Report(
                 **{key: found.run[key] for key in RUN},
                 notes=_notes(found, applied, weights, same),
@@ -127,9 +131,9 @@ def apply_masks(
             report.model = {"name": model, "sha256": sha256 or state_sha256(blocks.model)}
             report.counts["block_runs"] = 0
             pruned = _pruned(applied, layout)
-            rules = _rules(recipe, pruned, layout)
+            rules = _rules(recipe, dense, pruned, layout)
             return save_run(
-                report, blocks, tokenizer, rules, pruned, phases, out, files.local_folder(model)
+                report, blocks, tokenizer, rules, pruned, phases, out, places.local_folder(model)
             )
         finally:
             journal.abandon(everything=True)
@@ -150,7 +154,7 @@ def read_source(name: str, weights: bool = False) -> Source:
         if file.is_file():
             masks = mask_file.read(file)
             return Source(name, report, masks.shapes, masks, path)
-        pruned = {n: None for n, x in report["linears"].items() if x["wanted"] > 0}
+        pruned = dict.fromkeys(report["linears"])
         return Source(name, report, pruned, None, path)
     if not path.is_file():
         raise UsageError(f"'{name}' is neither a run's folder nor a file of masks")
@@ -189,7 +193,7 @@ def _streams(model: str, skeleton: nn.Module, models: int, asked: bool | None) -
         return asked
     size = sum(p.numel() * p.element_size() for p in skeleton.parameters())
     free = available_memory("cpu")
-    return free is not None and models * size > free and files.local_folder(model) is not None
+    return free is not None and models * size > free and places.local_folder(model) is not None
 
 
 def _open(name: str, layout: Layout, dtype: str, streams: bool, trust: bool) -> Blocks:
@@ -213,23 +217,24 @@ class Applied:
 
 def _apply(
     found: Source,
+    dense: Mapping[str, str],
     blocks: Blocks,
     run_blocks: Blocks | None,
     weights: bool,
     journal: Journal,
-    tick: Callable[[int], Tick],
+    progress: bool,
 ) -> dict[str, Applied]:
     """Put masks, and the run's weights if asked for, on every block in turn."""
     applied: dict[str, Applied] = {}
-    done = tick(len(blocks.layout.blocks))
-    for block in blocks.layout.blocks:
+    shown = bar(iterable=blocks.layout.blocks, desc="apply", disable=not progress, leave=False)
+    for block in shown:
         of_run: AbstractContextManager[nn.Module | None] = nullcontext()
         if run_blocks is not None:
             of_run = run_blocks.open(block)
         with blocks.open(block) as module, of_run as run_module, torch.no_grad():
             new: dict[str, Tensor] = {}
             for x in block.linears:
-                if x.name not in found.pruned:
+                if x.name in dense:
                     continue
                 own = matrices.weight(x, module, block.name)  # (out, in)
                 other = None
@@ -241,7 +246,6 @@ def _apply(
                 values = own if other is None or not weights else other.to(own.dtype)
                 new[x.name] = zeroed(values, mask)
             blocks.keep(block, module, new, journal)
-        done()
     return applied
 
 
@@ -267,11 +271,26 @@ def _pruned(applied: Mapping[str, Applied], layout: Layout) -> Pruned:
     return Pruned(Allocation(ratios), targets, {})
 
 
-def _rules(recipe: Mapping[str, Any], pruned: Pruned, layout: Layout) -> Rules:
+def _dense(found: Source, layout: Layout) -> dict[str, str]:
+    """Return the linears that have no masks, and why: as the run's recipe says, if it does."""
+    recipe = found.run["recipe"]
+    pattern = Recipe(pattern=recipe["pattern"]).parsed_pattern()
+    why = stays_dense(layout, recipe.get("keep", ()), recipe.get("only", ()), pattern)
+    if found.masks is not None:
+        return {
+            name: why.get(name, f"'{found.name}' has no mask of it")
+            for name in layout.linears
+            if name not in found.pruned
+        }
+    return why
+
+
+def _rules(
+    recipe: Mapping[str, Any], dense: Mapping[str, str], pruned: Pruned, layout: Layout
+) -> Rules:
     """Return rules whose sparsity is that of the masks."""
-    dense = frozenset(layout.linears.keys() - pruned.targets.keys())
     over = recipe.get("sparsity_over", "pruned")
-    rules = Rules(0.0, recipe["budget"], "matrix", dense=dense, kept=dense, over=over)
+    rules = Rules(0.0, recipe["budget"], "matrix", dense=dense, over=over)
     count = sum(int(t.counts.sum()) for t in pruned.targets.values())
     return replace(rules, sparsity=count / rules.counted(layout))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from neuroal.evaluation import quality
-from neuroal.model.files import MARKER, locate, read_report, write_atomically
+from neuroal.model.files import MARKER, read_report, write_atomically
+from neuroal.model.places import locate
 from neuroal.run.model_card import CARD, model_card
 
 log = logging.getLogger(__name__)

@@ -100,7 +100,7 @@ class RunSearch:
                 plugins,
                 open_tick,
                 self.team,
-                self.rules.dense,
+                frozenset(self.rules.dense),
                 partial(bookmark, self.journal),
             )
         self.phases.seconds["measure"] = seconds  # also where another run has measured them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from neuroal.types import (
 from neuroal.walk.statistics import resolve
 
 UNIFORM = "uniform"
+KEPT = "asked to be kept"
 
 
 @dataclass(frozen=True)
@@ -98,31 +100,44 @@ class Setup:
                 cannot have the sparsity.
             NeuroalError: M does not divide the inputs of a linear.
         """
-        kept = kept_linears(layout, recipe.keep, recipe.only)
-        dense = set(kept)
-        if self.pattern is not None:
-            left = [x for x in layout.linears.values() if x.name not in kept]
-            odd = [x for x in left if x.in_features % self.pattern.of]
-            if odd and not recipe.skip_indivisible:
-                raise NeuroalError(
-                    f"pattern {self.pattern} does not divide the {odd[0].in_features} inputs of "
-                    f"'{odd[0].name}': --skip-indivisible leaves such linears dense"
-                )
-            dense |= {x.name for x in odd}
-            if len(dense) == len(layout.linears):
-                raise NeuroalError(f"pattern {self.pattern} divides the inputs of no linear")
+        dense = stays_dense(layout, recipe.keep, recipe.only, self.pattern)
+        odd = next((n for n, reason in dense.items() if reason != KEPT), None)
+        if odd is not None and not recipe.skip_indivisible:
+            raise NeuroalError(
+                f"pattern {self.pattern} does not divide the {layout.linears[odd].in_features} "
+                f"inputs of '{odd}': --skip-indivisible leaves such linears dense"
+            )
+        if len(dense) == len(layout.linears):
+            raise NeuroalError(f"pattern {self.pattern} divides the inputs of no linear")
         rules = Rules(
             recipe.wanted,
             recipe.budget,
             self.comparison,
             self.pattern,
             self.pattern is not None and _varies(recipe, self.pattern),
-            frozenset(dense),
-            kept=kept,
+            dense,
             over=recipe.sparsity_over,
         )
         _check_reachable(rules, layout, recipe.gives_ratios)
         return rules
+
+
+def stays_dense(
+    layout: Layout, keep: Iterable[str], only: Iterable[str], pattern: Pattern | None
+) -> dict[str, str]:
+    """Return the linears that stay dense, in execution order, and why.
+
+    Raises:
+        UsageError: A pattern of `keep` or `only` means no linear, or none is left to prune.
+    """
+    kept = kept_linears(layout, keep, only)
+    dense = {}
+    for x in layout.linears.values():
+        if x.name in kept:
+            dense[x.name] = KEPT
+        elif pattern is not None and x.in_features % pattern.of:
+            dense[x.name] = f"pattern {pattern} does not divide the inputs"
+    return dense
 
 
 def _varies(recipe: Recipe, pattern: Pattern) -> bool:

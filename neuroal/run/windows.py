@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from neuroal.data import calibration
+from neuroal.data.sizes import check_sizes
 from neuroal.data.source import Source, parse_source
-from neuroal.data.windows import Windows, beginning, check_sizes, on_beginning, windows_of
+from neuroal.data.windows import Windows, beginning, on_beginning, windows_of
 from neuroal.errors import UsageError
 from neuroal.evaluation.perplexity import windows_for
 from neuroal.evaluation.text_overlap import warn_of_overlap

@@ -1,6 +1,7 @@
 """Studies: the cases of one file, each run once, where there is room, and shown in tables.
 
 - `file`: the study file
+- `mistakes`: what is wrong with it, as far as it is known before torch is imported
 - `cases`: from a study to its cases, and to the combinations that are skipped
 - `run`: prepares a study and runs what is left of it
 - `bench`: runs cases one after the other

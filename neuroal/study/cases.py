@@ -17,8 +17,8 @@ from typing import Any
 import neuroal
 from neuroal import layout
 from neuroal.cost.preparation import Prepared, prepare
+from neuroal.data.sizes import check_sizes
 from neuroal.data.source import parse_source
-from neuroal.data.windows import check_sizes
 from neuroal.errors import NeuroalError, PluginError, UsageError
 from neuroal.model import files, pretrained
 from neuroal.plugins import listing_of
@@ -148,11 +148,8 @@ def _check_lengths(study: Study, config: Any) -> None:
 def _calibration(study: Study, model: ModelEntry) -> dict[str, Any]:
     """Return the fields of a recipe that say what the model is calibrated on."""
     values = dataclasses.asdict(study.calibration)
-    source = values.pop("source")
-    source = model.calibration or source or ("demo" if model.name == "demo" else None)
-    if source is not None:
-        parse_source(source)
-    return {**values, "calibration": source}
+    del values["source"]
+    return {**values, "calibration": study.source_for(model)}
 
 
 def _combinations(study: Study, plain: Recipe) -> Iterator[tuple[dict[str, Any], Recipe]]:
@@ -167,6 +164,7 @@ def _combinations(study: Study, plain: Recipe) -> Iterator[tuple[dict[str, Any],
             top_up=top_up.name,
             pattern=pattern,
             sparsity=sparsity,
+            ratios=top_up.ratios,
             seed=seed,
             **{role: getattr(top_up, role) for role in TOP_UP_ROLES},
             **{key: getattr(study, key) for key in _SHARED},
@@ -217,6 +215,8 @@ def _case(
         setup = prepared.setup
         fields = ("budget", "pattern", *_CHOICE, "wanted", "seed")
         decides |= {key: getattr(recipe, key) for key in (*fields, *_WINDOWS)}
+        if recipe.ratios:
+            decides["ratios"] = recipe.to_json()["ratios"]
         decides["search_samples"] = setup.search_samples
         decides["comparison"] = setup.comparison
         decides["plugins"] = [p.provenance() for p in setup.plugins]

@@ -13,7 +13,7 @@ from typing import Any
 from neuroal.cost.estimate import work
 from neuroal.cost.preparation import prepare
 from neuroal.cost.timings import time_forward
-from neuroal.data.windows import default_length
+from neuroal.data.sizes import default_length
 from neuroal.layout import Layout, find
 from neuroal.model import memory, pretrained
 from neuroal.progress import bar

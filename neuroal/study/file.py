@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from neuroal import options
 from neuroal.errors import NeuroalError, UsageError, nearest
 from neuroal.plugins import in_file
-from neuroal.recipe import Recipe
+from neuroal.recipe import GivenRatio, Recipe
 from neuroal.types import Bos, Budget, Comparison, SparsityOver
 
 T = TypeVar("T")
@@ -66,6 +66,8 @@ class TopUpEntry:
         refiner: Plugin in place of the preset's; "none" removes it.
         reconstruction: Plugin in place of the preset's; "none" removes it.
         options: Plugin name to its options.
+        ratios: Ratios by pattern in place of a search, as in a recipe: of linears that none means,
+            the study's sparsity is the ratio. The preset's refiner and reconstruction stay.
     """
 
     name: str
@@ -76,6 +78,7 @@ class TopUpEntry:
     refiner: str | None = None
     reconstruction: str | None = None
     options: Options = field(default_factory=dict)
+    ratios: tuple[GivenRatio, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,11 @@ class Study:
     dtype: str = "auto"
     device: str = "auto"
     requires: tuple[str, ...] = ()
+
+    def source_for(self, model: ModelEntry) -> str | None:
+        """Return the source that a model is calibrated on; None where none is named."""
+        own = "demo" if model.name == "demo" else None
+        return model.calibration or self.calibration.source or own
 
 
 def read(path: Path) -> Study:
@@ -259,6 +267,8 @@ def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collectio
     inside = f" in {where}" if where else ""
     converted: dict[str, Any] = {}
     for key, value in values.items():
+        if key == "ratios" and key not in fields:
+            raise UsageError(f"ratios{inside}: they belong to one of top_ups, [[top_ups.ratios]]")
         if key not in fields:
             raise UsageError(f"unknown key '{key}'{inside}: {nearest(key, fields)}")
         text = isinstance(value, str) and str in typing.get_args(hints[key])
@@ -266,6 +276,9 @@ def _table(kind: type[T], values: Mapping[str, Any], where: str, done: Collectio
             converted[key] = value
         elif key == "options":
             converted[key] = _options(value, where, hints[key] == Options)
+        elif key == "ratios":
+            with within(where):
+                converted[key] = tuple(GivenRatio.of(x) for x in _list(key, value))
         else:
             try:
                 converted[key] = options.convert(value, hints[key])

@@ -15,7 +15,8 @@ from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
 from neuroal.study.executors import Job, local, run_on
-from neuroal.study.file import Study, read, within
+from neuroal.study.file import Study, within
+from neuroal.study.mistakes import read_checked
 from neuroal.study.results import DONE, CaseResult
 from neuroal.study.scores import check, identity, reusable
 
@@ -58,7 +59,7 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
         UsageError: The file or the folder is wrong.
         NeuroalError: A model's structure cannot be read, or a plugin is broken.
     """
-    study = read(file)
+    study = read_checked(file)
     results.check_folder(out)
     with within(f"study '{file}'"):
         for number, evaluation in enumerate(study.evaluations, 1):

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from neuroal.data.source import parse_source, peek
 from neuroal.data.windows import Windows
 from neuroal.evaluation.perplexity import perplexity, windows_for
 from neuroal.evaluation.tasks import check_names, load_tasks
@@ -27,15 +26,13 @@ Scores = dict[str, dict[str, Any]]
 
 
 def check(evaluation: EvaluationEntry) -> None:
-    """Refuse an evaluation that cannot be run; of a text no more than a row is read.
+    """Refuse tasks that are not there, and numbers that are none.
 
     Raises:
-        UsageError: Its source, a task or a number is wrong, or its extra is not installed.
+        UsageError: A task or a number is wrong, or the extra of tasks is not installed.
     """
     check_sizes(evaluation.batch, evaluation.limit)
-    if evaluation.data is not None:
-        peek(parse_source(evaluation.data))
-    else:
+    if evaluation.data is None:
         check_names(evaluation.tasks, evaluation.include_path)
 
 

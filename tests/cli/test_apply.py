@@ -120,6 +120,48 @@ def test_weights_that_moved_are_taken_on_request(folder: Path, prune: Any, run: 
     assert report("own")["counts"]["pruned"] == report("run")["counts"]["pruned"]
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_linears_without_masks_say_why(masks: bool, folder: Path, prune: Any, run: Any) -> None:
+    how = ("--pattern", "1:3", "--skip-indivisible", "--keep", "first:1", "--top-up", "uniform")
+    ok(prune(*how, *(["--save-masks"] if masks else []), "--out", "run", "-q"))
+    ok(run("apply", "tiny", "run", "--out", "out", "-q"))
+    dense = [note for note in report("out")["notes"] if note.startswith("stays dense")]
+    assert dense == [note for note in report("run")["notes"] if note.startswith("stays dense")]
+    assert "asked to be kept: model.layers.0." in dense[0]
+    assert "pattern 1:3 does not divide the inputs: model.layers.1.self_attn.q_proj" in dense[1]
+    assert report("out")["counts"] | {"block_runs": 0} == report("run")["counts"] | {
+        "block_runs": 0
+    }
+
+
+def test_a_linear_that_a_file_has_no_mask_of(folder: Path, prune: Any, run: Any) -> None:
+    ok(prune(*SCORES, "--save-masks", "--out", "run", "-q"))
+    masks = mask_file.read(Path("run/masks.safetensors"))
+    packed, shapes = dict(masks.packed), dict(masks.shapes)
+    del packed["model.layers.1.mlp.up_proj"], shapes["model.layers.1.mlp.up_proj"]
+    data = mask_file.to_bytes(mask_file.Masks(packed, shapes, masks.run))
+    Path("some.safetensors").write_bytes(data)
+    said = ok(run("apply", "tiny", "some.safetensors", "--out", "out")).stdout
+    assert "'some.safetensors' has no mask of it: model.layers.1.mlp.up_proj, " in said
+
+
+def test_ratios_of_nothing_are_no_reason(folder: Path, prune: Any, run: Any) -> None:
+    """A linear that was given the ratio 0 counts among those that are pruned, as in the run."""
+    ok(prune("--sparsity", "0,0.6", "--out", "run", "-q"))
+    ok(run("apply", "tiny", "run", "--out", "out", "-q"))
+    assert not any(note.startswith("stays dense") for note in report("out")["notes"])
+    assert report("out")["sparsity"]["achieved"] == report("run")["sparsity"]["achieved"]
+
+
+def test_masks_are_put_on_a_model_from_python(folder: Path, prune: Any) -> None:
+    import neuroal
+
+    ok(prune(*SCORES, "--save-masks", "--out", "run", "-q"))
+    made = neuroal.apply(Path("tiny"), "run/masks.safetensors", "out")
+    assert isinstance(made, neuroal.Report) and made.to_json() == report("out")
+    assert all(tensors("out")[n].equal(x) for n, x in tensors("run").items())
+
+
 @pytest.mark.usefixtures("streaming")
 def test_the_model_has_to_be_the_one_that_was_pruned(folder: Path, prune: Any, run: Any) -> None:
     ok(prune(*SCORES, "--save-masks", "--out", "run"))

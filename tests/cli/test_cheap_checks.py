@@ -2,6 +2,7 @@
 the model's structure is made."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no file": (["--calibration", "texts.jsonl"], "does not exist"),
     "option": (["-o", "wanda.alpha=1"], "wanda"),
     "sparsity": (["--sparsity", "1.2"], "outside [0, 1)"),
+    "length": (["--length", "65"], "length 65 is more than the model's context of 64 tokens"),
+    "device": (["--device", "cuda:7"], "device 'cuda:7' is not available"),
 }
 WITH_THE_MODEL: dict[str, tuple[list[str], str]] = {
-    "length": (["--length", "65"], "length 65 is more than the model's context of 64 tokens"),
     "pattern": (["--pattern", "5:7"], "does not divide the"),
-    "device": (["--device", "cuda:7"], "device 'cuda:7' is not available"),
 }
 
 
@@ -108,7 +109,61 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "length": ("sparsities", "calibration.length = 99\nsparsities", "99 is more than the model's"),
     "windows": ('data = "text.jsonl"', 'data = "text.jsonl", length = 99', "length 99 is more"),
     "pruner": ("sparsities", 'pruners = ["wandra"]\nsparsities', "did you mean 'wanda'"),
+    "top-up": ("sparsities", 'top_ups = ["neural"]\nsparsities', "top_ups[1]: unknown top_up"),
+    "metric": (
+        "sparsities",
+        'top_ups = [{ name = "neuroal", alignment = "neurn" }]\nsparsities',
+        "did you mean 'neuron'",
+    ),
+    "model": ('name = "tiny"', 'name = "./tini"', "models[1] 'tini': model './tini' is neither"),
+    "no file": ('calibration = "text.jsonl"', 'calibration = "texts.jsonl"', "does not exist"),
+    "no text": ('data = "text.jsonl"', 'data = "texts.jsonl"', "evaluations[1]: no such file"),
+    "requires": ("sparsities", 'requires = ["neuroal-nothing"]\nsparsities', "neuroal-nothing"),
 }
+
+
+# What is typed, and what it is answered: without torch, so within a blink.
+BEFORE_TORCH: list[tuple[list[str], str]] = [
+    *((["prune", "tiny", *given], said) for key, (given, said) in MISTAKES.items()
+      if key not in ("length", "option", "device")),
+    (["prune", "./tini"], "did you mean 'tiny'"),
+    (["prune", "tiny", "--length", "65", "--calibration", "text.jsonl"], "length 65 is more than"),
+    (["prune", "bare", "--calibration", "text.jsonl"], "no tokenizer to read 'text.jsonl' with"),
+    (["prune", "tiny", "--length", "99", "--calibration", "text.jsonl", "--stream"], "99 is more"),
+    (["prune", "tiny", "--evaluate", "nothing.txt"], "does not exist"),
+    (["prune", "tiny", "--evaluate", "text.jsonl:x"], "no column 'x'"),
+    (["prune", "tiny", "--evaluate", "text.jsonl", "--evaluate-length", "99"], "99 is more than"),
+    (["evaluate", "tiny", "--data", "nothing.txt"], "does not exist"),
+    (["evaluate", "tiny", "--data", "text.jsonl:x"], "no column 'x'"),
+    (["evaluate", "tiny", "--data", "text.jsonl", "--length", "99"], "length 99 is more than"),
+    (["evaluate", "./tini", "--data", "text.jsonl"], "did you mean 'tiny'"),
+    (["evaluate", "./tini", "--tasks", "paper"], "did you mean 'tiny'"),
+    (["compare", "one", "two", "--data", "text.jsonl:x"], "no column 'x'"),
+    (["layout", "./tini"], "did you mean 'tiny'"),
+    (["apply", "./tini", "run", "--out", "out"], "did you mean 'tiny'"),
+    *((["study", "plan", f"{key}.toml"], WRONG[key][2]) for key in WRONG),
+    *((["study", "run", f"{key}.toml"], WRONG[key][2]) for key in WRONG),
+]  # fmt: skip
+PROGRAM = """
+import json, sys
+from click.testing import CliRunner
+from neuroal.cli import main
+answers = [CliRunner().invoke(main, x) for x in json.loads(sys.argv[1])]
+heavy = [x for x in ("torch", "transformers", "datasets", "neuroal_plugins") if x in sys.modules]
+print(json.dumps({"heavy": heavy, "answers": [[x.exit_code, x.stderr] for x in answers]}))
+"""
+
+
+def test_mistakes_are_found_before_torch_is_imported(
+    folder: Path, run_process: Callable[..., Any]
+) -> None:
+    for key, (right, wrong, _) in WRONG.items():
+        Path(f"{key}.toml").write_text(STUDY.replace(right, wrong))
+    asked = json.dumps([typed for typed, _ in BEFORE_TORCH])
+    said = json.loads(run_process([sys.executable, "-c", PROGRAM, asked], cwd=folder).stdout)
+    for (typed, words), (code, line) in zip(BEFORE_TORCH, said["answers"], strict=True):
+        assert code in (1, 2) and words in line and line.count("\n") == 1, f"{typed}: {line}"
+    assert said["heavy"] == []
 
 
 @pytest.mark.parametrize("mistake", WRONG)

@@ -219,6 +219,11 @@ def test_bytes_by_hand(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
         kept = (1 + spills) * states
         disk = [made.disk(Offload(blocks, spills)) for blocks in (False, True)]
         assert disk == [2 * weights + kept, weights + kept]
+    also = needs(prepare(recipe, model), 16, saves_masks=True)  # a bit a weight
+    bits = 3 * (4 * 32 * 32 + 3 * 32 * 48) // 8
+    for offload in (Offload(), Offload(True, True)):
+        assert also.disk(offload) - made.disk(offload) == bits
+        assert also.memory(offload) - made.memory(offload) == bits
 
 
 def test_a_large_vocabulary_counts_where_logits_are_asked_for(recipe: Recipe) -> None:

@@ -258,14 +258,14 @@ def test_a_probe_keeps_its_own_pattern() -> None:
 
 def test_linears_that_stay_dense_have_no_target() -> None:
     found = layout(2, {"a": (3, 8), "odd": (4, 6)})
-    dense = frozenset({"blocks.0.odd", "blocks.1.odd"})
+    dense = dict.fromkeys(["blocks.0.odd", "blocks.1.odd"], "odd")
     rules = Rules(0.5, pattern=Pattern(2, 4), dense=dense)
     assert list(targets(uniform(found, 0.5), found, rules)) == ["blocks.0.a", "blocks.1.a"]
 
 
 def test_a_varying_pattern_weighs_only_what_it_prunes() -> None:
     found = layout(2, {"a": (3, 8), "odd": (4, 6)})
-    dense = frozenset({"blocks.0.odd", "blocks.1.odd"})
+    dense = dict.fromkeys(["blocks.0.odd", "blocks.1.odd"], "odd")
     ratios = {"blocks.0.a": 0.25, "blocks.1.a": 0.75, "blocks.0.odd": 0.9, "blocks.1.odd": 0.9}
     rules = Rules(0.5, pattern=Pattern(2, 4), varies=True, dense=dense)
     made = targets(Allocation.of(ratios, found), found, rules)

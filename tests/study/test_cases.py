@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.recipe import GivenRatio
 from neuroal.study.run import PreparedStudy
 
 Change = Callable[..., PreparedStudy]
@@ -112,6 +113,39 @@ def test_linears_are_kept_in_all_cases(prepared: Change) -> None:
     assert {(r.keep, r.only, r.sparsity_over) for r in recipes} == {(("first:1",), ("mlp",), "all")}
 
 
+RATIOS = """
+[[top_ups]]
+name = "uniform"
+
+[[top_ups]]
+name = "uniform"
+label = "less attention"
+[[top_ups.ratios]]
+match = "*.self_attn.*"
+sparsity = 0.2
+[[top_ups.ratios]]
+match = "last:1"
+sparsity = [0.3, 0.4]
+"""
+
+
+def test_ratios_may_be_given_in_place_of_a_search(prepared: Change, desk: Path) -> None:
+    change = ('top_ups = ["uniform", "owl"]\n', ""), ("[calibration]", f"{RATIOS}\n[calibration]")
+    expansion = prepared(*change).expansion
+    given = [c for c in expansion.cases if c.labels["top_up"] == "less attention"]
+    assert len(given) == 8 and not expansion.skipped
+    for case in given:
+        assert case.recipe is not None and case.recipe.sparsity == case.labels["sparsity"]
+        assert case.recipe.ratios == (
+            GivenRatio("*.self_attn.*", 0.2),
+            GivenRatio("last:1", (0.3, 0.4)),
+        )
+    assert len(expansion.distinct) == len(expansion.cases)
+    now = prepared(("sparsity = 0.2", "sparsity = 0.25")).expansion
+    moved = [a.id != b.id for a, b in zip(expansion.cases, now.cases, strict=True)]
+    assert moved == [c.labels["top_up"] == "less attention" for c in expansion.cases]
+
+
 def test_what_makes_no_sense_is_skipped(prepared: Change) -> None:
     expansion = prepared(
         ('"owl"', '"neuroal-row"'), ('"wanda"', '"sparsegpt"'), ("[0.5, 0.7]", "[0.5]")
@@ -137,11 +171,15 @@ def test_patterns_have_a_sparsity_of_their_own(prepared: Change) -> None:
         (
             '"wanda"',
             '"wnda"',
-            "unknown pruner 'wnda': did you mean 'wanda'? (no combination is left",
+            "pruners[2]: unknown pruner 'wnda': did you mean 'wanda'?",
         ),
         ('"owl"', '"neuraol"', "unknown top_up 'neuraol': did you mean 'neuroal'?"),
         ('"owl"', '{name = "owl", options = {owl = {N = 4}}}', "plugin 'owl' has no option 'N'"),
-        ('"wanda"', '{name = "ria", options = {a = "x"}}', "option ria.a='x' is not float"),
+        (
+            '"wanda"',
+            '{name = "ria", options = {a = "x"}}',
+            "option ria.a='x' is not float (no combination is left of pruners 'ria')",
+        ),
         ("sparsities", 'patterns = ["3:7"]\nsparsities', "pattern 3:7 does not divide"),
     ],
 )

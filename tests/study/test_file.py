@@ -174,6 +174,12 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     [
         ('modells = ["demo"]', "unknown key 'modells': did you mean 'models'?"),
         ("sparsity = [0.5]", "unknown key 'sparsity': did you mean 'sparsities'?"),
+        ("[[ratios]]", "ratios: they belong to one of top_ups, [[top_ups.ratios]]"),
+        (
+            'top_ups = [{name = "uniform", ratios = [{match = "mlp"}]}]',
+            "top_ups[1]: an entry of ratios has no sparsity: give match and sparsity",
+        ),
+        ('top_ups = [{name = "uniform", ratios = 0.5}]', "top_ups[1]: ratios is 0.5: write a list"),
         (
             "[calibration]\nsample = 3",
             "unknown key 'sample' in calibration: did you mean 'samples'?",

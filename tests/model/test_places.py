@@ -7,7 +7,8 @@ import pytest
 
 import neuroal
 from neuroal import NeuroalError, Recipe, UsageError
-from neuroal.model.files import local_folder, locate, similar_folder
+from neuroal.model import pretrained
+from neuroal.model.places import local_folder, locate, similar_folder, stated_context
 from neuroal.testing import tiny_model
 
 
@@ -68,3 +69,31 @@ def test_adapters_in_memory_are_refused(recipe: Recipe, models: Mapping[str, Pat
     )
     with pytest.raises(UsageError, match="merge_and_unload"):
         neuroal.prune(model, None, recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ('{"max_position_embeddings": 64}', 64),
+        ('{"n_positions": 32}', 32),  # of GPT-2
+        ('{"max_position_embeddings": 9, "text_config": {"max_position_embeddings": 8}}', 8),
+        ('{"text_config": {}}', None),  # left to the default of its class
+        ('{"max_position_embeddings": 64, "auto_map": {"AutoConfig": "x.Y"}}', None),
+        ("{}", None),
+        ("[]", None),
+        ("{", None),
+    ],
+)
+def test_a_context_that_is_stated(config: str, context: int | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert stated_context(str(tmp_path)) == context
+
+
+def test_a_hub_name_states_no_context() -> None:
+    assert stated_context("owner/name") is None
+
+
+def test_what_is_stated_is_what_transformers_says(models: Mapping[str, Path]) -> None:
+    for folder in models.values():
+        read = pretrained.context_length(pretrained.load_config(str(folder)))
+        assert stated_context(str(folder)) in (read, None)
