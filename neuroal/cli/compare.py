@@ -150,15 +150,16 @@ def _summary(
         yield "misalignment", *(r and _misalignment(r) for r in reports)
         yield "seconds", *(r and f"{sum(r['timings'].values()):.1f}" for r in reports)
     for pair in evaluations(*sides):
-        text = title(next(x["data"] for x in pair if x))
-        yield f"perplexity, {text}", *(x and _with_excess(x) for x in pair)
+        entry = next(x for x in pair if x)
+        text = f"perplexity, {title(entry['data'])} ({entry['dtype']})"
+        yield text, *(x and _with_excess(x) for x in pair)
     perplexities = [x.perplexity for x in measured if x.perplexity is not None]
     if perplexities:
         yield "perplexity", *(f"{x.perplexity:.4f}" for x in perplexities)
         yield (
             "on",
             *(
-                f"{x.data}, {x.windows} windows of {x.length}{begun_with(x.bos)}"
+                f"{x.data}, {x.windows} windows of {x.length}{begun_with(x.bos)}, {x.dtype}"
                 for x in perplexities
             ),
         )

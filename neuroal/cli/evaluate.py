@@ -172,8 +172,11 @@ def _kept(model: str, read: Perplexity | None, answered: ZeroShot | None) -> _Ke
         entry = quality.with_dense(quality.entry(read, None), report)
     written = later.keep(folder, entry, None if answered is None else answered.to_json())
     place = folder / MARKER if written else None
-    if entry is None or entry["dense_perplexity"] is None:
+    if entry is None:
         return _Kept(place)
+    if entry["dense_perplexity"] is None:
+        note = quality.in_another_dtype(entry, report)
+        return _Kept(place, notes=[note] if note else [])
     notes = list(quality.collapses({**report, "evaluation": [entry]}))
     return _Kept(place, {key: entry[key] for key in quality.BESIDE}, notes)
 

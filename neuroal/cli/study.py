@@ -100,12 +100,20 @@ def plan(
     quiet: bool,
     progress: bool,
 ) -> None:
-    """Say how many cases the study in FILE has, what is left of them, and how long that takes."""
+    """Say how many cases the study in FILE has, what is left of them, and how long that takes.
+
+    Texts that are at hand are cut into windows for it, but for large ones: what is too short is
+    met here.
+    """
     _refuse_mistakes(file)
+    from neuroal.study.file import within
     from neuroal.study.run import prepare
+    from neuroal.study.texts import look
 
     with clean_stdout(as_json):
         prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
+        with within(f"study '{file}'"):
+            notes = look(prepared, trust_remote_code)
         guess = None
         if timed and prepared.jobs:
             from neuroal.study.estimate import estimate
@@ -118,9 +126,9 @@ def plan(
                 progress,
             )
     if as_json:
-        print_json(plan_json(prepared, guess))
+        print_json(plan_json(prepared, guess, notes))
     else:
-        click.echo(plan_text(prepared, guess, jobs))
+        click.echo(plan_text(prepared, guess, jobs, notes))
 
 
 @study.command(

@@ -23,7 +23,9 @@ _AXES = ("models", "pruners", "top_ups", "patterns", "sparsities", "seeds", "eva
 _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}"})
 
 
-def plan_json(prepared: PreparedStudy, guess: StudyTime | None) -> dict[str, Any]:
+def plan_json(
+    prepared: PreparedStudy, guess: StudyTime | None, notes: Sequence[str]
+) -> dict[str, Any]:
     """Return the plan with every case as JSON values."""
     left = {case.id for case, _ in prepared.jobs}
     return {
@@ -36,18 +38,21 @@ def plan_json(prepared: PreparedStudy, guess: StudyTime | None) -> dict[str, Any
         "finished": prepared.finished,
         "left": len(prepared.jobs),
         "estimate": None if guess is None else dataclasses.asdict(guess),
+        "notes": list(notes),
     }
 
 
-def plan_text(prepared: PreparedStudy, guess: StudyTime | None, jobs: int) -> str:
+def plan_text(
+    prepared: PreparedStudy, guess: StudyTime | None, jobs: int, notes: Sequence[str]
+) -> str:
     """Return the plan as tables."""
     study, expansion = prepared.study, prepared.expansion
     axes = [(name.replace("_", "-"), _labels(getattr(study, name))) for name in _AXES]
     dense = sum(case.recipe is None for case in expansion.distinct)
     same = len(expansion.cases) - len(expansion.distinct)
-    notes = [f"{dense} dense"] + ([f"{same} more are the same by another name"] if same else [])
+    counts = [f"{dense} dense"] + ([f"{same} more are the same by another name"] if same else [])
     rows = [
-        ("cases", f"{len(expansion.distinct)} ({', '.join(notes)})"),
+        ("cases", f"{len(expansion.distinct)} ({', '.join(counts)})"),
         ("skipped", len(expansion.skipped)),
         ("finished", prepared.finished),
         ("left", len(prepared.jobs)),
@@ -60,6 +65,7 @@ def plan_text(prepared: PreparedStudy, guess: StudyTime | None, jobs: int) -> st
         table(rows),
         table([(n, reason) for reason, n in reasons.items()], ("skipped", "because"), right=[0]),
         *_estimate_notes(guess),
+        "\n".join(f"Note: {note}" for note in notes),
     ]
     return "\n\n".join(part for part in parts if part)
 

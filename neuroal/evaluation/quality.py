@@ -48,6 +48,18 @@ def with_dense(new: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, A
     return dict(new)
 
 
+def in_another_dtype(new: Mapping[str, Any], report: Mapping[str, Any]) -> str | None:
+    """Return a note on a dense number of the same windows that is of another dtype, if one is."""
+    for known in report.get("evaluation", ()):
+        alike = {**known, "dtype": new["dtype"]}
+        if known["dense_perplexity"] is not None and same_text(new, alike):
+            return (
+                f"the run has the dense model's {float(known['dense_perplexity']):.4f} by "
+                f"{known['dtype']}, not {new['dtype']}: --dtype {known['dtype']} measures alike"
+            )
+    return None
+
+
 def title(source: str) -> str:
     """Return the name of a text: of a file without its folder."""
     return PurePath(source).name if "/" in source and PurePath(source).suffix else source

@@ -7,15 +7,16 @@ import importlib.util
 import io
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from neuroal.data.source import cause_of, quiet_datasets
 from neuroal.errors import NeuroalError, UsageError, nearest
-from neuroal.progress import on_terminal
+from neuroal.progress import bar, on_terminal
 
 PAPER = (
     "rte",
@@ -169,10 +170,27 @@ def _hint(name: str, valid: Sequence[str], folder: str | None) -> str:
 
 
 @contextmanager
+def _requests_in_lines(log: TextIO) -> Iterator[None]:
+    """Have the harness count requests by lines on a log; it takes no other bar than tqdm's."""
+    from lm_eval.models import huggingface
+
+    def lines(iterable: Any = None, **options: Any) -> Any:
+        return bar(iterable=iterable, **options | {"file": log, "desc": "tasks"})
+
+    own = huggingface.tqdm
+    huggingface.tqdm = lines
+    try:
+        yield
+    finally:
+        huggingface.tqdm = own
+
+
+@contextmanager
 def quiet_harness(progress: bool = False) -> Iterator[list[logging.LogRecord]]:
     """Hold back what the harness prints and logs, and yield its warnings.
 
-    Its progress bars, which it has no option to turn off, are held back unless they are wanted.
+    Its progress bars, which it has no option to turn off, are held back unless they are wanted; in
+    a log, those that count requests become lines.
     """
     warnings: list[logging.LogRecord] = []
     harness, models = logging.getLogger("lm_eval"), logging.getLogger("transformers")
@@ -183,13 +201,13 @@ def quiet_harness(progress: bool = False) -> Iterator[list[logging.LogRecord]]:
     harness.setLevel(logging.WARNING)
     harness.propagate = False
     models.setLevel(logging.ERROR)  # warns of long texts, as the harness does that cuts them
-    bars = (
-        contextlib.nullcontext()
-        if progress and on_terminal()
-        else contextlib.redirect_stderr(io.StringIO())
-    )
     try:
-        with bars, contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.ExitStack() as held:
+            held.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if not (progress and on_terminal()):
+                if progress:
+                    held.enter_context(_requests_in_lines(sys.stderr))
+                held.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield warnings
     finally:
         harness.removeHandler(collector)

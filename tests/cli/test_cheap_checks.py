@@ -188,3 +188,54 @@ def test_a_study_is_timed_without_loading_a_model(
     result = run("study", "plan", "study.toml", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["estimate"]["seconds"] > 0
+
+
+FITS = STUDY.replace("sparsities", "calibration.length = 2\nsparsities").replace(
+    'data = "text.jsonl"', 'data = "text.jsonl", length = 2'
+)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            "calibration.length = 2",
+            "calibration.length = 32",
+            "models[1] 'tiny': no document of 'text.jsonl' is longer than 32 tokens",
+        ),
+        (
+            'data = "text.jsonl", length = 2',
+            'data = "text.jsonl", length = 32',
+            "models[1] 'tiny': evaluation 'text': the text of 'text.jsonl' has ",
+        ),
+    ],
+)
+def test_a_study_with_too_little_text(
+    right: str, wrong: str, said: str, folder: Path, run: Callable[..., Any], nothing_is_timed: None
+) -> None:
+    Path("study.toml").write_text(FITS)
+    assert run("study", "plan", "study.toml", "--no-time").exit_code == 0
+    Path("study.toml").write_text(FITS.replace(right, wrong))
+    result = run("study", "plan", "study.toml")
+    assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_plan_says_what_is_known_of_texts(folder: Path, run: Callable[..., Any]) -> None:
+    words = ["a b c d e f g h " * 40, "a", "b"]
+    Path("text.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in words))
+    Path("study.toml").write_text(FITS.replace("length = 2", "length = 8"))
+    said = run("study", "plan", "study.toml", "--no-time").stdout
+    assert (
+        "Note: tiny: 2 of 3 documents are too short for a window of 8 tokens; windows come" in said
+    )
+    (note,) = json.loads(run("study", "plan", "study.toml", "--no-time", "--json").stdout)["notes"]
+    assert f"Note: {note}" in said
+
+
+def test_a_large_text_is_not_made_tokens_of(
+    folder: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroal.study.texts.LARGE", 10)
+    Path("study.toml").write_text(STUDY)  # far too short
+    said = run("study", "plan", "study.toml", "--no-time").stdout
+    assert "Note: tiny: 'text.jsonl' is large: its windows are cut by the run alone" in said

@@ -99,12 +99,31 @@ def test_compare_shows_what_is_kept(folder: Path, prune: Any, run: Any) -> None:
     assert both["a"]["dense_perplexity"] == both["b"]["dense_perplexity"]
     assert (only["a"], only["b"]["data"]) == (None, "rows.jsonl")
     text = ok(run("compare", "a", "b")).stdout
-    (line,) = [x for x in text.splitlines() if x.startswith("perplexity, text.txt")]
+    (line,) = [x for x in text.splitlines() if x.startswith("perplexity, text.txt (float32)")]
     for side in "ab":
         entry = both[side]
         assert f"{entry['perplexity']:.4f} (excess {entry['excess']:.4f})" in line
-    (line,) = [x for x in text.splitlines() if x.startswith("perplexity, rows.jsonl")]
+    (line,) = [x for x in text.splitlines() if x.startswith("perplexity, rows.jsonl (float32)")]
     assert f"{only['b']['perplexity']:.4f}" in line
+
+
+def test_a_number_of_another_dtype_is_said_to_be_one(folder: Path, prune: Any, run: Any) -> None:
+    given = ("--evaluate", "text.txt", "--evaluate-length", 16)
+    ok(prune(*UNIFORM, *given, "--out", "a"))
+    text = ("--data", "text.txt", "--length", 16)
+    said = ok(run("evaluate", "a", *text, "--dtype", "bfloat16")).stdout
+    (entry,) = json.loads(Path("a/neuroal.json").read_text())["evaluation"][:1]
+    dense = f"{entry['dense_perplexity']:.4f}"
+    assert "dense model  " not in said
+    assert (
+        f"Note: the run has the dense model's {dense} by float32, not bfloat16: --dtype float32 "
+        "measures alike" in said
+    )
+    assert "Note: " not in ok(run("evaluate", "a", *text, "--dtype", "float32")).stdout
+    shown = ok(run("compare", "a", "a", *text, "--dtype", "bfloat16")).stdout
+    assert "perplexity, text.txt (float32)" in shown and "perplexity, text.txt (bfloat16)" in shown
+    (line,) = [x for x in shown.splitlines() if x.startswith("on ")]
+    assert line.count("windows of 16") == line.count(", bfloat16") == 2
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,23 @@ def test_bars_are_shown_on_demand_and_nothing_is_printed(
     assert captured.out == "" and "8/8" in captured.err
 
 
+def test_a_log_has_lines(
+    model: nn.Module,
+    tasks: Tasks,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line every 30 seconds, of no seconds here, for each of 2 documents with 4 endings."""
+    monkeypatch.setattr("neuroal.progress.SECONDS", 0.0)
+    zero_shot(model, tiny_tokenizer(), tasks, limit=2)
+    assert capsys.readouterr() == ("", "")
+    zero_shot(model, tiny_tokenizer(), tasks, limit=2, progress=True)
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = {line.split(",")[0] for line in said.err.splitlines()}
+    assert {f"tasks: {n} of 8" for n in range(1, 9)} <= lines
+
+
 def test_what_the_harness_cuts_short_is_said_once(
     definitions: Path, tmp_path: Path, model: nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:
