@@ -272,9 +272,11 @@ class _Run:
         with self.phases.phase("load"):
             blocks, fingerprint, offload = self._load(model, needed, out)
             blocks.check_finite()
-            rules, kept = with_kept_zeros(recipe, prepared.rules, prepared.layout, blocks)
+            allocation = prepared.allocation
+            rules, kept = with_kept_zeros(
+                recipe, prepared.rules, prepared.layout, blocks, allocation
+            )
             self.notes.extend(kept)
-        allocation = prepared.allocation
         decides = {
             "recipe": recipe.to_json(),
             "model": fingerprint,

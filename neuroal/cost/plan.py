@@ -38,7 +38,8 @@ class Plan:
         seconds: Estimated, by phase, without reading and writing; None where they were not asked
             for or the family cannot be timed.
         extrapolated: Whether a part of the work that was timed stands for all of it.
-        zeros: Share of the weights that are zero already and stay so, about.
+        zeros: Share of the weights of linears that are pruned that are zero already, and stay so,
+            about.
         text: What is known of the calibration text; None where it was not looked at.
     """
 
@@ -71,9 +72,10 @@ class Plan:
         if self.zeros:
             wanted = self.prepared.rules.sparsity
             more = f"; that is more than the wanted sparsity {wanted:g}"
+            more = more if self.zeros > wanted else ""
             notes.append(
-                f"the model is sparse already: its zeros stay, about {self.zeros:.2f} of all "
-                f"weights by a sample (--no-keep-zeros){more if self.zeros > wanted else ''}"
+                f"the model is sparse already: its zeros stay, about {self.zeros:.2f} of the "
+                f"weights to prune from by a sample (--no-keep-zeros){more}"
             )
         notes += [
             f"'{x.source}' is read only by the run: its evaluation is not in the time"
@@ -150,7 +152,8 @@ def _zeros(prepared: Prepared) -> float:
     folder = None if recipe.model is None else places.local_folder(recipe.model)
     if folder is None or not recipe.keep_zeros or not any(folder.glob("*.safetensors")):
         return 0.0
-    return sampled_zeros(folder, prepared.layout, prepared.model)
+    pruned = prepared.layout.without(prepared.rules.dense)
+    return sampled_zeros(folder, pruned, prepared.model)
 
 
 def with_seconds(untimed: Plan) -> Plan:

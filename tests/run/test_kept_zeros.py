@@ -227,6 +227,46 @@ def test_fewer_than_a_tenth_of_zeros_are_any_weights() -> None:
     assert any(note.startswith("1 of 14 linears are sparse already") for note in report.notes)
 
 
+@pytest.mark.parametrize("budget", ["exact", "paper"])
+@pytest.mark.parametrize("pruner", ["magnitude", "sparsegpt"])
+@pytest.mark.parametrize("keep", [(), ("*.o_proj",), ("last:1",)])
+def test_ratios_over_depth_beside_zeros_and_kept_linears(
+    keep: tuple[str, ...], pruner: str, budget: str
+) -> None:
+    """A linear that is kept does not change, and of the others the larger of two shares is zero."""
+    model = sparse_model()
+    before, found = weights_of(model), find(model)
+    report = prune(model, pruner=pruner, sparsity=(0.2, 0.9), keep=keep, budget=budget)
+    after, pruned = weights_of(model), 0
+    for name, x in found.linears.items():
+        means = {"*.o_proj": name.endswith("o_proj"), "last:1": x.block == 1}
+        if any(means[pattern] for pattern in keep):
+            assert after[name].equal(before[name])
+            continue
+        was_zero, zero = before[name] == 0, after[name] == 0
+        assert not bool((was_zero & ~zero).any())
+        wanted = max((0.2, 0.9)[x.block] * x.weights, int(was_zero.sum()))
+        if budget == "exact":
+            assert int(zero.sum()) == pytest.approx(wanted, abs=1)
+        pruned += wanted
+    weights = report.counts["weights"]
+    (note,) = [x for x in report.notes if "sparse already" in x]
+    where = "the weights of linears that are pruned" if keep else "all weights"
+    asked = 0.2 if keep == ("last:1",) else 0.55
+    low = 7 if keep != ("*.o_proj",) else 6
+    assert (
+        f" of {where} (--no-keep-zeros); {low} of the ratios that are given would be less" in note
+    )
+    assert note.endswith(f"a sparsity of {pruned / weights:.4f} in place of {asked:g}")
+    if budget == "exact":
+        assert report.sparsity["achieved"] == pytest.approx(pruned / weights, abs=14 / weights)
+
+
+def test_given_ratios_above_all_zeros_are_not_said_to_rise() -> None:
+    report = prune(sparse_model(0.3), pruner="magnitude", sparsity=(0.8, 0.9))
+    assert report.notes[0].endswith("(--no-keep-zeros)")
+
+
 @pytest.mark.usefixtures("streaming")
 def test_streamed_as_in_memory_and_said_in_the_plan(
     save: Callable[[nn.Module, Path], Path],
