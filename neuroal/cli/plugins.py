@@ -200,6 +200,7 @@ def check_plugins(
         values = [_identity(x) | {"error": error or None} for x, error in results]
         print_json({"broken": broken, "plugins": values})
     else:
-        click.echo(f"{len(results)} plugins, {broken} broken")
+        one = "plugin" if len(results) == 1 else "plugins"
+        click.echo(f"{len(results)} {one}, {broken} broken")
     if broken:
         ctx.exit(1)

@@ -20,13 +20,12 @@ def with_kept_zeros(
     """Return rules that keep the zeros of the dense model, and a note if there are any to keep.
 
     They are kept in the linears that are pruned and of whose weights they are at least a tenth. A
-    ratio of `given` that is below them is theirs.
+    ratio of `given` that is below them is theirs. Where they need not be kept, there is a note if
+    they are more than the sparsity that is wanted.
 
     Raises:
         UsageError: They are more than the exact budget prunes.
     """
-    if not recipe.keep_zeros:
-        return rules, []
     zeros = {}
     for block in layout.blocks:
         with blocks.open(block) as module:
@@ -40,13 +39,18 @@ def with_kept_zeros(
     weights = sum(x.weights for x in prunable)
     kept = sum(int(rows.sum()) for rows in zeros.values())
     of = "all weights" if not rules.dense else "the weights of linears that are pruned"
+    exceeds = kept > int(rules.sparsity * rules.counted(layout) + 0.5)
+    if not recipe.keep_zeros:
+        note = f"{kept / weights:.4f} of {of} are zero already, more than the wanted sparsity "
+        note += f"{rules.sparsity:g}: where the pruner moves no weight, they stay zero"
+        return rules, [note] if exceeds else []
     note = (
         f"{len(zeros)} of {len(prunable)} linears are sparse already: their zeros stay, "
         f"{kept / weights:.4f} of {of} (--no-keep-zeros)"
     )
     if given is not None and rules.pattern is None:
         note += _raised(given, {n: int(rows.sum()) for n, rows in zeros.items()}, rules, layout)
-    elif kept > int(rules.sparsity * rules.counted(layout) + 0.5):
+    elif exceeds:
         if rules.budget == "exact" and rules.pattern is None:
             raise UsageError(
                 f"the model is sparser than it is to be: {kept / weights:.4f} of its weights are "

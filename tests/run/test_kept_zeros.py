@@ -262,6 +262,23 @@ def test_ratios_over_depth_beside_zeros_and_kept_linears(
         assert report.sparsity["achieved"] == pytest.approx(pruned / weights, abs=14 / weights)
 
 
+@pytest.mark.parametrize(("sparsity", "said"), [(0.2, True), (0.7, False)])
+def test_zeros_that_need_not_stay_are_said_where_they_are_more(sparsity: float, said: bool) -> None:
+    model = sparse_model()
+    linears = weights_of(model).values()
+    share = sum(int((w == 0).sum()) for w in linears) / sum(w.numel() for w in linears)
+    report = prune(model, pruner="wanda", sparsity=sparsity, keep_zeros=False)
+    notes = [note for note in report.notes if "zero" in note]
+    assert notes == (
+        [
+            f"{share:.4f} of all weights are zero already, more than the wanted sparsity 0.2: "
+            "where the pruner moves no weight, they stay zero"
+        ]
+        if said
+        else []
+    )
+
+
 def test_given_ratios_above_all_zeros_are_not_said_to_rise() -> None:
     report = prune(sparse_model(0.3), pruner="magnitude", sparsity=(0.8, 0.9))
     assert report.notes[0].endswith("(--no-keep-zeros)")
