@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuroal.cost.estimate import needs, work
+import torch
+
+from neuroal.cost.estimate import generations, needs, work
 from neuroal.cost.offload import Needs, Offload
 from neuroal.cost.preparation import Prepared
 from neuroal.cost.texts import TextSize, text_sizes
 from neuroal.cost.timings import time_block
 from neuroal.cost.work import Work
 from neuroal.errors import NeuroalError
-from neuroal.model import memory, places
+from neuroal.model import memory, places, pretrained
 from neuroal.model.memory import available_memory
 from neuroal.model.zeros import sampled_zeros
 from neuroal.run.windows import Look
@@ -77,6 +79,7 @@ class Plan:
                 f"the model is sparse already: its zeros stay, about {self.zeros:.2f} of the "
                 f"weights to prune from by a sample (--no-keep-zeros){more}"
             )
+        notes += _slow_half(self.prepared)
         notes += [
             f"'{x.source}' is read only by the run: its evaluation is not in the time"
             for x in self.texts
@@ -144,6 +147,23 @@ def plan(
     found, zeros = work(prepared, texts), _zeros(prepared)
     untimed = Plan(prepared, found, needed, offload, texts, zeros=zeros, text=text)
     return with_seconds(untimed) if timed else untimed
+
+
+def _slow_half(prepared: Prepared) -> list[str]:
+    """Return a note where the blocks run in a dtype that this CPU is slow in."""
+    recipe, first = prepared.recipe, next(prepared.model.parameters())
+    device = memory.device_of(recipe.device) if first.is_meta else str(first.device)
+    own = not first.is_meta or recipe.dtype == "auto"
+    dtype: torch.dtype = first.dtype if own else getattr(torch, recipe.dtype)
+    if not prepared.reads_data or not pretrained.slower_than_float32(dtype, device):
+        return []
+    searches = bool(generations(prepared)) and recipe.search_dtype == "auto"
+    cure = "--search-dtype float32 for the search, " if searches else ""
+    name = str(dtype).removeprefix("torch.")
+    return [
+        f"this CPU is slower in {name} than in float32: {cure}--dtype float32 for everything, the "
+        "saved weights too"
+    ]
 
 
 def _zeros(prepared: Prepared) -> float:

@@ -261,14 +261,17 @@ def dtype_to_measure(model: str, config: Any, device: str) -> str:
     rule looks at the processor and takes no time, so that one machine always measures alike. Where
     float32 would not fit into memory, the checkpoint's own dtype stays.
     """
-    own: Any = getattr(config, "dtype", None)
-    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(own)
-    on_cpu = torch.device(device).type == "cpu"
-    if half is None or not on_cpu or quantisation(config) or multiplies(half):
+    if quantisation(config) or not slower_than_float32(getattr(config, "dtype", None), device):
         return "auto"
     folder, free = Path(locate(model)), available_memory(device)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
     return "auto" if free is not None and 2 * size > free else "float32"
+
+
+def slower_than_float32(dtype: torch.dtype | None, device: str) -> bool:
+    """Return whether a dtype is half precision, on a CPU that has no instructions for it."""
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype) if dtype else None
+    return half is not None and torch.device(device).type == "cpu" and not multiplies(half)
 
 
 def multiplies(half: str) -> bool:

@@ -118,3 +118,28 @@ def test_plan_refuses_what_a_run_would(
     recipe = dataclasses.replace(from_file, **({"model": str(models["llama"])} | dict(changes)))
     with pytest.raises(UsageError, match=message):
         prepare(recipe)
+
+
+@pytest.mark.parametrize(
+    ("capable", "dtype", "search", "said"),
+    [
+        (False, "bfloat16", "auto", "--search-dtype float32 for the search, --dtype float32"),
+        (False, "bfloat16", "float32", "in float32: --dtype float32 for everything"),
+        (False, "float32", "auto", ""),
+        (True, "bfloat16", "auto", ""),
+    ],
+)
+def test_a_cpu_that_is_slow_in_half_precision(
+    capable: bool,
+    dtype: str,
+    search: str,
+    said: str,
+    recipe: Recipe,
+    models: Mapping[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuroal.model.pretrained.multiplies", lambda _: capable)
+    changes = {"dtype": dtype, "search_dtype": search, "device": "cpu"}
+    asked = dataclasses.replace(recipe, model=str(models["llama"]), **changes)
+    notes = [note for note in plan(prepare(asked)).notes if "slower in" in note]
+    assert len(notes) == bool(said) and all(said in note for note in notes)
