@@ -151,6 +151,7 @@ def run_text(report: Report, out: Path) -> str:
         ),
         *_dense_rows(report),
         *_step_rows(report),
+        *_training_rows(report),
         *_quality_rows(report),
         ("seconds", fill(f"{sum(seconds.values()):.1f} ({', '.join(phases)})", 60)),
         ("block runs", f"{counts['block_runs']:,}"),
@@ -160,6 +161,15 @@ def run_text(report: Report, out: Path) -> str:
     return "\n\n".join(
         [table(rows), *_notes((*report.notes, *quality.collapses(report.to_json())))]
     )
+
+
+def _training_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield of a fine-tuned run what it was made from, and how its loss went."""
+    if report.training is None or report.parent is None:
+        return
+    yield "fine-tuned from", report.parent["name"]
+    losses = [f"{loss:.4f} at step {step}" for step, loss in report.training["losses"]]
+    yield "loss", " to ".join(losses[:1] + losses[1:][-1:])
 
 
 def _quality_rows(report: Report) -> Iterator[tuple[str, str]]:

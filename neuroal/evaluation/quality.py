@@ -41,7 +41,8 @@ def same_text(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def with_dense(new: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry with the dense model's number beside it, where the report has one."""
-    for known in report.get("evaluation", ()):
+    earlier = (report.get("parent") or {}).get("evaluation", ())
+    for known in (*report.get("evaluation", ()), *earlier):
         if same_text(new, known) and known["dense_perplexity"] is not None:
             beside = _beside(float(new["perplexity"]), float(known["dense_perplexity"]))
             return {**new, **beside}

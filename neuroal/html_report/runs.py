@@ -12,6 +12,7 @@ from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
 from neuroal.html_report.section import Details, Fact, Section
+from neuroal.html_report.training_figures import losses
 from neuroal.html_report.walk_figures import input_norms, phases
 from neuroal.recipe import TOP_UP_ROLES
 from neuroal.run.model_card import model_title
@@ -29,19 +30,32 @@ def run_section(run: FinishedRun) -> Section:
         f"{model}, pruned by {method(report['recipe'])}: {counts['pruned']:,} of "
         f"{counts['weights']:,} prunable weights inside the decoder blocks are zero."
     )
+    training = report.get("training")
+    if training:
+        steps = training["settings"]["steps"]
+        lead += (
+            f" What survived was fine-tuned for {steps:,} steps, from {report['parent']['name']}."
+        )
     return Section(
         title=f"{model}, {method(report['recipe'])}, {percent(sparsity['achieved'])}",
         lead=lead,
         facts=list(_facts(report)),
         notes=[*report["notes"], *quality.collapses(report)],
         figures=[
+            *losses(run),
             sparsity_map(run),
             *(misalignment(run, role) for role in STEPS),
             row_ratios(run),
             input_norms(run),
             phases(run),
         ],
-        listings=[*_evaluation(report), _recipe(run), _provenance(report), _plugins(report)],
+        listings=[
+            *_evaluation(report),
+            *_training(report),
+            _recipe(run),
+            _provenance(report),
+            _plugins(report),
+        ],
     )
 
 
@@ -69,8 +83,9 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     weights = counts["all_weights" if over_all else "weights"]
     wanted = f"{percent(sparsity['wanted'], 2)} wanted, over {weights:,} weights"
     yield Fact("Achieved sparsity", percent(sparsity["achieved"], 2), wanted)
+    before = (report.get("parent") or {}).get("evaluation", ())
     for entry in report.get("evaluation", ())[:_TEXTS]:
-        yield _perplexity(entry)
+        yield _perplexity(entry, next((x for x in before if quality.same_text(x, entry)), None))
     dense = counts.get("all_linears", counts["linears"]) - counts["linears"]
     if dense:  # reports written before linears could be kept have no such counts
         other = percent(sparsity["over_pruned" if over_all else "over_all"], 2)
@@ -91,11 +106,14 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
     )
 
 
-def _perplexity(entry: Mapping[str, Any]) -> Fact:
-    more = ""
+def _perplexity(entry: Mapping[str, Any], before: Mapping[str, Any] | None) -> Fact:
+    said = []
+    if before is not None:
+        said.append(f"before the training {number(float(before['perplexity']), 4)}")
     if entry["dense_perplexity"] is not None:
         dense, excess = float(entry["dense_perplexity"]), float(entry["excess"])
-        more = f"dense {number(dense, 4)}, excess {number(excess, 3)}"
+        said.append(f"dense {number(dense, 4)}, excess {number(excess, 3)}")
+    more = ", ".join(said)
     value = number(float(entry["perplexity"]), 4)
     return Fact(f"Perplexity on {quality.title(entry['data'])}", value, more)
 
@@ -128,6 +146,21 @@ def _number(value: Any) -> float | str | None:
     """Return a number as a table has it; what is not finite as text."""
     found = finite(value)
     return found if found is not None or value is None else str(value)
+
+
+def _training(report: Mapping[str, Any]) -> Iterator[Details]:
+    training = report.get("training")
+    if training:
+        given = {k: v for k, v in training["settings"].items() if v not in (None, [], False)}
+        pairs = [
+            ("from", str(report["parent"]["name"])),
+            ("SHA-256 of that run's model", str(report["parent"]["sha256"])),
+            ("parameters trained", f"{training['trained']:,}"),
+            ("text", windows(training["data"])),
+            ("SHA-256 of its tokens", str(training["data"]["sha256"])),
+            *((key.replace("_", " "), _value(x)) for key, x in given.items() if key != "data"),
+        ]
+        yield Details("Fine-tuning", pairs=pairs)
 
 
 def _recipe(run: FinishedRun) -> Details:

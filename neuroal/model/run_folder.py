@@ -114,6 +114,8 @@ def found(out: Path) -> str:
     parts = [f"{steps} generation{'s' * (steps != 1)} of candidates"] if steps else []
     parts += [f"{blocks} pruned block{'s' * (blocks != 1)}"] if blocks else []
     parts += ["a walk on its way"] if going else []
+    tuned = [int(n.removeprefix("checkpoint-")) for n in names if re.match(r"checkpoint-\d+$", n)]
+    parts += [f"{max(tuned)} steps of training"] if tuned else []
     return f"going on from '{work}': {', '.join(parts) or 'nothing is finished yet'}"
 
 

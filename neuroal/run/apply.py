@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,12 @@ from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.progress import bar
 from neuroal.pruning import mask_file
-from neuroal.pruning.allocation import Allocation
 from neuroal.pruning.mask_file import Masks
 from neuroal.pruning.masks import zeroed
-from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
 from neuroal.run.masks import RUN
 from neuroal.run.report import Phases, Report, environment
-from neuroal.run.save import Pruned, save_run
-from neuroal.run.setup import stays_dense
-from neuroal.types import Target
+from neuroal.run.save import as_counted, save_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +94,7 @@ def apply(
             skeleton = pretrained.skeleton(model, trust_remote_code)
             layout = find(skeleton)
             _check_fits(found, layout)
-            dense = _dense(found, layout)
+            dense = dense_linears(found, layout)
             reads_run = found.masks is None or weights
             dtype = str(found.run["recipe"].get("dtype", "auto"))
             streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
@@ -130,8 +126,8 @@ def apply(
             report.environment = environment(blocks.model)
             report.model = {"name": model, "sha256": sha256 or state_sha256(blocks.model)}
             report.counts["block_runs"] = 0
-            pruned = _pruned(applied, layout)
-            rules = _rules(recipe, dense, pruned, layout)
+            counts = {name: x.pruned for name, x in applied.items()}
+            pruned, rules = as_counted(counts, dense, layout, recipe)
             return save_run(
                 report, blocks, tokenizer, rules, pruned, phases, out, places.local_folder(model)
             )
@@ -258,24 +254,11 @@ def _mask(found: Source, name: str, weight: Tensor | None) -> Tensor:
     return weight == 0
 
 
-def _pruned(applied: Mapping[str, Applied], layout: Layout) -> Pruned:
-    """Return the ratios and counts of masks as those of a run."""
-    ratios = {
-        name: applied[name].pruned / x.weights if name in applied else 0.0
-        for name, x in layout.linears.items()
-    }
-    targets = {
-        name: Target(torch.tensor([x.pruned]), ratios[name], comparison="matrix")
-        for name, x in applied.items()
-    }
-    return Pruned(Allocation(ratios), targets, {})
-
-
-def _dense(found: Source, layout: Layout) -> dict[str, str]:
+def dense_linears(found: Source, layout: Layout) -> dict[str, str]:
     """Return the linears that have no masks, and why: as the run's recipe says, if it does."""
     recipe = found.run["recipe"]
     pattern = Recipe(pattern=recipe["pattern"]).parsed_pattern()
-    why = stays_dense(layout, recipe.get("keep", ()), recipe.get("only", ()), pattern)
+    why = staysdense_linears(layout, recipe.get("keep", ()), recipe.get("only", ()), pattern)
     if found.masks is not None:
         return {
             name: why.get(name, f"'{found.name}' has no mask of it")
@@ -283,16 +266,6 @@ def _dense(found: Source, layout: Layout) -> dict[str, str]:
             if name not in found.pruned
         }
     return why
-
-
-def _rules(
-    recipe: Mapping[str, Any], dense: Mapping[str, str], pruned: Pruned, layout: Layout
-) -> Rules:
-    """Return rules whose sparsity is that of the masks."""
-    over = recipe.get("sparsity_over", "pruned")
-    rules = Rules(0.0, recipe["budget"], "matrix", dense=dense, over=over)
-    count = sum(int(t.counts.sum()) for t in pruned.targets.values())
-    return replace(rules, sparsity=count / rules.counted(layout))
 
 
 def _notes(found: Source, applied: Mapping[str, Applied], weights: bool, same: bool) -> list[str]:

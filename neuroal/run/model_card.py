@@ -37,6 +37,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     calibration = windows(data, quote="`") if data else "none"
     notes = "".join(f"- {note}\n" for note in (*report["notes"], *quality.collapses(report)))
     counts = report["counts"]
+    again = "pruning" if report.get("training") else "run"
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
     return f"""---
 library_name: transformers
@@ -49,7 +50,7 @@ tags:
 # {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
 
 Of the prunable weights inside the decoder blocks, {counts["pruned"]:,} of
-{counts["weights"]:,} are zero. {_left_dense(report)}Nothing was re-trained. {zeros}
+{counts["weights"]:,} are zero. {_left_dense(report)}{_training(report)} {zeros}
 
 | role | plugin | distribution |
 |---|---|---|
@@ -62,9 +63,23 @@ Of the prunable weights inside the decoder blocks, {counts["pruned"]:,} of
   transformers {environment["transformers"]}
 
 `neuroal.json` beside this file holds the whole report; `neuroal prune --recipe neuroal.json`
-repeats the run (from the folder where it was started, if it names relative paths), and
+repeats the {again} (from the folder where it was started, if it names relative paths), and
 `allocation.safetensors` holds every ratio, and importance if any.
 """
+
+
+def _training(report: Mapping[str, Any]) -> str:
+    """Return a sentence on what was trained."""
+    training = report.get("training")
+    if not training:
+        return "Nothing was re-trained."
+    settings = training["settings"]
+    what = "all weights" if settings["lora"] is None else f"rank {settings['lora']} under the masks"
+    how = ", distilled from the dense model" if settings["distil"] else ""
+    return (
+        f"The weights that survived\nwere fine-tuned for {settings['steps']:,} steps ({what}{how}) "
+        f"on {windows(training['data'], quote='`')}; every zero stayed."
+    )
 
 
 def _quality(report: Mapping[str, Any]) -> str:

@@ -60,6 +60,11 @@ class Report:
         phase_memory_bytes: The same up to the end of every phase: the phase that raises it has the
             peak. Reports written before it was measured have none.
         notes: What was left out or should be known.
+        parent: Of a run that was made from another: that one's `name`, `sha256` (of its config and
+            weights) and `evaluation`; else None.
+        training: Of a run that was fine-tuned: its `settings`, `data` (windows and their SHA-256),
+            `losses` (step and mean loss since the one before) and `trained`, the number of
+            parameters that were; else None.
     """
 
     recipe: dict[str, Any]
@@ -80,6 +85,8 @@ class Report:
     peak_memory_bytes: int = 0
     phase_memory_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    parent: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from neuroal.layout import Layout
 from neuroal.model import files, run_folder
 from neuroal.model.blocks import Blocks
 from neuroal.model.carry_over import carry_over
@@ -35,6 +38,31 @@ class Pruned:
     allocation: Allocation
     targets: Mapping[str, Target]
     norms: Mapping[str, InputNorms]
+
+
+def as_counted(
+    counts: Mapping[str, int],
+    dense: Mapping[str, str],
+    layout: Layout,
+    recipe: Mapping[str, Any],
+) -> tuple[Pruned, Rules]:
+    """Return the ratios of masks that are there already as those of a run, and its rules.
+
+    Args:
+        counts: How many weights the mask of every linear prunes.
+        dense: Linears without a mask, and why.
+        layout: Of the model.
+        recipe: Of the run that the masks are from.
+    """
+    ratios = {n: counts.get(n, 0) / x.weights for n, x in layout.linears.items()}
+    targets = {
+        name: Target(torch.tensor([count]), ratios[name], comparison="matrix")
+        for name, count in counts.items()
+    }
+    over = recipe.get("sparsity_over", "pruned")
+    rules = Rules(0.0, recipe["budget"], "matrix", dense=dense, over=over)
+    rules = replace(rules, sparsity=sum(counts.values()) / rules.counted(layout))
+    return Pruned(Allocation(ratios), targets, {}), rules
 
 
 def save_run(
