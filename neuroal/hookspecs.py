@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from neuroal.types import (
         Accumulator,
         BlockBatch,
+        ExporterTraits,
         Proposals,
         PrunedLinear,
         PrunerTraits,
         ReconstructionTraits,
         RefinerTraits,
         RowRatiosTraits,
+        RunToExport,
         Target,
     )
     from neuroal.walk.statistics import Statistics
@@ -52,7 +56,7 @@ class _DescribedRole:
     @hookspec(firstresult=True)
     def describe(  # type: ignore[empty-body]
         self,
-    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits | ReconstructionTraits:
+    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits | ReconstructionTraits | ExporterTraits:
         """Return the traits of the plugin's role, by which the engine combines plugins.
 
         Called before any weight is read, possibly more than once. Optional; without it the
@@ -332,6 +336,28 @@ class ReconstructionSpec:
         """
 
 
+class ExporterSpec:
+    """Another form of a finished run: that of a runtime, or an adapter beside it."""
+
+    @hookspec(firstresult=True)
+    def export_run(  # type: ignore[empty-body]
+        self, run: RunToExport, folder: Path, rng: torch.Generator
+    ) -> Mapping[str, Any]:
+        """Write another form of a run into an empty folder.
+
+        Called once. What it writes becomes the output folder when it returns, and nothing is left
+        of it if it raises.
+
+        Args:
+            run: The run: its folder and report, and its pruned linears one by one.
+            folder: Empty.
+            rng: CPU generator seeded from the run's seed, role and plugin name.
+
+        Returns:
+            What should be known of the result, JSON values by name.
+        """
+
+
 @dataclass(frozen=True)
 class Role:
     """One kind of plugin.
@@ -379,6 +405,7 @@ ROLES: dict[str, Role] = {
             ("reconstruct_linear", "reconstruct_block"),
             described=True,
         ),
+        Role("exporter", ExporterSpec, ("export_run",), described=True),
     )
 }
 

@@ -11,8 +11,14 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     import torch
     from torch import Tensor
+
+    from neuroal.layout import Layout, Linear
+    from neuroal.walk.statistics import Statistics
 
 Tick = Callable[[], object]
 """Called once per unit of work that is done, for a progress bar."""
@@ -139,6 +145,17 @@ class ReconstructionTraits:
     passes: int = 1
 
 
+@dataclass(frozen=True)
+class ExporterTraits:
+    """What an exporter needs.
+
+    Attributes:
+        reads_dense: Whether it reads the weights of the dense model, which has to be there then.
+    """
+
+    reads_dense: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Importance:
     """How much an error of a linear counts: for each of its rows, and for each of its inputs.
@@ -221,6 +238,49 @@ class BlockBatch(Protocol):
         The input is the output of the pruned blocks before it. Autograd differentiates the result
         by `weights`, which are float32 `(out, in)` by linear name; linears that are not named have
         the weights of the pruned block.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class LinearToExport:
+    """One pruned linear of a finished run.
+
+    Attributes:
+        linear: Name, shape and place.
+        weight: `(out, in)`, as saved, in its own dtype.
+        dense: The dense model's weight, of the same shape; None unless the exporter `reads_dense`.
+        statistics: The required statistics of the linear's input in the pruned model.
+    """
+
+    linear: Linear
+    weight: Tensor
+    dense: Tensor | None
+    statistics: Statistics
+
+
+class RunToExport(Protocol):
+    """A finished run in front of an exporter.
+
+    Attributes:
+        folder: Of the run: an ordinary checkpoint, which is only read.
+        report: Content of its `neuroal.json`.
+        layout: Of the model.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def report(self) -> Mapping[str, Any]: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def linears(self) -> Iterator[LinearToExport]:
+        """Yield the pruned linears in order, each read when it is asked for.
+
+        Where the exporter reads statistics, the pruned model runs on the calibration windows
+        meanwhile, block by block.
         """
 
 

@@ -16,6 +16,7 @@ from neuroal.cli.command import Group, say
 from neuroal.cli.compare import compare
 from neuroal.cli.demo import demo
 from neuroal.cli.evaluate import evaluate
+from neuroal.cli.export import export
 from neuroal.cli.finetune import finetune
 from neuroal.cli.layout import layout
 from neuroal.cli.plugins import plugins
@@ -83,5 +84,17 @@ def main() -> None:
     """Prune language models in one shot; every method is a plugin."""
 
 
-for _command in (prune, apply, finetune, evaluate, compare, study, report, plugins, layout, demo):
+for _command in (
+    prune,
+    apply,
+    finetune,
+    export,
+    evaluate,
+    compare,
+    study,
+    report,
+    plugins,
+    layout,
+    demo,
+):
     main.add_command(_command)

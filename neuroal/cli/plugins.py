@@ -155,13 +155,12 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
     from neuroal.plugins import scaffold
 
     folder = scaffold.write(name, role, Path(out) if out else None)
-    flag = role.replace("_", "-")
     click.echo(f"written to {folder}; go on with")
     for line in (
         f"cd {folder}",
         'pip install -e ".[test]"',
         "pytest",
-        f"neuroal prune demo --{flag} {name} --out pruned",
+        *scaffold.use(name, role),
     ):
         click.echo(f"  {line}")
 

@@ -28,6 +28,7 @@ from neuroal.model.differences import differences
 from neuroal.model.files import MARKER, load_tensors, read_report, write_atomically
 from neuroal.model.output import output_folder
 
+EXPORT = "export.json"  # what an exported folder has; a run has MARKER
 _KEPT = "kept.json"
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
 
@@ -44,7 +45,9 @@ def check(out: Path, overwrite: bool, resume: bool) -> None:
     if out.exists() and not resume:
         if not overwrite:
             raise UsageError(f"output folder '{out}' exists: choose another or add --overwrite")
-        if not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        if not any((out / x).is_file() for x in (MARKER, EXPORT)) and (
+            not out.is_dir() or any(out.iterdir())
+        ):
             raise UsageError(f"'{out}' was not written by neuroal: remove it yourself")
     work = partial(out)
     if work.exists() and not _is_ours(work):
@@ -321,6 +324,15 @@ class Journal:
         if self.folder is not None:
             data = to_safetensors({k: w.detach().cpu().contiguous() for k, w in weights.items()})
             self._keep(_block_file(index), data)
+
+
+def work_folder(out: Path) -> Path:
+    """Return the empty folder that `publish` will rename to `out`, anew."""
+    journal = Journal.open(out, {}, resume=False)
+    journal.begin()
+    work = partial(out) / _CHECKPOINT
+    work.mkdir()
+    return work
 
 
 def publish(out: Path) -> None:

@@ -65,6 +65,13 @@ def write(name: str, role: str, out: Path | None = None) -> Path:
     return folder
 
 
+def use(name: str, role: str) -> list[str]:
+    """Return the commands that use a plugin."""
+    if role == "exporter":
+        return ["neuroal prune demo --out pruned", f"neuroal export pruned --to {name} --out other"]
+    return [f"neuroal prune demo --{role.replace('_', '-')} {name} --out pruned"]
+
+
 def _names(name: str, role: str) -> dict[str, str]:
     """Return everything that the templates have a place for."""
     if not NAME.fullmatch(name):
@@ -86,6 +93,7 @@ def _names(name: str, role: str) -> dict[str, str]:
         "name": name,
         "role": role,
         "flag": role.replace("_", "-"),
+        "use": "\n".join(use(name, role)),
         "words": role.replace("_", "-"),
         "distribution": "-".join(["neuroal", *words]),
         "module": module,

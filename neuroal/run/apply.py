@@ -97,8 +97,8 @@ def apply(
             dense = dense_linears(found, layout)
             reads_run = found.masks is None or weights
             dtype = str(found.run["recipe"].get("dtype", "auto"))
-            streams = _streams(model, skeleton, 2 if reads_run else 1, stream)
-            blocks = _open(model, layout, dtype, streams, trust_remote_code)
+            streams = streams_blocks(model, skeleton, 2 if reads_run else 1, stream)
+            blocks = open_blocks(model, layout, dtype, streams, trust_remote_code)
             sha256 = files.fingerprint(model)
             same = _is_same(found, sha256, blocks)
             if not (same or any_model):
@@ -111,7 +111,9 @@ def apply(
             run_blocks = None
             if reads_run:
                 assert found.folder is not None
-                run_blocks = _open(str(found.folder), layout, "auto", streams, trust_remote_code)
+                run_blocks = open_blocks(
+                    str(found.folder), layout, "auto", streams, trust_remote_code
+                )
         recipe = {**found.run["recipe"], "model": model}
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         journal = Journal.open(out, {"recipe": recipe}, resume=False)
@@ -181,7 +183,7 @@ def _is_same(found: Source, sha256: str | None, blocks: Blocks) -> bool:
     return not blocks.streams and state_sha256(blocks.model) == recorded
 
 
-def _streams(model: str, skeleton: nn.Module, models: int, asked: bool | None) -> bool:
+def streams_blocks(model: str, skeleton: nn.Module, models: int, asked: bool | None) -> bool:
     """Return whether blocks are read one at a time: as asked, or where memory is too small."""
     if asked is not None:
         if asked:
@@ -192,10 +194,13 @@ def _streams(model: str, skeleton: nn.Module, models: int, asked: bool | None) -
     return free is not None and models * size > free and places.local_folder(model) is not None
 
 
-def _open(name: str, layout: Layout, dtype: str, streams: bool, trust: bool) -> Blocks:
+def open_blocks(
+    name: str, layout: Layout, dtype: str, streams: bool, trust: bool, device: str = "cpu"
+) -> Blocks:
+    """Return the blocks of a model, all in memory or read one at a time."""
     if streams:
-        return Streamed(name, layout, "cpu", dtype, trust)
-    return InMemory(pretrained.load(name, "cpu", dtype, trust)[0], layout)
+        return Streamed(name, layout, device, dtype, trust)
+    return InMemory(pretrained.load(name, device, dtype, trust)[0], layout)
 
 
 @dataclass(frozen=True)

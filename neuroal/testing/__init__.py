@@ -11,6 +11,8 @@ The checks of a role are a test class: a subclass has one fixture, and pytest ru
 """
 
 from neuroal.testing.alignment import AlignmentConformance
+from neuroal.testing.exporter import ExporterConformance
+from neuroal.testing.finished_run import finished_run
 from neuroal.testing.models import (
     CONTEXT,
     END_TOKEN,
@@ -39,6 +41,7 @@ __all__ = [
     "VOCABULARY",
     "AlignmentConformance",
     "BlockRatiosConformance",
+    "ExporterConformance",
     "PrunerConformance",
     "ReconstructionConformance",
     "RefinerConformance",
@@ -46,6 +49,7 @@ __all__ = [
     "check_installed",
     "collect",
     "failures",
+    "finished_run",
     "layout",
     "linear",
     "statistics",

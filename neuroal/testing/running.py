@@ -12,6 +12,7 @@ from neuroal.plugins import Listing, Plugin, available, load, load_top_up
 from neuroal.plugins.listing import TOP_UP, one_line
 from neuroal.testing.alignment import AlignmentConformance
 from neuroal.testing.checks import Conformance
+from neuroal.testing.exporter import ExporterConformance
 from neuroal.testing.pruner import PrunerConformance
 from neuroal.testing.ratios import BlockRatiosConformance
 from neuroal.testing.reconstruction import ReconstructionConformance
@@ -28,6 +29,7 @@ CLASSES: dict[str, type[Conformance]] = {
         AlignmentConformance,
         RefinerConformance,
         ReconstructionConformance,
+        ExporterConformance,
     )
 }
 

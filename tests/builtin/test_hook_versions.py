@@ -123,12 +123,13 @@ def test_a_field_is_added_to_what_the_engine_gives() -> None:
     assert neuroal.ReconstructionTraits() == neuroal.ReconstructionTraits(
         batch_tokens=None, passes=1
     )
+    assert neuroal.ExporterTraits() == neuroal.ExporterTraits(reads_dense=False)
     assert neuroal.TopUp().refiner is None
     assert neuroal.TopUp().reconstruction is None
 
 
-def test_thirteen_hooks_express_every_plugin() -> None:
-    assert len({hook for role in ROLES.values() for hook in role.hooks}) == 13
+def test_fourteen_hooks_express_every_plugin() -> None:
+    assert len({hook for role in ROLES.values() for hook in role.hooks}) == 14
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ SECTIONS = {
     "alignment": "Alignment",
     "refiner": "Refiners",
     "reconstruction": "Reconstructions",
+    "exporter": "Exporters",
     "top_up": "Presets",
 }
 

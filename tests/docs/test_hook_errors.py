@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from neuroal.cli import main
 from neuroal.hookspecs import ROLES
-from neuroal.testing import tiny_model, tiny_tokenizer, windows
+from neuroal.testing import finished_run, tiny_model, tiny_tokenizer, windows
 
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "roles").glob("*.md"))
 HEAD = """\
@@ -167,6 +167,11 @@ BROKEN: dict[str, tuple[str, str]] = {
             "return {'q_proj': weights[block.linears[0].name].clone()}",
         ),
     ),
+    "a list of files": (
+        "exporter",
+        hook("export_run(self, folder)", "(folder / 'x').touch()", "return ['x']"),
+    ),
+    "no files": ("exporter", hook("export_run(self, run)", "return {}")),
     "a defaulted argument": (
         "pruner",
         hook("score_weights(self, weight, power=2)", "return weight.abs()"),
@@ -202,6 +207,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     tiny_tokenizer().save_pretrained(folder / "tiny")
     rows = [json.dumps({"input_ids": row}) for row in windows(4, 16).tolist()]
     (folder / "rows.jsonl").write_text("\n".join(rows))
+    run = finished_run(folder / "run").folder
     lines = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -213,7 +219,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             if role in ("pruner", "refiner", "reconstruction"):
                 arguments += ["--top-up", "uniform"]  # the counts of a message
             flag = f"--{role.replace('_', '-')}"
-            result = CliRunner().invoke(main, ["prune", "tiny", *arguments, flag, "./mine.py:Mine"])
+            command = ["prune", "tiny", *arguments, flag, "./mine.py:Mine"]
+            if role == "exporter":
+                command = ["export", str(run), "--to", "./mine.py:Mine", "--out", "out"]
+            result = CliRunner().invoke(main, command)
             assert result.exit_code == 1, name
             assert not Path("out").exists(), name
             [line] = [x for x in result.stderr.splitlines() if x.startswith("Error: ")]

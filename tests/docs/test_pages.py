@@ -44,9 +44,10 @@ from click.testing import CliRunner
 
 import neuroal
 from neuroal.cli import main
+from neuroal.export import export
 from neuroal.hookspecs import ROLES
 from neuroal.plugins import Plugin, load
-from neuroal.testing import failures, tiny_model, tiny_tokenizer, windows
+from neuroal.testing import failures, finished_run, tiny_model, tiny_tokenizer, windows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Pages of results show the commands of the benchmarks; examples have tests of their own.
@@ -352,12 +353,16 @@ HOOKS = {hook: role for role in reversed(ROLES) for hook in ROLES[role].hooks}
 @pytest.mark.parametrize(
     ("role", "hook"), [(r, h) for h, r in HOOKS.items() if h != "required_statistics"]
 )
-def test_minimal_examples_prune(role: str, hook: str) -> None:
+def test_minimal_examples_work(role: str, hook: str, tmp_path: Path) -> None:
     methods = minimal(hook)
     assert hook in methods
     if not set(ROLES[role].required) & set(methods):
         methods |= minimal(ROLES[role].required[0])
     kind = dataclass(frozen=True, eq=False)(type("Minimal", (), methods))
+    if role == "exporter":
+        export(finished_run(tmp_path / "run").folder, kind(), tmp_path / "out")
+        assert (tmp_path / "out/export.json").is_file()
+        return
     choice = (kind(),) if role == "block_ratios" else kind()
     recipe = neuroal.Recipe(sparsity=0.6, search_samples=2, **{role: choice})
     model = tiny_model("llama", blocks=2)

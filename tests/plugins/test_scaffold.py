@@ -60,7 +60,8 @@ def test_package_is_complete(role: str, here: Path) -> None:
     assert points == {f"neuroal.{role}": {"my-own": "neuroal_my_own:MyOwn"}}
     shown = result.stdout.splitlines()
     assert shown[0] == "written to neuroal-my-own; go on with"
-    assert shown[-1].startswith(f"  neuroal prune demo --{role.replace('_', '-')} my-own ")
+    flag = "to" if role == "exporter" else role.replace("_", "-")
+    assert shown[-1].startswith("  neuroal ") and f" --{flag} my-own --out " in shown[-1]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neuroal import (
+    ExporterTraits,
     Generation,
     Importance,
     Proposal,
@@ -715,11 +716,55 @@ ROW_RATIOS: list[Broken] = [
     ("one name", Weighs("one name"), {"test_parameters_identify"}),
     ("numbers", Weighs("numbers"), {"test_block_measurements"}),
 ]
+# Exporters
+
+
+@plugin
+class Exports:
+    """The bits of the masks, and one that is broken in a way of its own."""
+
+    how: str = "good"
+
+    @hookimpl
+    def describe(self) -> Any:
+        match self.how:
+            case "perhaps":
+                return ExporterTraits(reads_dense=None)  # type: ignore[arg-type]
+            case "two things":
+                return ExporterTraits(reads_dense=next(COUNT) % 2 == 0)
+        return ExporterTraits()
+
+    @hookimpl
+    def export_run(self, run: Any, folder: Any, rng: torch.Generator) -> Any:
+        bits = b"".join((x.weight == 0).numpy().tobytes() for x in run.linears())
+        drawn = torch.rand((), generator=None if self.how == "random" else rng)
+        if self.how != "no file":
+            (folder / "masks.bin").write_bytes(bits + drawn.numpy().tobytes())
+        match self.how:
+            case "beside":
+                (run.folder / "masks.bin").write_bytes(bits)
+            case "a list":
+                return [len(bits)]
+            case "a tensor":
+                return {"bits": torch.tensor(len(bits))}
+        return {"bits": len(bits)}
+
+
+EXPORTERS = [
+    ("perhaps", Exports("perhaps"), {"test_traits"}),
+    ("two things", Exports("two things"), {"test_traits"}),
+    ("no file", Exports("no file"), {"test_export"}),
+    ("a list", Exports("a list"), {"test_export"}),
+    ("a tensor", Exports("a tensor"), {"test_export"}),
+    ("random", Exports("random"), {"test_export_repeats"}),
+    ("beside", Exports("beside"), {"test_export_leaves_the_run_alone"}),
+]
 BROKEN = {
     "pruner": PRUNERS,
     "alignment": METRICS,
     "refiner": REFINERS,
     "reconstruction": RECONSTRUCTIONS,
+    "exporter": EXPORTERS,
     "block_ratios": BLOCK_RATIOS,
     "row_ratios": ROW_RATIOS,
 }
@@ -735,6 +780,7 @@ GOOD = [
     ("reconstruction", Values()),
     ("reconstruction", BlockValues()),
     ("reconstruction", BlockValues("some")),
+    ("exporter", Exports()),
     ("block_ratios", Search()),
     ("row_ratios", Rows()),
     ("row_ratios", Weighs()),
@@ -782,6 +828,7 @@ def test_every_law_is_broken_by_some_plugin(role: str) -> None:
             *("reconstruction", BlockValues("all linears"), "test_block_values"),
             "returned values of 'blocks.0.o', which is not pruned",
         ),
+        ("exporter", Exports("a tensor"), "test_export", "returned what is no JSON"),
         ("block_ratios", Search("a string"), "test_ratios_are_ratios", "is str, neither"),
         ("row_ratios", Weighs("raw norms"), "test_importance", "not positive and finite"),
         ("row_ratios", Weighs("a list"), "test_importance", "is list, not a tensor"),

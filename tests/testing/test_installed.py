@@ -11,6 +11,7 @@ from neuroal.plugins import Listing, Plugin, available, load
 from neuroal.testing import (
     AlignmentConformance,
     BlockRatiosConformance,
+    ExporterConformance,
     PrunerConformance,
     ReconstructionConformance,
     RefinerConformance,
@@ -54,7 +55,11 @@ class TestReconstruction(ReconstructionConformance):
     plugin = installed("reconstruction")
 
 
+class TestExporter(ExporterConformance):
+    plugin = installed("exporter")
+
+
 def test_every_role_is_checked() -> None:
     ratios = {TestBlockRatios, TestRowRatios}
-    checked = {TestPruner, *ratios, TestAlignment, TestRefiner, TestReconstruction}
+    checked = {TestPruner, *ratios, TestAlignment, TestRefiner, TestReconstruction, TestExporter}
     assert {kind.role for kind in checked} == set(ROLES)
