@@ -44,7 +44,7 @@ def losses(run: FinishedRun) -> Iterator[Figure]:
         },
     }
     caption = (
-        f"Mean {of} on the windows of each stretch of steps, each window seen once: from "
+        f"Mean {of} on the windows of each stretch of steps: from "
         f"{number(first[1], 4)} at step {first[0]} to {number(last[1], 4)} at step {last[0]}."
     )
     yield Figure("Training loss", caption, spec, Table(("step", "loss"), points))

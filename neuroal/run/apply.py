@@ -30,6 +30,7 @@ from neuroal.recipe import Recipe
 from neuroal.run.masks import RUN
 from neuroal.run.report import Phases, Report, environment
 from neuroal.run.save import as_counted, save_run
+from neuroal.run.setup import stays_dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +264,7 @@ def dense_linears(found: Source, layout: Layout) -> dict[str, str]:
     """Return the linears that have no masks, and why: as the run's recipe says, if it does."""
     recipe = found.run["recipe"]
     pattern = Recipe(pattern=recipe["pattern"]).parsed_pattern()
-    why = staysdense_linears(layout, recipe.get("keep", ()), recipe.get("only", ()), pattern)
+    why = stays_dense(layout, recipe.get("keep", ()), recipe.get("only", ()), pattern)
     if found.masks is not None:
         return {
             name: why.get(name, f"'{found.name}' has no mask of it")
