@@ -36,6 +36,7 @@ from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules, targets
 from neuroal.recipe import Recipe
 from neuroal.run.commit import commit
+from neuroal.run.effort import METHOD, with_effort
 from neuroal.run.evaluation import RunEvaluation, tokens_at_once
 from neuroal.run.kept_zeros import with_kept_zeros
 from neuroal.run.masks import WithMasks
@@ -69,6 +70,7 @@ def prune(
     progress: bool = False,
     shared: SharedMeasurements | None = None,
     prepared: Prepared | None = None,
+    effort: str | None = None,
     **fields: Any,
 ) -> Report:
     """Prune a model in memory, or a folder or hub name, by a recipe.
@@ -76,7 +78,8 @@ def prune(
     Args:
         model: A causal language model, pruned in place, or where to load one.
         tokenizer: Of a model in memory; not needed where `windows` or token ids calibrate it.
-        recipe: What to do; `Recipe()` prunes half the weights by Wanda with NeuroAL on top.
+        recipe: What to do; `Recipe()` prunes half the weights by Wanda with NeuroAL on top. Without
+            one, `fields` say it, and where they name no method it is that of the effort "medium".
         windows: Calibration token ids, int64 `(samples, length)`, in place of a source.
         out: Folder to write; needed for a path.
         overwrite: Replace an earlier run in `out`.
@@ -90,6 +93,8 @@ def prune(
         progress: Show bars on stderr, or a line every 30 seconds where it is no terminal.
         shared: Windows and measurements that runs on the same dense model reuse.
         prepared: What `prepare` has made of the same recipe and path; None prepares here.
+        effort: A preset that says how much to spend, and names the pruner: "low", "medium", "high"
+            or "max"; None where a method is named.
         fields: Fields of `Recipe`, which go before those of `recipe`: `sparsity=0.7`.
 
     Returns:
@@ -102,7 +107,8 @@ def prune(
     """
     if isinstance(tokenizer, Recipe):
         raise UsageError("a recipe stands where the tokenizer belongs: give it as recipe=...")
-    recipe = _with_fields(recipe or Recipe(), fields)
+    given = fields.keys() if recipe is None or effort else fields.keys() | METHOD
+    recipe = with_effort(_with_fields(recipe or Recipe(), fields), effort, given)
     in_memory = isinstance(model, nn.Module)
     if not in_memory:
         recipe = dataclasses.replace(recipe, model=str(model))

@@ -27,6 +27,7 @@ TOP_UP_ROLES = (  # that a top-up decides
     "alignment",
     "refiner",
     "reconstruction",
+    "search_pruner",  # of role `pruner`
 )
 
 
@@ -105,6 +106,8 @@ class Recipe:
         refiner: Mask refiner of the final pruning; "none" removes a preset's.
         reconstruction: What gives the surviving weights new values in the final pruning; "none"
             removes a preset's.
+        search_pruner: What prunes the candidates of the search; None is the top-up's own, which is
+            the pruner unless it says otherwise.
         pattern: "unstructured" or "N:M" (N kept of M).
         comparison: Scores compete per "row" or "matrix"; None is the pruner's own.
         skip_indivisible: Leave linears dense whose inputs M does not divide.
@@ -156,6 +159,7 @@ class Recipe:
     alignment: Any = None
     refiner: Any = None
     reconstruction: Any = None
+    search_pruner: Any = None
     pattern: str = "unstructured"
     comparison: Comparison | None = None
     skip_indivisible: bool = False

@@ -389,6 +389,13 @@ class TopUp:
         search_samples: Calibration windows that the search uses where the user does not say.
         help: One line for `neuroal plugins list`.
         reconstruction: One name, or None.
+        search_pruner: What prunes the candidates of the search, where that is not the pruner.
+        pruner: Base pruner that it goes with where the user names none; what `--effort` takes has
+            one.
+        excess: What is left of the excess of Wanda with uniform ratios, by calibration tokens, as
+            measured on real models; `--within` chooses by it.
+        candidates: Of all search windows, what the search costs at most where a strategy goes on
+            after its first generation; for the time that `--within` expects.
     """
 
     block_ratios: tuple[str, ...] = ("uniform",)
@@ -399,3 +406,7 @@ class TopUp:
     search_samples: int = 8
     help: str = ""
     reconstruction: str | None = None
+    search_pruner: str | None = None
+    pruner: str | None = None
+    excess: Mapping[int, float] = field(default_factory=dict)
+    candidates: float | None = None

@@ -13,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from neuroal import Recipe
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -149,3 +151,30 @@ def test_both_rules_of_the_first_token_predict_the_same(monkeypatch: pytest.Monk
     found = bos.windows(ids, 9)
     assert found["always"].tolist() == [[9, 4, 5, 6], [9, 7, 8, 0]]
     assert found["never"].tolist() == [[3, 4, 5, 6], [6, 7, 8, 0]]
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("real")
+
+
+def test_cells_of_real_models_are_recipes_of_their_own(real: ModuleType) -> None:
+    cells = list(real.cells("smollm2"))
+    assert len({cell.file for cell in cells}) == len(cells)
+    recipes = [Recipe(**cell.recipe()) for cell in cells if cell.pruner]
+    assert len({recipe.digest() for recipe in recipes}) == len(recipes)
+    assert {recipe.top_up for recipe in recipes} >= {"low", "medium", "high", "max", "neuroal"}
+
+
+def test_record_of_real_models(real: ModuleType, tmp_path: Path) -> None:
+    """A record comes back as written; a table has the excess, and the best method first."""
+    dense, *cells = list(real.cells("smollm2"))[:3]
+    texts = dict.fromkeys(real.TEXTS, 40.0)
+    costs = {"block_runs": 10.0, "seconds": 2.0, "mebibytes": 100.0}
+    worse, better = ({t: n * x for t, x in texts.items()} | costs for n in (4, 2))
+    record = dict(zip((dense, *cells), (texts, worse, better), strict=True))
+    real.write_record(tmp_path / "real.csv", record)
+    assert real.read_record(tmp_path / "real.csv") == record
+    lines = [x for x in real.tables(record).splitlines() if x.startswith("|")][2:]
+    assert [f"({math.log(n):.2f})" in x for n, x in zip((2, 4), lines, strict=True)] == [True] * 2

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import typing
@@ -149,6 +150,18 @@ def numbers(text: str) -> float | tuple[float, ...]:
             f"'{text}' is not a number, nor several with commas between."
         ) from None
     return found[0] if len(found) == 1 else found
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of `90s`, `10m` or `1.5h`; the type of an option.
+
+    Raises:
+        BadParameter: It is no such time.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not match or not float(match[1]) > 0:
+        raise click.BadParameter(f"'{text}' is not a time such as 90s, 10m or 1.5h.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def message_options(

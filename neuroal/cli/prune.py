@@ -20,10 +20,11 @@ from neuroal.cli.command import (
     option,
     print_json,
     say,
+    seconds,
     trust_option,
     window_options,
 )
-from neuroal.cli.recipe import default_out, read_recipe, recipe_of
+from neuroal.cli.recipe import default_out, read_recipe, recipe_of, unnamed
 from neuroal.errors import UsageError
 from neuroal.recipe import DTYPES, Recipe
 
@@ -44,6 +45,8 @@ _run_option = partial(option, group="Run")
     cls=Command,
     examples=[
         "neuroal prune demo --sparsity 0.7",
+        "neuroal prune path/to/llama --calibration texts.jsonl --effort high --out pruned",
+        "neuroal prune path/to/llama --calibration texts.jsonl --within 10m --out pruned",
         "neuroal prune path/to/llama --calibration texts.jsonl --sparsity 0.6 --out pruned",
         "neuroal prune demo --pruner magnitude --top-up uniform -o magnitude.comparison=matrix",
         "neuroal prune demo --pruner ./mine.py:Mine --top-up neuroal-block",
@@ -63,16 +66,32 @@ _run_option = partial(option, group="Run")
     "last, in place of a search.  [default: an allocation's own, else 0.5]",
 )
 @_method(
+    "--effort",
+    metavar="LEVEL",
+    help="How much to spend, where you name no method: low, medium, high or max, presets that "
+    "choose the pruner too.  [default: medium, where no method is named]",
+)
+@_method(
+    "--within",
+    type=seconds,
+    metavar="TIME",
+    help="Choose effort, samples and length by what this machine does in 90s, 10m or 1.5h.",
+)
+@_method(
     "--pruner",
     default=_DEFAULT.pruner,
     metavar=_PLUGIN,
-    help="Base pruner: a name from `neuroal plugins list`, distribution:name, or ./mine.py:Mine.",
+    show_default=False,
+    help="Base pruner: a name from `neuroal plugins list`, distribution:name, or ./mine.py:Mine.  "
+    f"[default: the effort's, or {_DEFAULT.pruner} beside another part of a method]",
 )
 @_method(
     "--top-up",
     default=_DEFAULT.top_up,
     metavar=_PLUGIN,
-    help="Preset that decides the ratios: uniform, neuroal, owl and more: `neuroal plugins list`.",
+    show_default=False,
+    help="Preset that decides the ratios: uniform, neuroal, owl and more: `neuroal plugins list`.  "
+    f"[default: the effort's, or {_DEFAULT.top_up} beside another part of a method]",
 )
 @_method(
     "--block-ratios",
@@ -91,6 +110,12 @@ _run_option = partial(option, group="Run")
     "--reconstruction",
     metavar=_PLUGIN,
     help="Gives the surviving weights new values: refit, block; none removes the preset's.",
+)
+@_method(
+    "--search-pruner",
+    metavar=_PLUGIN,
+    help="Prunes the candidates of the search, where that is not the pruner: a quicker one, or one "
+    "that is closer to what is saved.",
 )
 @_method(
     "-o",
@@ -288,6 +313,11 @@ def prune(
         say(f"written to {target}")
     else:
         click.echo(run_text(report, target))
+    if unnamed(ctx) and recipe.top_up != _DEFAULT.top_up:
+        say(
+            f"no method is named: this was --effort {recipe.top_up}; the paper's is --top-up "
+            f"{_DEFAULT.top_up}"
+        )
     for change in changes(recorded, report):
         say(f"Warning: {change}")
 
@@ -314,7 +344,7 @@ def _dry_run(recipe: Recipe, target: Path, trust: bool, as_json: bool, **held: A
 def _say_how_long(recipe: Recipe, trust: bool, **held: Any) -> Prepared:
     """Prepare a run, and say of a long one how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
-    from neuroal.cost.plan import LONG, plan, with_seconds
+    from neuroal.cost.plan import HOURS, LONG, plan, with_seconds
     from neuroal.cost.preparation import check_calibrated, prepare, with_its_calibration
     from neuroal.run.setup import setup
 
@@ -325,8 +355,11 @@ def _say_how_long(recipe: Recipe, trust: bool, **held: Any) -> Prepared:
     check_calibrated(recipe, prepared.reads_data)
     price = plan(prepared, **held)
     if price.operations > LONG:
+        price = with_seconds(price)
         about = "" if price.open_ended else "about "
-        say(f"this will take {about}{duration(with_seconds(price))}")
+        long = sum((price.seconds or {}).values()) > HOURS
+        shorter = ": shorter with --within 30m, --effort low, or fewer --samples" if long else ""
+        say(f"this will take {about}{duration(price)}{shorter}")
     return prepared
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from neuroal.cli.command import say
 from neuroal.errors import UsageError
 from neuroal.recipe import TOP_UP_ROLES, Recipe
+from neuroal.units import rough_duration
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(Recipe))
 _LONGEST_NAME = 100  # characters of an output folder's, before a digest
@@ -58,8 +60,17 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
 def recipe_of(
     ctx: click.Context, recorded: Mapping[str, Any] | None, plugin_options: Iterable[str]
 ) -> Recipe:
-    """Return the recipe of the command line: what is given there overrides what is recorded."""
+    """Return the recipe of the command line: what is given there overrides what is recorded.
+
+    Where neither names a method, it is that of the effort, or what `--within` chooses.
+
+    Raises:
+        UsageError: An option or a value is wrong, or they do not go together.
+    """
+    from neuroal.run.effort import with_effort
+
     recipe = Recipe() if recorded is None else Recipe.from_json(recorded["recipe"])
+    recorded_keys = set[str]() if recorded is None else set(recorded["recipe"])
     typed = {
         name: value
         for name, value in ctx.params.items()
@@ -73,7 +84,30 @@ def recipe_of(
         options = {name: values for name, values in options.items() if name in used}
     for name, values in parse_options(plugin_options).items():
         options[name] = options.get(name, {}) | values
-    return dataclasses.replace(recipe, **typed, options=options)
+    recipe = dataclasses.replace(recipe, **typed, options=options)
+    effort, within = ctx.params["effort"], ctx.params["within"]
+    given = typed.keys() | (set() if effort or within else recorded_keys)
+    if within is None:
+        return with_effort(recipe, effort, given)
+    if recipe.model is None:
+        raise UsageError("--within measures a model's time: give a MODEL")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--within would choose in every process by itself: name an --effort")
+    from neuroal.run import mistakes
+
+    mistakes.check(recipe)
+    from neuroal.cost.within import choose
+
+    trust, progress = ctx.params["trust_remote_code"], ctx.params["progress"]
+    choice = choose(recipe, within, effort, given, trust, progress)
+    say(f"within {rough_duration(within)}: {choice}")
+    return choice.recipe
+
+
+def unnamed(ctx: click.Context) -> bool:
+    """Return whether a command line leaves it to neuroal to choose the method."""
+    given = ("effort", "within", "top_up", "recipe_file")
+    return all(ctx.get_parameter_source(x) is not ParameterSource.COMMANDLINE for x in given)
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:

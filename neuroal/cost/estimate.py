@@ -63,7 +63,7 @@ def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Wor
         for count in counts:
             phases["search"] += generation_work(
                 setup.alignment,
-                setup.pruner,
+                setup.search_pruner,
                 setup.reads_deviation,
                 blocks=blocks,
                 candidates=count,
@@ -257,7 +257,7 @@ def _compared(layout: Layout) -> int:
 def _pruned_together(setup: Setup, layout: Layout) -> int:
     """Return the bytes in float32 of the linears that one call of the pruner has."""
     alone = 4 * max(x.weights for x in layout.linears.values())
-    if not setup.pruner.has("prune_linears"):
+    if not any(x.has("prune_linears") for x in (setup.pruner, setup.search_pruner)):
         return alone
     alike: Counter[object] = Counter()
     for block in layout.blocks:

@@ -23,6 +23,7 @@ from neuroal.model.zeros import sampled_zeros
 from neuroal.run.windows import Look
 
 LONG = 1e13  # operations of a run that is worth timing before: minutes on a CPU
+HOURS = 7200.0  # seconds of a run that people want to shorten
 
 log = logging.getLogger(__name__)
 

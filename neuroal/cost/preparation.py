@@ -23,7 +23,7 @@ from neuroal.model import pretrained
 from neuroal.model.memory import device_of
 from neuroal.plugins import Plugin
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.hooks import rng_for, updates_weights
+from neuroal.pruning.hooks import rng_for
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
 from neuroal.run import mistakes
@@ -228,7 +228,7 @@ def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) ->
         base = dict.fromkeys(pruned.linears, rules.ratio(layout))
         arguments["base"] = dict.fromkeys(layout.linears, 0.0) | base
         arguments["deviation"] = {n: torch.zeros(x.in_features) for n, x in layout.linears.items()}
-        arguments["weighs_inputs"] = not updates_weights(setup.pruner)
+        arguments["weighs_inputs"] = setup.weighs_inputs
     proposals = plugin.proposals(plugin.proposes, **arguments)
     counts: list[int] = []
     widest = 0
@@ -242,7 +242,7 @@ def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) ->
             widest = max(widest, counts[-1] * windows)
             alone = generation_work(
                 setup.alignment,
-                setup.pruner,
+                setup.search_pruner,
                 setup.reads_deviation,
                 blocks=len(layout.blocks),
                 candidates=1,

@@ -261,7 +261,7 @@ class _Runs:
         setup = self.setup
         norm = frozenset({"input_norm"} if setup.reads_deviation else ())
         read = setup.alignment.statistic_names() | norm
-        of_plugins = [p.required_statistics() for p in (setup.alignment, setup.pruner)]
+        of_plugins = [p.required_statistics() for p in (setup.alignment, setup.search_pruner)]
         accumulators = resolve(norm.union(*of_plugins))
         compared = tuple(a for a in accumulators if a.name in read)
         keeps = any(a.compares for a in compared)
@@ -337,19 +337,24 @@ class _Prunings:
         required = {s.name for p in self.setup.final for s in resolve(p.required_statistics())}
         final = {name: x.only(required) for name, x in of_final.items()}
         kinds: list[Callable[[Block], Seconds]] = [
-            partial(self._prune, "prune", None, of_search),
-            partial(self._prune, "final_prune", self.setup.refiner, final),
+            partial(self._prune, "prune", self.setup.search_pruner, None, of_search),
+            partial(self._prune, "final_prune", self.setup.pruner, self.setup.refiner, final),
         ]
         return kinds if measured is None else [*kinds, partial(self._measure, measured)]
 
     def _prune(
-        self, kind: str, refiner: Plugin | None, statistics: LinearStatistics, block: Block
+        self,
+        kind: str,
+        plugin: Plugin,
+        refiner: Plugin | None,
+        statistics: LinearStatistics,
+        block: Block,
     ) -> Seconds:
         layout = Layout((block,))
         ratios = dict.fromkeys(layout.linears, self.rules.sparsity)
         goals = targets(Allocation.of(ratios, layout), layout, self.rules)
         seen = corner_statistics(block, statistics, self.layout)
-        pruner = BasePruner(self.setup.pruner, refiner, self.seed)
+        pruner = BasePruner(plugin, refiner, self.seed)
         work = partial(pruner.prune_block, block, self.module, seen, goals)
         return {kind: synchronised(self.device)(work)}
 

@@ -104,9 +104,7 @@ def _what_to_try(asked: Mapping[str, Any]) -> str:
     recipe = Recipe.from_json({k: asked[k] for k in ("sparsity", "pattern")})
     fixed = recipe.parsed_pattern() is not None and recipe.sparsity is None
     cures = []
-    if not fixed and not str(asked["top_up"]).startswith("best"):
-        cures.append("--top-up best")
-    if "reconstruction" in asked and asked["reconstruction"] is None:
-        cures.append("a --reconstruction of the weights that survive")
+    if asked["top_up"] != "max":
+        cures.append("--effort max" if asked["top_up"] == "high" else "--effort high")
     cures.append("a pattern that keeps more" if fixed else f"a sparsity below {recipe.wanted:g}")
     return " or ".join(filter(None, (", ".join(cures[:-1]), cures[-1])))

@@ -186,6 +186,8 @@ def _top_up(listing: Listing) -> TopUp:
     if not top_up.search_samples > 0:
         number = top_up.search_samples
         raise PluginError(f"{listing}: search_samples {number} is not a positive number")
+    if not all(tokens > 0 and excess >= 0 for tokens, excess in top_up.excess.items()):
+        raise PluginError(f"{listing}: excess is not tokens > 0 with shares of an excess >= 0")
     return top_up
 
 

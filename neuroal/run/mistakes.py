@@ -41,6 +41,7 @@ def check_names(recipe: Recipe) -> None:
     asked: list[tuple[str, object]] = [("pruner", recipe.pruner), ("top_up", recipe.top_up)]
     for role in TOP_UP_ROLES:
         choice = getattr(recipe, role)
+        role = "pruner" if role == "search_pruner" else role
         asked += [(role, x) for x in (choice if isinstance(choice, tuple) else [choice])]
     for role, choice in asked:
         removed = role in ("refiner", "reconstruction") and choice == "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -12,7 +12,6 @@ from neuroal.distributed import Team
 from neuroal.layout import Layout
 from neuroal.model.run_folder import Journal
 from neuroal.pruning.allocation import Allocation
-from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import Recipe
@@ -54,7 +53,7 @@ class RunSearch:
         setup, recipe, walker = self.setup, self.recipe, self.walker
         aligner = None
         if walker is not None:
-            pruner = BasePruner(setup.pruner, None, recipe.seed, self.rules.zeros.keys())
+            pruner = BasePruner(setup.search_pruner, None, recipe.seed, self.rules.zeros.keys())
             aligner = Aligner(walker, pruner, setup.alignment, setup.reads_deviation)
         samples = setup.search_samples
         ids = self.data.ids[:samples] if self.data is not None else torch.empty(0, 0)
@@ -67,14 +66,14 @@ class RunSearch:
         search = TopUpSearch(
             aligner=aligner,
             layout=self.layout,
-            rules=self.rules,
+            rules=replace(self.rules, comparison=setup.search_comparison),
             inputs=inputs,
             windows=len(ids),
             journal=self.journal.recall,
             progress=self.progress,
             bookmark=partial(bookmark, self.journal),
             seed=recipe.seed,
-            weighs_inputs=not updates_weights(setup.pruner),
+            weighs_inputs=setup.weighs_inputs,
             team=self.team,
         )
         measurements = self._measure()

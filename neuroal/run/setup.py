@@ -18,6 +18,7 @@ from neuroal.plugins import (
     load_top_up,
     refuse_unused,
 )
+from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.targets import Rules
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.types import (
@@ -39,6 +40,7 @@ class Setup:
     """The plugins of a run, checked against each other.
 
     Attributes:
+        search_pruner: What prunes the candidates of the search: the pruner, or another.
         block_ratios: One or more; empty where ratios are given.
         row_ratios: None where ratios are given.
         reconstruction: None where surviving weights stay as the pruner leaves them.
@@ -49,6 +51,7 @@ class Setup:
     """
 
     pruner: Plugin
+    search_pruner: Plugin
     block_ratios: tuple[Plugin, ...]
     row_ratios: Plugin | None
     alignment: Plugin
@@ -63,7 +66,24 @@ class Setup:
     def plugins(self) -> tuple[Plugin, ...]:
         """Return every plugin of the run."""
         own = (self.reconstruction,) if self.reconstruction else ()
-        return (self.pruner, *self.strategies, self.alignment, *self.final[1:], *own)
+        search = (self.search_pruner,) if self.search_pruner is not self.pruner else ()
+        return (
+            *(self.pruner, *search, *self.strategies, self.alignment),
+            *(*self.final[1:], *own),
+        )
+
+    @property
+    def weighs_inputs(self) -> bool:
+        """Return whether inputs may have importance: where no pruner moves weights."""
+        return not any(updates_weights(x) for x in (self.pruner, self.search_pruner))
+
+    @property
+    def search_comparison(self) -> Comparison:
+        """Return how scores compete in the search."""
+        if self.search_pruner is self.pruner:
+            return self.comparison
+        comparison: Comparison = self.search_pruner.traits(PrunerTraits).comparison
+        return comparison
 
     @property
     def strategies(self) -> tuple[Plugin, ...]:
@@ -175,11 +195,14 @@ def setup(recipe: Recipe) -> Setup:
     """
     check_requirements(recipe.requires)
     top_up = _top_up(recipe)
-    if recipe.gives_ratios and (recipe.block_ratios or recipe.row_ratios is not None):
+    searched = ("block_ratios", "row_ratios", "search_pruner")
+    if recipe.gives_ratios and any(getattr(recipe, x) is not None for x in searched):
         what = "--allocation holds" if recipe.allocation is not None else "the recipe gives"
-        raise UsageError(f"{what} every ratio: drop --block-ratios and --row-ratios")
+        flags = ", ".join(f"--{x.replace('_', '-')}" for x in searched)
+        raise UsageError(f"{what} every ratio: drop {flags}")
     plugins = _load(recipe, top_up)
     (pruner,) = plugins["pruner"]
+    search_pruner = next(iter(plugins["search_pruner"]), pruner)
     pattern, can = recipe.parsed_pattern(), pruner.traits(PrunerTraits)
     comparison: Comparison = recipe.comparison or can.comparison
     if pattern is not None and recipe.comparison is not None:
@@ -195,6 +218,9 @@ def setup(recipe: Recipe) -> Setup:
             why = no_importance(pattern, recipe.comparison)
         else:
             why = no_rows(pruner.name, can, pattern, comparison)
+            if why is None and search_pruner is not pruner:
+                searches = search_pruner.traits(PrunerTraits)
+                why = no_rows(search_pruner.name, searches, pattern, searches.comparison)
         if why and top_up.row_ratios != UNIFORM:
             notes.append(_left_out_row_step(recipe, top_up, why))
             plugins["row_ratios"] = load([("row_ratios", UNIFORM)])
@@ -204,6 +230,7 @@ def setup(recipe: Recipe) -> Setup:
     refuse_unused(recipe.options, names)
     chosen = Setup(
         pruner=pruner,
+        search_pruner=search_pruner,
         block_ratios=tuple(plugins["block_ratios"]),
         row_ratios=next(iter(plugins["row_ratios"]), None),
         alignment=plugins["alignment"][0],
@@ -234,8 +261,10 @@ def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
     """
     pattern = recipe.parsed_pattern()
     fixed = pattern is not None and not _varies(recipe, pattern)
+    searches = top_up.search_pruner not in (None, recipe.pruner) and not fixed
     choices: dict[str, tuple[Any, ...]] = {
         "pruner": (recipe.pruner,),
+        "search_pruner": (top_up.search_pruner,) if searches else (),
         "block_ratios": (UNIFORM,) if fixed else top_up.block_ratios,
         "row_ratios": (top_up.row_ratios,),
         "alignment": (top_up.alignment,),
@@ -243,8 +272,9 @@ def _load(recipe: Recipe, top_up: TopUp) -> dict[str, list[Plugin]]:
         "reconstruction": _optional(top_up.reconstruction),
     }
     if recipe.gives_ratios:
-        choices["block_ratios"] = choices["row_ratios"] = ()
-    flat = [(role, choice) for role, of_role in choices.items() for choice in of_role]
+        choices["block_ratios"] = choices["row_ratios"] = choices["search_pruner"] = ()
+    roles = {"search_pruner": "pruner"}
+    flat = [(roles.get(x, x), choice) for x, of_role in choices.items() for choice in of_role]
     used = {listing_of(role, choice).name for role, choice in flat}
     options: dict[str, dict[str, Any]] = {}
     for values_by_name in (top_up.options, recipe.options):
@@ -267,7 +297,8 @@ def _left_out_row_step(recipe: Recipe, top_up: TopUp, why: str) -> str:
     """
     if recipe.row_ratios is not None:
         raise UsageError(f"row ratios make no sense here: {why}")
-    if recipe.block_ratios is None and top_up.block_ratios == (UNIFORM,):
+    more = top_up.refiner or top_up.reconstruction
+    if recipe.block_ratios is None and top_up.block_ratios == (UNIFORM,) and not more:
         raise UsageError(f"top-up '{recipe.top_up}' is a row step alone, and {why}")
     return f"row step of top-up '{recipe.top_up}' left out: {why}"
 
@@ -329,11 +360,11 @@ def _check_statistics(chosen: Setup) -> None:
                 "reconstructions"
             )
             raise plugin.error("required_statistics", what)
-    together = [chosen.pruner, chosen.alignment, *chosen.final[1:]]
-    try:
-        resolve(s for plugin in together for s in plugin.required_statistics())
-    except UsageError as error:
-        raise UsageError(f"{' and '.join(str(p) for p in together)}: {error}") from error
+    for together in ([chosen.search_pruner, chosen.alignment], chosen.final):
+        try:
+            resolve(s for plugin in together for s in plugin.required_statistics())
+        except UsageError as error:
+            raise UsageError(f"{' and '.join(str(p) for p in together)}: {error}") from error
 
 
 def no_rows(

@@ -65,6 +65,7 @@ class TopUpEntry:
         alignment: Plugin in place of the preset's.
         refiner: Plugin in place of the preset's; "none" removes it.
         reconstruction: Plugin in place of the preset's; "none" removes it.
+        search_pruner: Plugin in place of the preset's.
         options: Plugin name to its options.
         ratios: Ratios by pattern in place of a search, as in a recipe: of linears that none means,
             the study's sparsity is the ratio. The preset's refiner and reconstruction stay.
@@ -77,6 +78,7 @@ class TopUpEntry:
     alignment: str | None = None
     refiner: str | None = None
     reconstruction: str | None = None
+    search_pruner: str | None = None
     options: Options = field(default_factory=dict)
     ratios: tuple[GivenRatio, ...] = ()
 
@@ -330,7 +332,7 @@ def _short(name: str) -> str:
 
 
 def _top_up(top_up: TopUpEntry, folder: Path) -> Any:
-    roles = ("row_ratios", "alignment", "refiner", "reconstruction")
+    roles = ("row_ratios", "alignment", "refiner", "reconstruction", "search_pruner")
     top_up = _located(top_up, folder, "name", *roles, find=_plugin)
     if top_up.block_ratios is not None:
         block = tuple(_plugin(b, folder) for b in top_up.block_ratios)

@@ -83,10 +83,9 @@ def _check_top_up(top_up: TopUp) -> None:
     """Load the plugins that a preset names, with its options."""
     names = [("block_ratios", name) for name in top_up.block_ratios]
     names += [("row_ratios", top_up.row_ratios), ("alignment", top_up.alignment)]
-    if top_up.refiner is not None:
-        names.append(("refiner", top_up.refiner))
-    if top_up.reconstruction is not None:
-        names.append(("reconstruction", top_up.reconstruction))
+    for role in ("pruner", "refiner", "reconstruction"):
+        if getattr(top_up, role) is not None:
+            names.append((role, getattr(top_up, role)))
     load(names, top_up.options)
 
 

@@ -67,3 +67,55 @@ BEST_SLOW = TopUp(
     search_samples=32,
     help="like best with ten times the block runs, on more windows, rows and inputs weighed",
 )
+
+# What `--effort` names: whole methods. What each leaves of the excess of Wanda with uniform ratios
+# is that of SmolLM2-135M at 0.6, the mean of three texts (docs/real-models.md).
+
+LOW = TopUp(
+    pruner="wanda",
+    reconstruction="refit",
+    excess={4096: 0.68},
+    help="uniform ratios, and the surviving weights refitted; no search",
+)
+
+# In candidates of 8 windows: half of the paper's search on ratios, and the exponents of rows.
+# Rounds of steps on rows are paid from it on small models alone.
+MEDIUM = TopUp(
+    pruner="wanda",
+    block_ratios=("sensitivity",),
+    row_ratios="row_sensitivity",
+    alignment="output_kl",
+    reconstruction="refit",
+    options={"sensitivity": {"candidates": 15}, "row_sensitivity": {"candidates": 14}},
+    excess={4096: 0.53},
+    candidates=29,
+    help="ratios by measured sensitivity, rows and inputs weighed, the weights refitted",
+)
+
+# Shares of the weights and of the rows are much the same under any good pruner, and Wanda is quick.
+HIGH = TopUp(
+    pruner="alps",
+    search_pruner="wanda",
+    block_ratios=("sensitivity",),
+    row_ratios="row_sensitivity",
+    alignment="output_kl",
+    reconstruction="refit",
+    options=MEDIUM.options,
+    excess={4096: 0.42},
+    candidates=MEDIUM.candidates,
+    help="ALPS by ratios and rows that were searched for under Wanda, the weights refitted",
+)
+
+# Enough for one round of steps on the rows of 30 blocks.
+MAX = TopUp(
+    pruner="alps",
+    search_pruner="wanda",
+    block_ratios=("sensitivity",),
+    row_ratios="row_sensitivity",
+    alignment="output_kl",
+    reconstruction="refit",
+    options={"sensitivity": {"candidates": 29}, "row_sensitivity": {"candidates": 140}},
+    excess={4096: 0.4},
+    candidates=169,
+    help="as high, with a search six times as long",
+)

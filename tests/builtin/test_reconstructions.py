@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuroal import Block, Statistics, UsageError
+from neuroal import Block, Statistics, Target, UsageError
 from neuroal.plugins import load
 from neuroal.testing import collect, linear
+from neuroal_plugins.pruner.wanda_refit import WandaRefit
 from neuroal_plugins.reconstruction.block import BlockReconstruction
 from neuroal_plugins.reconstruction.refit import DenseGram, Refit, better, solve
 
@@ -205,3 +206,24 @@ def test_passes_are_no_more_than_announced() -> None:
         batches = [Batch(i, truth) for i in range(count)]
         trained(plugin, batches, truth.masked_fill(mask, 0))
         assert sum(b.runs for b in batches) <= plugin.describe().passes * count
+
+
+def test_wanda_refit_is_wandas_mask_and_the_normal_equations() -> None:
+    """On every row's support, (H + d I) v = H w + d w, d half the inputs per token."""
+    torch.manual_seed(5)
+    weight, x = torch.randn(6, 12), torch.randn(3, 16, 12) * torch.linspace(0.2, 2, 12)
+    known = collect(x, "gram")
+    target = Target(torch.full((6,), 7), 7 / 12, None, "row", "exact")
+    found = WandaRefit(steps=60).prune_linear(weight, target, known, linear(6, 12))
+    gram = 2 / 3 * torch.einsum("nti,ntj->ij", x, x).double()
+    scores = weight.double().abs() * gram.diagonal().sqrt()
+    damp = 0.5 * 12 / 48 * float(gram.diagonal().mean())
+    for i in range(6):
+        pruned = scores[i].argsort()[:7].tolist()
+        assert sorted(pruned) == found.mask[i].nonzero().flatten().tolist()
+        kept = [j for j in range(12) if j not in pruned]
+        left = gram[kept][:, kept] + damp * torch.eye(5).double()
+        right = (gram[kept] + damp * torch.eye(12).double()[kept]) @ weight[i].double()
+        wanted = torch.linalg.solve(left, right)
+        assert torch.allclose(found.weight[i, kept].double(), wanted, atol=1e-4)
+        assert not found.weight[i, pruned].any()

@@ -62,8 +62,14 @@ USAGE = {
     "unknown reconstruction": (["--reconstruction", "refits"], "did you mean 'refit'?"),
     "plugin of another role": (["--pruner", "linear_schedule"], "it is of role block_ratios"),
     "no such plugin file": (["--pruner", "./mine.py:Mine"], "there is no file ./mine.py"),
-    "unknown plugin option": (["-o", "linear_schedule.lambda=0.1"], "did you mean 'lambdas'?"),
-    "option of a wrong type": (["-o", "linear_schedule.lambdas=a"], "is not list of float"),
+    "unknown plugin option": (
+        ["--top-up", "neuroal", "-o", "linear_schedule.lambda=0.1"],
+        "did you mean 'lambdas'?",
+    ),
+    "option of a wrong type": (
+        ["--top-up", "neuroal", "-o", "linear_schedule.lambdas=a"],
+        "is not list of float",
+    ),
     "option without a value": (["-o", "linear_schedule.lambdas"], "is not PLUGIN.key=value"),
     "option without a plugin": (["-o", "lambdas=0.1"], "such as -o linear_schedule.lambdas="),
     "option of no plugin in use": (["-o", "magnitude.x=1"], "which is not used"),

@@ -55,7 +55,7 @@ def ok(result: Any) -> Any:
 
 
 def test_summary_and_default_folder(folder: Path, prune: Any) -> None:
-    result = ok(prune())
+    result = ok(prune("--top-up", "neuroal"))
     assert result.stderr == ""
     (out,) = folder.glob(f"{OUT}*")
     assert re.fullmatch(rf"{OUT}-rows-4samples-[0-9a-f]{{6}}", out.name)
@@ -183,7 +183,7 @@ def test_optional_roles_are_left_out_by_none(folder: Path, prune: Any) -> None:
 
 
 def test_an_allocation_brings_its_sparsity(folder: Path, prune: Any, run: Any) -> None:
-    ok(prune("--sparsity", 0.7, "--out", "one", "-q"))
+    ok(prune("--top-up", "neuroal", "--sparsity", 0.7, "--out", "one", "-q"))
     ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two", "-q"))
     ok(prune("--allocation", "one", "--sparsity", 0.6, "--out", "three", "-q"))
     assert [report(Path(x))["recipe"]["sparsity"] for x in ("two", "three")] == [None, 0.6]
@@ -207,7 +207,7 @@ def test_a_folder_that_exists_is_refused_before_anything_is_planned(
 
     monkeypatch.setattr("neuroal.cost.preparation.prepare", planned)
     Path("out").mkdir()
-    result = prune("--out", "out")
+    result = prune("--top-up", "neuroal", "--out", "out")
     assert result.exit_code == 2 and "output folder 'out' exists" in result.stderr
 
 
@@ -251,7 +251,7 @@ def test_changed_plugin_model_and_data_are_said(folder: Path, run: Any) -> None:
 
 
 def test_allocation_on_another_pruner(folder: Path, prune: Any) -> None:
-    ok(prune("--out", "one", "-q"))
+    ok(prune("--top-up", "neuroal", "--out", "one", "-q"))
     result = ok(prune("--pruner", "magnitude", "--allocation", "one", "--out", "two"))
     assert "from one" in result.stdout
     one, two = report(Path("one")), report(Path("two"))
@@ -288,7 +288,7 @@ def test_competing_block_ratios_and_notes(folder: Path, prune: Any) -> None:
     ok(prune(*two, "--out", "out", "-q"))
     tried = {c["plugin"] for c in report(Path("out"))["candidates"] if c["role"] == "block_ratios"}
     assert tried == {"linear_schedule", "uniform"}
-    result = ok(prune("--pattern", "2:4"))
+    result = ok(prune("--top-up", "neuroal", "--pattern", "2:4"))
     assert "Note: row step of top-up 'neuroal' left out" in result.stdout
     assert any(Path().glob("tiny-wanda-neuroal-2of4-*"))
 
@@ -320,7 +320,7 @@ def test_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "prune", stop)
-    result = prune("--out", "out")
+    result = prune("--top-up", "neuroal", "--out", "out")
     hint = "; --resume goes on from 'out.partial'" if started else ""
     assert result.stderr == f"Error: interrupted{hint}\n"
     assert result.exit_code == 130
@@ -331,31 +331,31 @@ def test_unexpected_error(folder: Path, prune: Any, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no\nluck")
 
     monkeypatch.setattr(engine, "prune", fail)
-    result = prune()
+    result = prune("--top-up", "neuroal")
     assert result.stderr == "Error: RuntimeError: no luck (run with -v for the traceback)\n"
     assert result.exit_code == 1
-    result = prune("-v")
+    result = prune("--top-up", "neuroal", "-v")
     assert "Traceback" in result.stderr
     assert result.stderr.endswith("\nError: RuntimeError: no luck\n")
 
 
 def test_progress_is_on_stderr(folder: Path, prune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    result = ok(prune("--progress", "--json"))
+    result = ok(prune("--top-up", "neuroal", "--progress", "--json"))
     assert "14 candidates" in result.stderr and "prune: " in result.stderr
     json.loads(result.stdout)
-    result = ok(prune("--progress", "--quiet", "--overwrite"))
+    result = ok(prune("--top-up", "neuroal", "--progress", "--quiet", "--overwrite"))
     assert (result.stdout, result.stderr) == ("", "")
 
 
 def test_dry_run(folder: Path, prune: Any, run: Any) -> None:
     before = sorted(folder.rglob("*"))
-    text = ok(prune("--dry-run")).stdout
+    text = ok(prune("--top-up", "neuroal", "--dry-run")).stdout
     for expected in ("blocks 0 to 1", "self_attn.q_proj", "32 × 32", "self_attn.o_proj"):
         assert expected in text
     for expected in ("linear_schedule", "14", "15", "prunable weights", "17,408", "MiB", str(OUT)):
         assert expected in text
-    plan = json.loads(ok(prune("--dry-run", "--json")).stdout)
+    plan = json.loads(ok(prune("--top-up", "neuroal", "--dry-run", "--json")).stdout)
     assert plan["weights"] == plan["layout"]["weights"] == 17_408
     assert [s["candidates"] for s in plan["steps"]] == [14, 15]
     assert len(plan["layout"]["blocks"][0]["linears"]) == 7
@@ -366,7 +366,8 @@ def test_dry_run(folder: Path, prune: Any, run: Any) -> None:
 
 
 def test_dry_run_counts_the_block_runs(folder: Path, prune: Any) -> None:
-    for more in ((), ("--top-up", "uniform"), ("--pattern", "2:4"), ("--pruner", "magnitude")):
+    named = ("--top-up", "neuroal")
+    for more in (named, ("--top-up", "uniform"), (*named, "--pattern", "2:4"), ("--pruner", "ria")):
         plan = json.loads(ok(prune(*more, "--dry-run", "--json")).stdout)
         said = json.loads(ok(prune(*more, "--json", "--out", "out", "--overwrite")).stdout)
         done = said["counts"]["block_runs"]

@@ -53,7 +53,7 @@ def test_a_collapse_is_said(folder: Path, prune: Any, run: Any) -> None:
     result = ok(run("evaluate", "out", "--data", "text.txt", "--length", 16))
     (note,) = [x for x in result.stdout.splitlines() if x.startswith("Note: ")]
     assert note.startswith("Note: the model has collapsed on 'text.txt': its perplexity of ")
-    assert "times the dense model's 2.0" in note and "--top-up best" in note
+    assert "times the dense model's 2.0" in note and "--effort high" in note
     kept = json.loads(Path("out/neuroal.json").read_text())["evaluation"]
     assert [x["dense_perplexity"] for x in kept] == [2.0] and kept[0]["excess"] > 1
 

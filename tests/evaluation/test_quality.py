@@ -67,13 +67,15 @@ def test_a_collapse_is_said_with_what_to_try() -> None:
     (line,) = quality.collapses(report(1.5))
     assert line.startswith(
         "the model has collapsed on 'test.txt': its perplexity of 89.6 is 4.5 times the dense "
-        "model's 20.0 (excess 1.50): try --top-up best"
+        "model's 20.0 (excess 1.50): try --effort high"
     )
     assert line.endswith("or a sparsity below 0.6")
-    (line,) = quality.collapses(report(2.0, top_up="best-slow", sparsity=0.85))
-    assert "--top-up" not in line and line.endswith("a sparsity below 0.85")
+    (line,) = quality.collapses(report(2.0, top_up="high", sparsity=0.85))
+    assert "try --effort max or a sparsity below 0.85" in line
+    (line,) = quality.collapses(report(2.0, top_up="max", sparsity=0.85))
+    assert "--effort" not in line and line.endswith("a sparsity below 0.85")
     (line,) = quality.collapses(report(2.0, pattern="2:4", sparsity=None))
-    assert "--top-up" not in line and line.endswith("a pattern that keeps more")
+    assert line.endswith("try --effort high or a pattern that keeps more")
     (line,) = quality.collapses(report(math.inf))
     assert "its perplexity of inf is inf times" in line
     entry = quality.entry(of(math.nan), of(20.0))

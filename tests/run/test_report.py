@@ -19,6 +19,7 @@ def report() -> Report:
         sparsity=0.6,
         samples=4,
         search_samples=2,
+        top_up="neuroal",
         device="cpu",
         options={"linear_schedule": {"lambdas": [0.05, 0.1]}, "neuroal": {"lambdas": [0.0, 0.1]}},
     )

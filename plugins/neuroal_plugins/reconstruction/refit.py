@@ -100,7 +100,7 @@ class Refit:
             wanted = wanted.lerp(weight @ statistics["cross_gram"], share)
         damping = self.damping
         if damping is None:
-            damping = max(LEAST_DAMPING, RIDGE / max(per_input, RIDGE))
+            damping = default_damping(statistics, linear)
         damp = damping * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
             return values
@@ -112,6 +112,11 @@ class Refit:
         factor = size.sqrt().clamp(1 / self.rescale, self.rescale)  # (out, 1)
         alive = _times(best, gram) > 0
         return better(torch.where(alive, best * factor, best), values, gram, wanted, best)
+
+
+def default_damping(statistics: Statistics, linear: Linear) -> float:
+    """Return half the inputs per token, from 0.01 to 1: of the mean diagonal of H."""
+    return max(LEAST_DAMPING, RIDGE / max(statistics.tokens / linear.in_features, RIDGE))
 
 
 def solve(
