@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from neuroal.model import registration
 from neuroal.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from neuroal.pruning.masks import mask_for, row_mask
     from neuroal.recipe import Recipe
     from neuroal.run.apply import apply
+    from neuroal.run.pack import pack, unpack
     from neuroal.run.report import Report
     from neuroal.types import (
         Accumulator,
@@ -79,9 +81,11 @@ _HOME = {
     "largest_remainder": "pruning.budget",
     "mask_for": "pruning.masks",
     "option": "options",
+    "pack": "run.pack",
     "project": "pruning.budget",
     "prune": "engine",
     "row_mask": "pruning.masks",
+    "unpack": "run.pack",
 }
 __all__ = [
     "Accumulator",
@@ -119,10 +123,14 @@ __all__ = [
     "layout",
     "mask_for",
     "option",
+    "pack",
     "project",
     "prune",
     "row_mask",
+    "unpack",
 ]
+
+registration.register()
 
 
 def __getattr__(name: str) -> Any:

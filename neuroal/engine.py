@@ -66,6 +66,7 @@ def prune(
     stream: bool | None = None,
     spill: bool | None = None,
     save_masks: bool = False,
+    save_packed: bool = False,
     trust_remote_code: bool = False,
     progress: bool = False,
     shared: SharedMeasurements | None = None,
@@ -89,6 +90,7 @@ def prune(
         spill: Hold activations between blocks on the disk of `out` (of the folder for temporary
             files without `out`); None does so where they would not fit. The result is the same.
         save_masks: Write the masks into `out`, one bit a weight, for `neuroal apply`.
+        save_packed: Write the weights packed, as `neuroal pack` does.
         trust_remote_code: Let the model's own code run.
         progress: Show bars on stderr, or a line every 30 seconds where it is no terminal.
         shared: Windows and measurements that runs on the same dense model reuse.
@@ -120,8 +122,9 @@ def prune(
         raise UsageError("the model has adapters: merge them first (model.merge_and_unload())")
     elif stream:
         raise UsageError("a model in memory cannot be streamed: give the path of its folder")
-    if save_masks and out is None:
-        raise UsageError("save_masks needs an output folder")
+    for name, asked in (("save_masks", save_masks), ("save_packed", save_packed)):
+        if asked and out is None:
+            raise UsageError(f"{name} needs an output folder")
     plugins = prepared.setup if prepared is not None else setup(recipe)
     team = Team.join()
     if resume and team.size > 1 and in_memory:
@@ -163,6 +166,7 @@ def prune(
             spill=spill,
             resume=resume,
             save_masks=save_masks,
+            save_packed=save_packed,
             progress=progress and team.leads,
             shared=shared or SharedMeasurements(),
             team=team,
@@ -239,6 +243,7 @@ class _Run:
     spill: bool | None
     resume: bool
     save_masks: bool
+    save_packed: bool
     progress: bool
     shared: SharedMeasurements
     team: Team
@@ -308,9 +313,8 @@ class _Run:
             pruned = self._prune(blocks, rules, data, texts, journal, offload, report)
             phases = self.phases
             source = None if isinstance(model, nn.Module) else places.local_folder(str(model))
-            save = partial(
-                save_run, report, blocks, tokenizer, rules, pruned, phases, out, source, masks
-            )
+            given = (report, blocks, tokenizer, rules, pruned, phases, out, source, masks)
+            save = partial(save_run, *given, packed=self.save_packed)
             return first_report(self.team, save) or report
         except NeuroalError as error:  # bad input, which would fail again: no folder is left
             journal.abandon(everything=not self.resume and _fails_again(error))

@@ -19,10 +19,12 @@ from neuroal.cli.evaluate import evaluate
 from neuroal.cli.export import export
 from neuroal.cli.finetune import finetune
 from neuroal.cli.layout import layout
+from neuroal.cli.pack import pack, unpack
 from neuroal.cli.plugins import plugins
 from neuroal.cli.prune import prune
 from neuroal.cli.report import report
 from neuroal.cli.study import study
+from neuroal.cli.verify import verify
 from neuroal.errors import UsageError
 
 
@@ -96,5 +98,8 @@ for _command in (
     plugins,
     layout,
     demo,
+    pack,
+    unpack,
+    verify,
 ):
     main.add_command(_command)

@@ -54,6 +54,7 @@ _run_option = partial(option, group="Run")
         "neuroal prune demo --pattern 2:4 --keep first:1 --keep '*.o_proj' --out kept",
         "neuroal prune path/to/llama --calibration texts.jsonl --stream --spill --out pruned",
         "neuroal prune path/to/llama --calibration texts.jsonl --evaluate wikitext2 --out pruned",
+        "neuroal prune path/to/llama --calibration texts.jsonl --save-packed --out packed",
         "neuroal prune --recipe pruned/neuroal.json --seed 1 --out again",
     ],
 )
@@ -245,6 +246,11 @@ _run_option = partial(option, group="Run")
     is_flag=True,
     help="Write masks.safetensors too, one bit a weight, for `neuroal apply`.",
 )
+@_run_option(
+    "--save-packed",
+    is_flag=True,
+    help="Write the weights packed, as `neuroal pack` does: smaller, and to the bit the same.",
+)
 @_run_option("--dry-run", is_flag=True, help="Show the plan; load no weights, write nothing.")
 @message_options(json="the report (or the plan)", quiet=True, progress=True)
 @click.pass_context
@@ -261,6 +267,7 @@ def prune(
     stream: bool | None,
     spill: bool | None,
     save_masks: bool,
+    save_packed: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -297,6 +304,7 @@ def prune(
     ready = _say_how_long(recipe, trust_remote_code, **held) if says else None
     options = {"overwrite": overwrite, "resume": resume, **held}
     options |= {"trust_remote_code": trust_remote_code, "progress": progress}
+    options |= {"save_packed": save_packed}
     with clean_stdout(as_json):
         report = _run(recipe, target, prepared=ready, **options)
     if not leads():

@@ -156,6 +156,7 @@ def run_text(report: Report, out: Path) -> str:
         ("seconds", fill(f"{sum(seconds.values()):.1f} ({', '.join(phases)})", 60)),
         ("block runs", f"{counts['block_runs']:,}"),
         ("peak memory", size(report.peak_memory_bytes)),
+        *_packed_rows(report),
         ("written to", str(out)),
     ]
     return "\n\n".join(
@@ -175,6 +176,13 @@ def _training_rows(report: Report) -> Iterator[tuple[str, str]]:
 def _quality_rows(report: Report) -> Iterator[tuple[str, str]]:
     for x in report.evaluation:
         yield f"perplexity, {quality.title(x['data'])}", quality.words(x)
+
+
+def _packed_rows(report: Report) -> Iterator[tuple[str, str]]:
+    sizes = report.weight_bytes
+    if "packed" in sizes:
+        share = sizes["packed"] / sizes["pruned"]
+        yield "weights packed", f"{sizes['packed']:,} of {sizes['pruned']:,} bytes, {share:.4f}"
 
 
 def _counted(report: Report) -> int:

@@ -100,10 +100,18 @@ def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
         yield Fact("Misalignment", number(scored[-1]["misalignment"], 4), more)
     runs = f"{counts['block_runs']:,} block runs"
     yield Fact("Time", duration(sum(report["timings"].values())), runs)
+    yield from _bytes(report.get("weight_bytes") or {})
     where = report["environment"]
     yield Fact(
         "Peak memory", size(report["peak_memory_bytes"]), f"{where['device']}, {where['dtype']}"
     )
+
+
+def _bytes(sizes: Mapping[str, int]) -> Iterator[Fact]:
+    """Yield the bytes of the weights; reports written before they were counted have none."""
+    forms = [f"{form} {sizes[form]:,}" for form in ("dense", "pruned", "packed") if form in sizes]
+    if forms:
+        yield Fact("Weights on disk", size(list(sizes.values())[-1]), f"bytes: {', '.join(forms)}")
 
 
 def _perplexity(entry: Mapping[str, Any], before: Mapping[str, Any] | None) -> Fact:

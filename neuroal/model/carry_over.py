@@ -20,7 +20,7 @@ from neuroal.model.file_names import FileNames
 from neuroal.model.files import INDEX, MARKER, ONE, Shards, write_atomically
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
-_OWN = {MARKER, INDEX, "README.md", "allocation.safetensors", "masks.safetensors"}
+OWN = {MARKER, INDEX, "README.md", "allocation.safetensors", "masks.safetensors"}
 _EXTRA = "model-unread.safetensors"
 
 
@@ -57,12 +57,12 @@ def copy_small_files(source: Path, out: Path) -> list[str]:
         A note on weights in other formats, which are not copied; empty where there are none.
     """
     others: list[str] = []
-    for file in _files(source):
+    for file in files_of(source):
         name = file.relative_to(source)
         if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
             if file.suffix != ".safetensors" and file.name != INDEX:
                 others.append(str(name))
-        elif str(name) not in _OWN and not (out / name).exists():
+        elif str(name) not in OWN and not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / name)
     if not others:
@@ -71,14 +71,14 @@ def copy_small_files(source: Path, out: Path) -> list[str]:
     return [f"not copied, since it holds the dense weights in another format: {others[0]}{more}"]
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_of(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder and of those below it in order, but for hidden ones and runs."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue
         if path.is_dir():
             if not path.name.endswith(".partial") and not (path / MARKER).is_file():
-                yield from _files(path)
+                yield from files_of(path)
         elif path.is_file():
             yield path
 
@@ -134,6 +134,6 @@ def _add(out: Path, tensors: dict[str, object], pruned: Shards) -> None:
     (out / _EXTRA).chmod((out / "config.json").stat().st_mode)
     files |= dict.fromkeys(tensors, _EXTRA)
     spans = [s for f in sorted(set(files.values())) for s in Shards.header(out / f).values()]
-    size = sum(span.end - span.start for span in spans)
+    size = sum(span.size for span in spans)
     index = {"metadata": {"total_size": size}, "weight_map": files}
     write_atomically(out / INDEX, json.dumps(index, indent=2).encode())

@@ -17,27 +17,37 @@ from torch import Tensor
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.model.places import local_folder
+from neuroal.packed import header as headers
+from neuroal.packed.header import DTYPES as DTYPES
+from neuroal.packed.reading import packed
 from neuroal.units import size
 
 MARKER = "neuroal.json"
 SCHEMA = 1
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 4 << 20
-DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U8": torch.uint8, "BOOL": torch.bool},
-}
-"""By their names in the header of a safetensors file."""
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """The bytes of a file that a tensor takes."""
+    """The bytes of a file that a tensor takes.
+
+    Attributes:
+        file: The file.
+        start: Its first byte in the file.
+        end: Where it ends.
+        size: Bytes of the tensor; more than are here where these are its surviving values.
+    """
 
     file: Path
     start: int
     end: int
+    size: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether the bytes are its surviving values alone."""
+        return self.size > self.end - self.start
 
 
 class Shards:
@@ -82,12 +92,15 @@ class Shards:
     @staticmethod
     def header(file: Path) -> dict[str, FileRange]:
         """Return the range of every tensor of a file, as its first bytes say."""
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-        header.pop("__metadata__", None)
-        offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-        return {n: FileRange(file, 8 + size + a, 8 + size + b) for n, (a, b) in offsets.items()}
+        opened = packed(file)
+        header = headers.read(file) if opened is None else opened.form.header
+        dense = header if opened is None else opened.form.dense
+        ranges = {}
+        for name, x in dense.tensors.items():
+            here = header.tensors[name]
+            start, end = header.data + here.start, header.data + here.end
+            ranges[name] = FileRange(file, start, end, x.size)
+        return ranges
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the first floating tensor."""
@@ -119,11 +132,14 @@ class Shards:
 
 
 def open_file(file: Path) -> Any:
-    """Open a safetensors file, without mapping it into memory where safetensors can.
+    """Open a safetensors file, packed or not, without mapping it into memory where that can be.
 
     Raises:
         NeuroalError: It is broken.
     """
+    opened = packed(file)
+    if opened is not None:
+        return opened
     try:
         try:  # a map of the whole file into memory might exceed a limit of the process
             return safe_open(file, framework="pt", backend="pread")
@@ -154,10 +170,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         NeuroalError: The file does not exist or is broken.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_file(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise NeuroalError(f"cannot read '{path}': {error}") from error
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of a folder's safetensors files, unpacked."""
+    return sum(dense_bytes(file) for file in folder.glob("*.safetensors"))
+
+
+def dense_bytes(file: Path) -> int:
+    """Return the bytes of a safetensors file, unpacked if it is packed."""
+    opened = packed(file)
+    return file.stat().st_size if opened is None else opened.form.dense.size
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout import Layout, matrices
+from neuroal.model.files import weight_bytes
 from neuroal.model.memory import available_memory
 from neuroal.model.places import CONTEXT, TOKENIZER, has_tokenizer, locate, similar_folder
+from neuroal.packed.form import METHOD
 from neuroal.units import size
 
 _TOKENIZER_GROWS = 13  # times a tokenizer.json of 262,144 tokens, and of 49,152
@@ -62,7 +64,10 @@ def load_config(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     with _loading(model):
-        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    if quantisation(config) == METHOD:  # the weights are those of an ordinary model
+        del config.quantization_config
+    return config
 
 
 def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Any:
@@ -264,7 +269,7 @@ def dtype_to_measure(model: str, config: Any, device: str) -> str:
     if quantisation(config) or not slower_than_float32(getattr(config, "dtype", None), device):
         return "auto"
     folder, free = Path(locate(model)), available_memory(device)
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    size = weight_bytes(folder) if folder.is_dir() else 0
     return "auto" if free is not None and 2 * size > free else "float32"
 
 
@@ -298,7 +303,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
 
 
 def _check_memory(model: str, folder: Path, device: str) -> None:
-    needed = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    needed = weight_bytes(folder)
     if not needed:
         raise NeuroalError(f"folder '{model}' holds no .safetensors weights")
     free = available_memory(device)

@@ -335,6 +335,16 @@ def work_folder(out: Path) -> Path:
     return work
 
 
+def aside(out: Path) -> Path:
+    """Return a folder of the unfinished run for what is not finished either."""
+    return partial(out) / _JOURNAL / "aside"
+
+
+def forget(out: Path) -> None:
+    """Have `--resume` begin anew from here: what was kept is about to be changed."""
+    (partial(out) / _JOURNAL / _KEPT).unlink(missing_ok=True)
+
+
 def publish(out: Path) -> None:
     """Rename the finished checkpoint to `out`, replacing an earlier run, and tidy up.
 

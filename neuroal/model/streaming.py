@@ -79,8 +79,10 @@ class Streamed:
         tensors = self._shards.slices(self._names[None])
         for name, x in tensors.items():
             dtype, shape = DTYPES.get(x.get_dtype()), x.get_shape()
-            if len(shape) == 2 and dtype is not None and dtype.is_floating_point:
-                tensors[name] = LazyMatrix(self._shards.ranges[name], shape, dtype)
+            span = self._shards.ranges[name]
+            floats = dtype is not None and dtype.is_floating_point
+            if len(shape) == 2 and dtype is not None and floats and not span.packed:
+                tensors[name] = LazyMatrix(span, shape, dtype)
         return tensors
 
     def _module(self, block: Block) -> nn.Module:
@@ -211,7 +213,7 @@ def _index(files: list[Path]) -> dict[str, Any]:
     for file in files:
         for name, span in Shards.header(file).items():
             names[name] = file.name
-            size += span.end - span.start
+            size += span.size
     return {"metadata": {"total_size": size}, "weight_map": names}
 
 

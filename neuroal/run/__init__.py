@@ -14,4 +14,6 @@
 - `save`: everything into the output folder
 - `masks`: the masks of a run, noted while it prunes
 - `apply`: an earlier run's masks on a model
+- `pack`: a run or a model packed into a folder of its own, and back
+- `verify`: whether a run's zeros are still zero
 """

@@ -94,7 +94,7 @@ def apply(
         with phases.phase("load"):
             skeleton = pretrained.skeleton(model, trust_remote_code)
             layout = find(skeleton)
-            _check_fits(found, layout)
+            check_fits(found, layout)
             dense = dense_linears(found, layout)
             reads_run = found.masks is None or weights
             dtype = str(found.run["recipe"].get("dtype", "auto"))
@@ -163,7 +163,7 @@ def read_source(name: str, weights: bool = False) -> Source:
     return Source(name, masks.run, masks.shapes, masks, None)
 
 
-def _check_fits(found: Source, layout: Layout) -> None:
+def check_fits(found: Source, layout: Layout) -> None:
     """Refuse masks of linears that the model has not, or has in another shape."""
     for name, shape in found.pruned.items():
         x = layout.linears.get(name)
@@ -242,7 +242,7 @@ def _apply(
                 other = None
                 if run_module is not None:
                     other = matrices.weight(x, run_module, block.name)
-                mask = _mask(found, x.name, other)
+                mask = mask_of(found, x.name, other)
                 moved = 0 if other is None else int(((other != own) & ~mask).sum())
                 applied[x.name] = Applied(int(mask.sum()), moved)
                 values = own if other is None or not weights else other.to(own.dtype)
@@ -251,7 +251,7 @@ def _apply(
     return applied
 
 
-def _mask(found: Source, name: str, weight: Tensor | None) -> Tensor:
+def mask_of(found: Source, name: str, weight: Tensor | None) -> Tensor:
     """Return a linear's mask, bool `(out, in)`: that of the file, else the zeros of the run."""
     if found.masks is not None:
         return found.masks.mask(name)

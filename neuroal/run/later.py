@@ -49,17 +49,26 @@ def keep(
     if zero_shot is not None:
         others = [x for x in report.get("zero_shot", ()) if _asked(x) != _asked(zero_shot)]
         new["zero_shot"] = [*others, dict(zero_shot)]
-    card = folder / CARD
     try:
-        ours = (model_card(report), model_card(new))
-        if card.is_file() and card.read_text(encoding="utf-8") in ours:
-            write_atomically(card, ours[1].encode())
-        text = json.dumps(new, indent=1, ensure_ascii=False)
-        write_atomically(folder / MARKER, text.encode())
+        replace(folder, report, new)
     except OSError as error:
         log.warning("the result is not kept in '%s': %s", folder, error.strerror or error)
         return None
     return new
+
+
+def replace(folder: Path, report: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Replace the report of a run by a new one, and its model card unless someone changed that.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    card = folder / CARD
+    ours = (model_card(report), model_card(new))
+    if card.is_file() and card.read_text(encoding="utf-8") in ours:
+        write_atomically(card, ours[1].encode())
+    text = json.dumps(new, indent=1, ensure_ascii=False)
+    write_atomically(folder / MARKER, text.encode())
 
 
 def _asked(zero_shot: Mapping[str, Any]) -> tuple[object, ...]:

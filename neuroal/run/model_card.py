@@ -12,6 +12,8 @@ from neuroal.units import windows
 CARD = "README.md"
 UNSTRUCTURED = """The zeros are unstructured: they make
 the model neither smaller nor faster in a runtime that does not use sparsity."""
+PACKED = """The weights are packed, to the bit:
+`import neuroal` lets transformers read them, `neuroal unpack` writes them as ordinary files."""
 PATTERN = """The zeros follow a pattern, which
 makes the model faster only in a runtime that uses it."""
 
@@ -56,7 +58,7 @@ Of the prunable weights inside the decoder blocks, {counts["pruned"]:,} of
 |---|---|---|
 {plugins}
 
-{_quality(report)}{parameters}{notes}\
+{_bytes(report)}{_quality(report)}{parameters}{notes}\
 - calibration: {calibration}
 - seed: {recipe["seed"]}, budget: {recipe["budget"]}, pattern: {recipe["pattern"]}
 - made with neuroal {environment["neuroal"]}, torch {environment["torch"]},
@@ -80,6 +82,16 @@ def _training(report: Mapping[str, Any]) -> str:
         f"The weights that survived\nwere fine-tuned for {settings['steps']:,} steps ({what}{how}) "
         f"on {windows(training['data'], quote='`')}; every zero stayed."
     )
+
+
+def _bytes(report: Mapping[str, Any]) -> str:
+    """Return a table of the bytes of the weights, where the report has them."""
+    sizes = report.get("weight_bytes") or {}
+    if not sizes:
+        return ""
+    rows = "".join(f"| {form} | {size:,} |\n" for form, size in sizes.items())
+    how = f"{PACKED}\n\n" if "packed" in sizes else ""
+    return f"| weights | bytes |\n|---|---|\n{rows}\n{how}"
 
 
 def _quality(report: Mapping[str, Any]) -> str:

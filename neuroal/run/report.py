@@ -59,6 +59,8 @@ class Report:
         peak_memory_bytes: Of the process; of the accelerator where one is used.
         phase_memory_bytes: The same up to the end of every phase: the phase that raises it has the
             peak. Reports written before it was measured have none.
+        weight_bytes: Of the files of weights: `dense`, those of the dense model, where they are
+            known; `pruned`, not packed; and `packed`, where they are.
         notes: What was left out or should be known.
         parent: Of a run that was made from another: that one's `name`, `sha256` (of its config and
             weights) and `evaluation`; else None.
@@ -84,6 +86,7 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     phase_memory_bytes: dict[str, int] = field(default_factory=dict)
+    weight_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     parent: dict[str, Any] | None = None
     training: dict[str, Any] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from neuroal.layout import Layout
-from neuroal.model import files, run_folder
+from neuroal.model import files, packing, run_folder
 from neuroal.model.blocks import Blocks
 from neuroal.model.carry_over import carry_over
 from neuroal.model.zeros import count_saved_zeros, count_zeros
@@ -75,11 +75,14 @@ def save_run(
     out: Path | None,
     source: Path | None = None,
     masks: WithMasks | None = None,
+    *,
+    packed: bool = False,
 ) -> Report:
     """Complete the report of a pruned model in place, and write all that a run leaves into `out`.
 
     The output folder is there when everything is in it; None counts zeros only. It keeps everything
-    else of `source`, the folder of the dense model. `masks` that were noted are written too.
+    else of `source`, the folder of the dense model. `masks` that were noted are written too. The
+    weights are `packed` on request.
     """
     start = time.perf_counter()
     layout = blocks.layout
@@ -95,6 +98,14 @@ def save_run(
         (work / allocations.FILE).write_bytes(allocations.to_bytes(done, layout))
         if masks is not None:
             report.notes.append(masks.write(work, report.to_json()))
+        if source is not None:
+            report.weight_bytes["dense"] = packing.packing_of(source).dense
+        report.weight_bytes["pruned"] = packing.packing_of(work).dense
+        if packed and out is not None:
+            packing.pack_aside(work, run_folder.aside(out))
+            run_folder.forget(out)
+            found = packing.take(work, run_folder.aside(out))
+            report.weight_bytes["packed"] = found.bytes
     fill_sparsity(report, layout, rules, pruned.targets, zeros, pruned.norms)
     report.peak_memory_bytes = phases.memory["save"] = peak_memory()
     report.phase_memory_bytes = phases.memory
