@@ -13,6 +13,8 @@ PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
 WHEEL_TESTS ?=
 # Which of how many parts of the architectures `make test-full` takes.
 SHARD ?= 1/1
+# How long `make campaign` tries to break the program.
+SECONDS ?= 900
 # What depends on the releases of others: not the texts, the documentation or the packaging, and not
 # the teams of processes, one of which streams its model: that needs transformers 5.
 COMPAT_TESTS ?= tests/layout tests/data tests/model tests/walk tests/pruning tests/search tests/run \
@@ -27,7 +29,7 @@ SOURCES := $(shell find neuroal plugins -type f -not -path '*/__pycache__/*' 2>/
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-ray models check lint format docs wheel test-wheel test-compat examples clean distclean
+.PHONY: help demo test test-full test-ray campaign models check lint format docs wheel test-wheel test-compat examples clean distclean
 
 help: ## show this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +45,9 @@ test-full: $(VENV)/.dev ## prune a model of every architecture; SHARD=1/4 takes 
 
 test-ray: $(VENV)/.dev ## run studies on a Ray cluster of this machine, and kill its nodes
 	$(VENV)/bin/python -m pytest -m ray tests/study
+
+campaign: $(VENV)/.dev ## kill runs, fill disks, mutate inputs for SECONDS=900, and print what came of it
+	$(VENV)/bin/python -m tests.campaign --seconds $(SECONDS)
 
 models: $(VENV)/.dev ## measure docs/models.md anew; goes on where it was stopped
 	$(VENV)/bin/python -m tests.architectures

@@ -121,8 +121,15 @@ def check_finite(module: nn.Module, linears: Iterable[Linear], prefix: str = "")
     linear_names = {x.place.parameter: f"linear '{x.name}'" for x in linears}
     named = module.named_parameters(remove_duplicate=False)
     parameters = {f"{prefix}{name}": p for name, p in named if not p.is_meta}
-    for name in [*linear_names, *sorted(parameters.keys() - linear_names.keys())]:
-        few = (x for part in parts(parameters[name]) for x in torch.split(part.view(-1), _AT_ONCE))
-        if not all(bool(torch.isfinite(x).all()) for x in few):
-            what = linear_names.get(name, f"'{name}'")
-            raise NeuroalError(f"weight of {what} holds NaN or infinity")
+    names = [*linear_names, *sorted(parameters.keys() - linear_names.keys())]
+    finite = [_finite(parameters[name]) for name in names]
+    if finite and not bool(torch.stack(finite).all()):  # the device is waited for once
+        name = next(n for n, holds in zip(names, finite, strict=True) if not holds)
+        raise NeuroalError(f"weight of {linear_names.get(name, repr(name))} holds NaN or infinity")
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return whether all values are finite, 0-d bool, a part at a time."""
+    few = (x for part in parts(values) for x in torch.split(part.view(-1), _AT_ONCE))
+    found = [torch.isfinite(x).all() for x in few]
+    return torch.stack(found).all() if found else values.new_ones((), dtype=torch.bool)

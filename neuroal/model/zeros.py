@@ -44,7 +44,10 @@ class Zeros:
 def rows_of_zeros(block: Block, module: nn.Module) -> dict[str, Tensor]:
     """Return the zeros in every row of a block's linears, int64 `(out,)`, by linear name."""
     weights = {x.name: matrices.weight(x, module, block.name) for x in block.linears}
-    return {name: (weight == 0).sum(dim=1).cpu() for name, weight in weights.items()}
+    if not weights:
+        return {}
+    rows = torch.cat([(weight == 0).sum(dim=1) for weight in weights.values()]).cpu()
+    return dict(zip(weights, torch.split(rows, [len(w) for w in weights.values()]), strict=True))
 
 
 def count_zeros(model: nn.Module, layout: Layout) -> dict[str, Zeros]:

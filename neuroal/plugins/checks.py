@@ -39,28 +39,45 @@ def finite(values: Tensor) -> Tensor:
 
 def check_mask(plugin: Plugin, hook: str, linear: Linear, mask: object, target: Target) -> None:
     """Refuse what is not a bool mask of the linear's shape that meets an exact target."""
+    if not bool(meets(plugin, hook, linear, mask, target)):
+        assert isinstance(mask, Tensor)
+        raise off_target(plugin, hook, linear, mask, target)
+
+
+def meets(plugin: Plugin, hook: str, linear: Linear, mask: object, target: Target) -> Tensor:
+    """Return whether a mask meets an exact target, as a 0-d bool tensor; refuse other shapes."""
     shape = (linear.out_features, linear.in_features)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise wrong(plugin, hook, linear, f"returned mask {_kind(mask)}, not bool {shape},")
     if target.budget != "exact":
-        return
+        return mask.new_ones(())
+    if target.pattern is None:
+        return (_pruned(mask, target) == target.counts.to(mask.device, non_blocking=True)).all()
+    groups = mask.reshape(-1, target.pattern.of).sum(dim=1)
+    least = target.pattern.of - target.pattern.kept
+    fits = groups == least
+    if target.zeros is not None:  # a group may have more zeros than the pattern asks for
+        there = target.zeros.reshape(-1, target.pattern.of).sum(dim=1)
+        fits |= groups == there.clamp(min=least)
+    return fits.all()
+
+
+def off_target(
+    plugin: Plugin, hook: str, linear: Linear, mask: Tensor, target: Target
+) -> PluginError:
+    """Return the error of a mask that does not meet its target."""
     if target.pattern is not None:
-        groups = mask.reshape(-1, target.pattern.of).sum(dim=1)
-        least = target.pattern.of - target.pattern.kept
-        fits = groups == least
-        if target.zeros is not None:  # a group may have more zeros than the pattern asks for
-            there = target.zeros.reshape(-1, target.pattern.of).sum(dim=1)
-            fits |= groups == there.clamp(min=least)
-        if not bool(fits.all()):
-            raise wrong(plugin, hook, linear, f"returned a mask that is not {target.pattern}")
-        return
-    pruned = mask.sum(dim=1).cpu() if target.comparison == "row" else mask.sum().cpu()
-    if bool((pruned != target.counts.cpu()).any()):
-        asked, total = int(target.counts.sum()), int(pruned.sum())
-        what = f"pruned {total}, not {asked}, weights"
-        if total == asked:
-            what = "pruned other rows than it was asked to"
-        raise wrong(plugin, hook, linear, what)
+        return wrong(plugin, hook, linear, f"returned a mask that is not {target.pattern}")
+    asked, total = int(target.counts.sum()), int(_pruned(mask, target).sum())
+    what = f"pruned {total}, not {asked}, weights"
+    if total == asked:
+        what = "pruned other rows than it was asked to"
+    return wrong(plugin, hook, linear, what)
+
+
+def _pruned(mask: Tensor, target: Target) -> Tensor:
+    """Return how many are pruned in every row, or in the matrix."""
+    return mask.sum(dim=1) if target.comparison == "row" else mask.sum()
 
 
 def _kind(value: object) -> str:

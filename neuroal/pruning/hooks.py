@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from neuroal.plugins import Plugin, checks
 from neuroal.pruning.masks import with_zeros, zeroed
 from neuroal.types import PrunedLinear, Target
 from neuroal.walk.statistics import Statistics
+from neuroal.walk.unchecked import Unchecked
 
 BATCH_BYTES = 1 << 28  # of float32 weights and Gram matrices that are pruned together
 
@@ -141,9 +143,15 @@ def update(
             )
             for i, linear in enumerate(linears)
         ]
+    unchecked = Unchecked()
+    checked = [
+        _checked_update(pruner, linear, target, answer, unchecked)
+        for linear, target, answer in zip(linears, targets, answers, strict=True)
+    ]
+    unchecked.look()
     return [
-        _checked_update(pruner, linear, weight, target, answer)
-        for linear, weight, target, answer in zip(linears, weights, targets, answers, strict=True)
+        _with_zeros(answer, weight, target)
+        for weight, target, answer in zip(weights, targets, checked, strict=True)
     ]
 
 
@@ -157,24 +165,30 @@ def _times_importance(weights: Tensor, targets: Sequence[Target]) -> Tensor:
 
 
 def _checked_update(
-    pruner: Plugin, linear: Linear, dense: Tensor, target: Target, answer: object
+    pruner: Plugin, linear: Linear, target: Target, answer: object, unchecked: Unchecked
 ) -> PrunedLinear:
-    """Return a pruner's answer for one linear, checked, unscaled, and 0 where it prunes.
-
-    Where the pruner knows nothing of the zeros that stay, the largest weights that it has pruned in
-    their place come back with their dense values.
-    """
+    """Return a pruner's answer for one linear, unscaled; its values are still to be looked at."""
     hook = update_hook(pruner) or ""
     if not isinstance(answer, PrunedLinear):
         raise checks.wrong(pruner, hook, linear, f"returned {type(answer).__name__}")
     checks.check(pruner, hook, linear, answer.weight)
-    weight = answer.weight.float()
+    weight, mask = answer.weight.float(), answer.mask
     if target.importance is not None:
         weight = weight / target.importance.rows.to(weight.device)[:, None]  # (out, 1)
-    if not bool(checks.finite(weight)):
-        raise checks.wrong(pruner, hook, linear, checks.NOT_FINITE)
-    checks.check_mask(pruner, hook, linear, answer.mask, target)
-    mask = with_zeros(answer.mask, dense.abs(), target)
+    about = (pruner, hook, linear)
+    unchecked.add(checks.finite(weight), partial(checks.wrong, *about, checks.NOT_FINITE))
+    meets = checks.meets(*about, mask, target)
+    unchecked.add(meets, partial(checks.off_target, *about, mask, target))
+    return PrunedLinear(weight, mask)
+
+
+def _with_zeros(answer: PrunedLinear, dense: Tensor, target: Target) -> PrunedLinear:
+    """Return a pruner's answer with the zeros that stay, and 0 where it prunes.
+
+    Where the pruner knows nothing of them, the largest weights that it has pruned in their place
+    come back with their dense values.
+    """
+    weight, mask = answer.weight, with_zeros(answer.mask, dense.abs(), target)
     if mask is not answer.mask:
         weight = torch.where(answer.mask, dense, weight)
     return PrunedLinear(zeroed(weight, mask), mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from neuroal.pruning import hooks
 from neuroal.pruning.masks import mask_for, prune_rows, zeroed
 from neuroal.types import PrunedLinear, PrunerTraits, Target
 from neuroal.walk.statistics import Statistics
+from neuroal.walk.unchecked import Unchecked
 
 NONE = Statistics({})
 
@@ -24,13 +26,13 @@ class ScoreCache:
 
     Attributes:
         scores: Of every linear, with the statistics that they were made from.
-        finite: Whether scores are finite, 0-d bool on the device; read only at the end of the
-            block, so that the device is waited for once.
+        unchecked: Whether scores are finite; looked at only at the end of the block, so that the
+            device is waited for once.
         keep: Whether another candidate may use the scores; if not, they are discarded.
     """
 
     scores: dict[str, tuple[Statistics, Tensor]] = field(default_factory=dict)
-    finite: list[tuple[Linear, Tensor]] = field(default_factory=list)
+    unchecked: Unchecked = field(default_factory=Unchecked)
     keep: bool = True
 
 
@@ -62,7 +64,8 @@ class BasePruner:
             module: Its module, dense; not changed.
             statistics: By linear name; none for a pruner that reads none.
             targets: By linear name.
-            cache: Scores of earlier candidates, for later ones; the caller calls `check_scores`.
+            cache: Scores of earlier candidates, for later ones; the caller looks at what is
+                unchecked in it.
 
         Returns:
             New weights by linear name, in the model's own dtype.
@@ -93,23 +96,17 @@ class BasePruner:
                 for x, answer in zip(batch, answers, strict=True):
                     weights[x.name] = answer.weight.to(dense[x.name].dtype)
             if cache is None:
-                self.check_scores(scores)
+                scores.unchecked.look()
         return weights
 
     def _with_zeros(self, linear: Linear, weight: Tensor, target: Target) -> Target:
         """Return a target that names the zeros of a dense weight, where these stay."""
         return replace(target, zeros=weight == 0) if linear.name in self.keeps_zeros else target
 
-    def check_scores(self, cache: ScoreCache) -> None:
-        """Refuse scores that are not finite; waits for the device once.
-
-        Raises:
-            PluginError: The pruner returned NaN or infinity.
-        """
-        if cache.finite and not bool(torch.stack([flag for _, flag in cache.finite]).all()):
-            linear = next(x for x, flag in cache.finite if not bool(flag))
-            raise checks.wrong(self.pruner, "score_weights", linear, checks.NOT_FINITE)
-        cache.finite.clear()
+    def _add_check(self, cache: ScoreCache, linear: Linear, finite: Tensor) -> None:
+        """Have scores refused that are not finite, when the cache is looked at."""
+        error = partial(checks.wrong, self.pruner, "score_weights", linear, checks.NOT_FINITE)
+        cache.unchecked.add(finite, error)
 
     def _masked(
         self,
@@ -128,12 +125,12 @@ class BasePruner:
             else:
                 scores = self._scores(linear, weight, statistics, cache)  # (out, in)
             pruned, finite = prune_rows(weight, scores, target.counts, target.prune_last)
-            cache.finite.append((linear, finite))
+            self._add_check(cache, linear, finite)
             return pruned
         scores = self._scores(linear, weight, statistics, cache)
         mask = mask_for(scores, target)  # (out, in)
         if self.refiner is not None:
-            self.check_scores(cache)
+            cache.unchecked.look()
             spare = _spare(weight)
             mask = hooks.refine(self.refiner, linear, spare, mask, scores, statistics, target)
         return zeroed(weight, mask)
@@ -149,7 +146,7 @@ class BasePruner:
             cache.scores.pop(linear.name, None)
             scores = hooks.score(self.pruner, linear, _spare(weight), statistics)
             known = (statistics, scores)
-            cache.finite.append((linear, checks.finite(scores)))
+            self._add_check(cache, linear, checks.finite(scores))
             if cache.keep:
                 cache.scores[linear.name] = known
         return known[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from neuroal.distributed import ALONE, Team
@@ -12,7 +11,8 @@ from neuroal.layout import Block, matrices
 from neuroal.model.blocks import Blocks
 from neuroal.model.run_folder import Journal
 from neuroal.plugins import Plugin
-from neuroal.pruning.pruner import BasePruner
+from neuroal.pruning.hooks import updates_weights
+from neuroal.pruning.pruner import BasePruner, ScoreCache
 from neuroal.run.marks import bookmark
 from neuroal.run.reconstruction import Reconstruction, batch_windows
 from neuroal.run.report import InputNorms
@@ -74,7 +74,7 @@ def commit(
         new_values = Reconstruction(reconstruction, walker, inputs, base.seed)
     mark = bookmark(journal, "prune-streamed" if blocks.streams else "prune")
     start = CandidateState.start(inputs)
-    norms: dict[str, InputNorms]
+    norms: dict[str, tuple[float, Tensor | None]]  # dense, and pruned, which is still in the making
     state, dense_state, done, norms = mark.recall(walker.make_store, walker.device) or (
         start,
         start,
@@ -86,6 +86,8 @@ def commit(
             restored = restore(blocks, block, module, journal, team)
         assert restored, "a bookmark lies behind blocks that are kept"
         tick()
+    # A pruner or refiner that waits for the device, or for other processes, is given what is known.
+    waits = updates_weights(base.pruner) or base.refiner is not None or team.size > 1
     for block in blocks.layout.blocks[done:]:
         with walker.block(block) as module:
             own_run = None
@@ -96,27 +98,37 @@ def commit(
                 before = journal.norms(block.index)
             else:
                 dense = walker.run(block, module, inputs, state, accumulators, output=False)
-                walker.check_inputs(inputs)
-                before = _mean_norms(dense.statistics)
-                journal.keep_norms(block.index, before)
+                means = _mean_norms(dense.statistics)
                 statistics = {n: s.only(read) for n, s in dense.statistics.items()}
-                weights = _prune(base, block, module, statistics, targets, team)
-                del dense, statistics
+                del dense
+                if waits:
+                    walker.unchecked.look()
+                    weights = _prune(base, block, module, statistics, targets, team)
+                else:
+                    scores = ScoreCache(unchecked=walker.unchecked, keep=False)
+                    weights = base.prune_block(block, module, statistics, targets, scores)
+                before = dict(zip(means, walker.unchecked.look(*means.values()), strict=True))
+                journal.keep_norms(block.index, before)
+                del statistics
                 if new_values is not None:
                     weights = new_values.block(block, module, state, own_run, weights, targets)
                 blocks.keep(block, module, weights, journal)
                 del weights
             del own_run
-            norms_after: Mapping[str, float] = {}
+            norms_after: Mapping[str, Tensor] = {}
             if block.index < len(blocks.layout.blocks) - 1:
                 after = walker.run(block, module, inputs, state, norm)
                 state, norms_after = after.state or state, _mean_norms(after.statistics)
-        norms |= {n: {"dense": x, "pruned": norms_after.get(n)} for n, x in before.items()}
+        norms |= {n: (x, norms_after.get(n)) for n, x in before.items()}
         tick()
         if mark.due():
             mark.keep((state, dense_state, block.index + 1, norms))
     mark.remove()
-    return norms
+    made = iter(walker.unchecked.look(*(x for _, x in norms.values() if x is not None)))
+    return {
+        n: {"dense": dense, "pruned": None if pruned is None else next(made)}
+        for n, (dense, pruned) in norms.items()
+    }
 
 
 def _batch(walker: Walker, ids: Tensor, reconstruction: Plugin | None) -> int | None:
@@ -157,7 +169,6 @@ def _prune(
     return weights
 
 
-def _mean_norms(statistics: Mapping[str, Statistics]) -> dict[str, float]:
-    """Return the mean over inputs of `input_norm` by linear; waits for the device once."""
-    means = torch.stack([s["input_norm"].float().mean() for s in statistics.values()])
-    return dict(zip(statistics, means.tolist(), strict=True))
+def _mean_norms(statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
+    """Return the mean over inputs of `input_norm` by linear, 0-d each."""
+    return {name: s["input_norm"].float().mean() for name, s in statistics.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from neuroal.errors import NeuroalError, overflows
 from neuroal.layout import Block, Layout, Linear
 from neuroal.plugins import Plugin
 from neuroal.pruning.hooks import updates_weights
-from neuroal.pruning.pruner import BasePruner
+from neuroal.pruning.pruner import BasePruner, ScoreCache
 from neuroal.search.outcomes import Outcome, Trial
 from neuroal.search.places import (
     Place,
@@ -100,13 +101,16 @@ class Aligner:
                 with self.walker.block(block, inputs.dtype) as module:
                     left = [w for w in in_order[here.passed :] if not w.dropped]
                     waiting = Counter(id(w.state) for w in left)
-                    at = BlockPass(block, module, inputs, waiting, counted=here.counted_ids)
+                    scores = ScoreCache(unchecked=self.walker.unchecked)
+                    at = BlockPass(
+                        block, module, inputs, waiting, counted=here.counted_ids, scores=scores
+                    )
                     lend_again(at, here, in_order)
                     self._pass(at, in_order, here.passed, tick, mark)
             if self._at_output:
                 done = place.passed if place.block == len(self.layout.blocks) else 0
                 self._measure_output(inputs, walks, in_order, done, mark)
-        return [self._outcome(w) for w in walks]
+        return self._outcomes(walks)
 
     def _pass(
         self, at: BlockPass, walks: list[TrialWalk], passed: int, tick: Tick, mark: Bookmark
@@ -133,11 +137,20 @@ class Aligner:
             at.leave(state)
             walk.add(at.known[key], self.walker.block_runs - before)
             if mark.due() and can_go_on_from_here(at, walks[k:]):
-                self.walker.check_inputs(at.inputs)
-                self.pruner.check_scores(at.scores)
+                self._look(walks[:k])
                 mark.keep(place_in_block(at, walks, k))
-        self.walker.check_inputs(at.inputs)
-        self.pruner.check_scores(at.scores)
+        self._look(walks)
+
+    def _look(self, passed: Sequence[TrialWalk]) -> None:
+        """Refuse what is not finite, and drop candidates above their limit; waits once."""
+        limited = [
+            (walk, walk.trial.limit, walk.total)
+            for walk in passed
+            if walk.trial.limit is not None and isinstance(walk.total, Tensor)
+        ]
+        totals = self.walker.unchecked.look(*(total for _, _, total in limited))
+        for (walk, limit, _), total in zip(limited, totals, strict=True):
+            walk.dropped = total > limit
 
     def _passed(
         self, at: BlockPass, walk: TrialWalk, reused: Mapping[str, Tensor] | None
@@ -169,7 +182,8 @@ class Aligner:
         state = None
         if output:
             state = self.walker.run(at.block, at.module, at.inputs, walk.state).state
-        zeros = {x.name: torch.zeros(x.in_features) for x in at.block.linears}
+        device = self.walker.device
+        zeros = {x.name: torch.zeros(x.in_features, device=device) for x in at.block.linears}
         return PassedBlock(state or walk.state, deviation=zeros if self.deviation else {})
 
     def _dense_run(self, at: BlockPass, walk: TrialWalk, reuses: bool) -> BlockRun | None:
@@ -185,7 +199,7 @@ class Aligner:
             output=False, keep_inputs=self._compares,
         )  # fmt: skip
         if updates_weights(self.pruner.pruner):  # it waits for the device anyway
-            self.walker.check_inputs(at.inputs)
+            self.walker.unchecked.look()
         if counted:
             self.walker.block_runs = before
         if counted or not reuses:
@@ -245,31 +259,28 @@ class Aligner:
         Of the batches, one after the other and of each all candidates, `done` are measured already.
         """
         reference = self._dense_output_of(inputs)
-        finite: list[Tensor] = []
+        unchecked = self.walker.unchecked
+        overflow = partial(self._overflow, inputs.dtype)
         first, k = divmod(done, len(walks))
         for i, ids in enumerate(inputs.batches[first:], first):
             dense = self.walker.logits(ids, reference[i])  # (windows, tokens, vocabulary)
-            finite.append(dense.isfinite().all())
+            unchecked.add(dense.isfinite().all(), overflow)
             share = ids.shape[0] / inputs.windows
             for walk in walks[k:]:
                 pruned = self.walker.logits(ids, walk.state.outputs[i], walk.state.weights)
-                finite.append(pruned.isfinite().all())
+                unchecked.add(pruned.isfinite().all(), overflow)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 walk.total = walk.total + self._number(value, "measure_output") * share
                 done += 1
                 if mark.due():
-                    self._check_logits(inputs, finite)
+                    unchecked.look()
                     mark.keep(place_after(len(self.layout.blocks), in_order, done))
             k = 0
-        self._check_logits(inputs, finite)
 
-    def _check_logits(self, inputs: Inputs, finite: list[Tensor]) -> None:
-        """Refuse logits that are not finite; waits for the device."""
-        if finite and not bool(torch.stack(finite).all()):
-            name = str(inputs.dtype or self.walker.dtype).removeprefix("torch.")
-            option = "--dtype" if inputs.dtype is None else "--search-dtype"
-            raise NeuroalError(overflows("logits of the model are", name, option))
-        finite.clear()
+    def _overflow(self, dtype: torch.dtype | None) -> NeuroalError:
+        name = str(dtype or self.walker.dtype).removeprefix("torch.")
+        option = "--dtype" if dtype is None else "--search-dtype"
+        return NeuroalError(overflows("logits of the model are", name, option))
 
     def _dense_output_of(self, inputs: Inputs) -> Store[BlockOutputs]:
         if inputs.windows not in self._dense_output:
@@ -283,8 +294,14 @@ class Aligner:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise self.metric.error(hook, f"returned {what}, not a 0-d tensor")
 
-    def _outcome(self, walk: TrialWalk) -> Outcome:
-        total = float(walk.total)
+    def _outcomes(self, walks: Sequence[TrialWalk]) -> list[Outcome]:
+        """Return the outcomes of candidates at the end; waits for the device once."""
+        totals = [w.total for w in walks]
+        made = iter(self.walker.unchecked.look(*(x for x in totals if isinstance(x, Tensor))))
+        numbers = [next(made) if isinstance(x, Tensor) else x for x in totals]
+        return [self._outcome(w, total) for w, total in zip(walks, numbers, strict=True)]
+
+    def _outcome(self, walk: TrialWalk, total: float) -> Outcome:
         if not 0 <= total < float("inf"):
             hook = "measure_output" if self._at_output else "measure_linear"
             raise self.metric.error(hook, "returned NaN, infinity or a number below 0")

@@ -133,7 +133,7 @@ def measure_blocks(
                     result = walker.run(block, module, inputs, state, accumulators, output=not last)
                     state, statistics = result.state or state, result.statistics
                 weights = spare_copies(block, module)
-            walker.check_inputs(inputs)
+            walker.unchecked.look()
             for plugin, answer in zip(plugins, answers, strict=True):
                 seen = pruned.get(block.name) if plugin.role == "block_ratios" else block
                 if seen is not None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -48,13 +49,20 @@ class Outcome:
 
 def pack(outcomes: Sequence[Outcome]) -> bytes:
     """Return outcomes as a safetensors file: deviations as tensors, the rest as metadata."""
-    tensors = {
-        f"{i}/{name}": t.cpu().contiguous()
-        for i, o in enumerate(outcomes)
-        for name, t in o.deviation.items()
-    }
+    tensors = _on_the_host(
+        {f"{i}/{name}": t for i, o in enumerate(outcomes) for name, t in o.deviation.items()}
+    )
     measurements = json.dumps([asdict(o.measurement) for o in outcomes])
     return to_safetensors(tensors, metadata={_KEY: measurements})
+
+
+def _on_the_host(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of vectors on the CPU, of one dtype; waits for their device once."""
+    if not vectors:
+        return {}
+    together = torch.cat(list(vectors.values())).cpu()
+    parts = torch.split(together, [len(t) for t in vectors.values()])
+    return {name: part.clone() for name, part in zip(vectors, parts, strict=True)}
 
 
 def unpack(data: bytes) -> list[Outcome]:

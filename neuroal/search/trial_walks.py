@@ -42,13 +42,11 @@ class TrialWalk:
     deviation: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, passed: PassedBlock, block_runs: int) -> None:
-        """Go on to the next block, or drop out."""
+        """Go on to the next block."""
         self.state = passed.state
         self.total = self.total + passed.misalignment
         self.deviation |= passed.deviation
         self.block_runs += block_runs
-        limit = self.trial.limit
-        self.dropped = limit is not None and float(self.total) > limit
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ observer         reads the linears' inputs while a block runs
 block_arguments  what the model passes to its blocks, and from block to block
 stubs            the model with stubs in place of its blocks, which shows what it passes to them
 all_experts      statistics of experts over all tokens
+unchecked        what is looked at in one wait for the device
 activations      activations between blocks, in memory or in a file
 statistics       running sums over the inputs of a linear
 """

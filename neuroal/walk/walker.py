@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from neuroal.walk.block_arguments import BlockArguments
 from neuroal.walk.observer import EndOfRun, Observer
 from neuroal.walk.states import BlockRun, CandidateState, Inputs, LinearStatistics, cast_tree
 from neuroal.walk.stubs import BlockCall, BlockOutputs, OpenBlock, OutputKey
+from neuroal.walk.unchecked import Unchecked
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 16384  # tokens of one batch
 WATCHED = ("input_norm", "gram", "input_sum", "input_var")  # the first shows if inputs are finite
@@ -49,6 +51,7 @@ class Walker:
         streams: Whether a block is in memory only while it is open.
         all_experts: Whether an expert's statistics are over all tokens, not those routed to it.
         make_store: Makes the stores that keep activations from block to block.
+        unchecked: Whether inputs of linears are finite, and what others have added.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Walker:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         self._shared = {name: x[0] for x in names.values() if len(x) > 1 for name in x}
-        self._unchecked: list[tuple[str, Tensor]] = []  # linears, and whether inputs are finite
+        self.unchecked = Unchecked()
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +194,11 @@ class Walker:
             groups: Groups of linears whose inputs are read; None reads all of them.
 
         Returns:
-            Statistics by linear, and the state after the block.
+            Statistics by linear, and the state after the block. On the CPU, inputs that are not
+            finite are refused at once; on a device, when `unchecked` is looked at.
+
+        Raises:
+            NeuroalError: Names the first linear, and the dtype that helps.
         """
         observer = Observer(
             block, accumulators, dense, output=output, keep_inputs=keep_inputs, groups=groups
@@ -216,29 +223,17 @@ class Walker:
             self.block_runs += len(ids)
         after = CandidateState(outputs_after, weights_after) if output else None
         statistics = observer.statistics(inputs.team)
-        self._unchecked += _finite(statistics)
+        for name, finite in _finite(statistics):
+            self.unchecked.add(finite, partial(self._overflow, name, inputs.dtype))
         if _at_once(self.device):
-            self.check_inputs(inputs)
+            self.unchecked.look()
         return BlockRun(statistics, after, kept_inputs)
 
-    def check_inputs(self, inputs: Inputs) -> None:
-        """Refuse inputs of linears, in the runs since the last call, that are not finite.
-
-        `run` does so on the CPU. On a device this waits for it, and so is called where something
-        else waits too.
-
-        Raises:
-            NeuroalError: Names the first linear, and the dtype that helps.
-        """
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked or bool(torch.stack([flag for _, flag in unchecked]).all()):
-            return
-        linear = next(name for name, flag in unchecked if not bool(flag))
-        own = inputs.dtype is None
-        dtype = str(self.dtype if own else inputs.dtype).removeprefix("torch.")
-        raise NeuroalError(
-            overflows(f"the input of {linear} is", dtype, "--dtype" if own else "--search-dtype")
-        )
+    def _overflow(self, linear: str, dtype: torch.dtype | None) -> NeuroalError:
+        """Return the error of inputs that are not finite: it names the dtype that helps."""
+        name = str(dtype or self.dtype).removeprefix("torch.")
+        option = "--dtype" if dtype is None else "--search-dtype"
+        return NeuroalError(overflows(f"the input of {linear} is", name, option))
 
     def differentiable(
         self,

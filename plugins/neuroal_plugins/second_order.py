@@ -144,7 +144,7 @@ def climb(build: Callable[[float], Factor | None], damping: float, linear: Linea
 def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
     """Return the Cholesky factor, or None if the matrix is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
-    return factor if int(info) == 0 and bool(factor.isfinite().all()) else None
+    return factor if bool((info == 0) & factor.isfinite().all()) else None
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:

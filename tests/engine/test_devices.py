@@ -190,6 +190,31 @@ STREAMED: dict[str, dict[str, Any]] = {
 }
 
 
+ELSEWHERE = ("safetensors.", "model.", "transformers.", "walk.block_arguments:")
+BLOCKS = 2
+WAITS: dict[str, tuple[dict[str, Any], int]] = {
+    "magnitude": ({"pruner": "magnitude", "top_up": "uniform"}, 0),
+    "wanda": ({"top_up": "uniform"}, 0),
+    "ria": ({"pruner": "ria", "top_up": "uniform"}, 0),
+    "neuroal": ({"options": {k: SMALL[k] for k in ("linear_schedule", "neuroal")}}, 2),
+    "neuroal-fast": ({"top_up": "neuroal-fast"}, 2),
+}
+
+
+@pytest.mark.parametrize("method", WAITS.values(), ids=WAITS)
+def test_waits(method: tuple[dict[str, Any], int], run: Run) -> None:
+    """Once a block and once at the end; and so for every generation, which also reads deviations.
+
+    But for weights on their way to the disk, and what is done once a run (docs/benchmarks.md).
+    """
+    recipe, steps = method
+    seen = run(**recipe)
+    waits = [e for e in seen.waits if not e.place.startswith(ELSEWHERE)]
+    generations = sum(e.place.startswith("search.outcomes:") for e in waits)
+    assert generations >= steps
+    assert len(waits) <= (BLOCKS + 1) + generations * (BLOCKS + 2), seen.table()
+
+
 @pytest.mark.usefixtures("streaming")
 @pytest.mark.parametrize("method", STREAMED.values(), ids=STREAMED)
 def test_streamed(method: dict[str, Any], run: Run) -> None:

@@ -124,15 +124,15 @@ class Alps:
                 continue
             settled[left], support[left] = sparse, masks
             growth = _growth(masks, checked)
-            going = growth > 0
-            if not going.any():
+            going = [i for i, more in enumerate((growth > 0).tolist()) if more]
+            if not going:
                 break
-            if not going.all():
+            if len(going) < len(growth):
                 state = (left, aim, values, vectors, counts, sparse, masks, dual, rho, growth)
                 left, aim, values, vectors, counts, sparse, masks, dual, rho, growth = (
-                    x[going.to(x.device)] for x in state
+                    x[torch.tensor(going, device=x.device)] for x in state
                 )
-                zeros = None if zeros is None else zeros[going.to(zeros.device)]
+                zeros = None if zeros is None else zeros[torch.tensor(going, device=zeros.device)]
             rho, checked = rho * growth[:, None, None], masks
             inverse = _inverse(values, vectors, rho)
         return settled, support
