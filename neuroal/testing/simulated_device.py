@@ -118,6 +118,9 @@ def register() -> None:
     if not available():
         raise RuntimeError(f"torch {torch.__version__} cannot simulate a device")
     backend_registration._setup_privateuseone_for_python_backend(NAME)
+    # Autograd has a thread for every device, but for one that comes after its first backward pass;
+    # the thread that calls it does as well.
+    torch.autograd.set_multithreading_enabled(False)
     # Operations without an operand, such as `torch.zeros`, come by a library, which has to stay;
     # and those of `torch.tensor`, which passes by what a subclass or a mode of torch's handles.
     everything, aten = (

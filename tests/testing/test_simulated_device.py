@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +129,26 @@ def test_views_share_memory_and_say_so(x: Tensor) -> None:
     assert x._version == row._version == version + 1
     assert row.data_ptr() == x.data_ptr() + 16
     assert row.untyped_storage()._cdata == x.untyped_storage()._cdata
+
+
+AFTERWARDS = """
+import torch
+from neuroal.testing import simulated_device
+
+def slope(x):
+    x = x.requires_grad_()
+    x.square().sum().backward()
+    return x.grad
+
+slope(torch.ones(2))
+simulated_device.register()
+print(slope(torch.ones(2, device="simulated")).tolist())
+"""
+
+
+def test_autograd_may_have_run_before(run_process: Callable[..., Any]) -> None:
+    done = run_process([sys.executable, "-c", AFTERWARDS])
+    assert (done.stdout, done.returncode) == ("[2.0, 2.0]\n", 0), done.stderr
 
 
 def test_modules_move_train_and_are_copied() -> None:
