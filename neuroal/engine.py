@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuroal.cost.estimate import needs
+from neuroal.cost.estimate import check_space, needs
 from neuroal.cost.offload import Needs, Offload, activations_folder, decide
 from neuroal.cost.preparation import Prepared, check_calibrated, prepare, with_its_calibration
 from neuroal.cost.texts import TextSize
@@ -265,6 +265,8 @@ class _Run:
             if not isinstance(model, nn.Module):
                 tokenizer = pretrained.load_tokenizer(str(model), prepared.trust_remote_code)
                 known = prepared.texts
+            if windows is None:
+                check_space(prepared, self.stream, self.spill, self.folder)
             data = calibrate(
                 recipe,
                 prepared.model,
@@ -428,6 +430,7 @@ class _Run:
                     all_experts=recipe.all_experts,
                     make_store=make_store,
                 )
+                journal = dataclasses.replace(journal, block_runs=partial(_block_runs, walker))
             evaluation = self._evaluation(texts, data, blocks, walker, journal)
             dense = evaluation.dense()
             walker = walker if data is not None else None
@@ -463,9 +466,14 @@ class _Run:
                     prepared.setup.reconstruction,
                 )
             report.evaluation = evaluation.pruned(dense)
-        runs = json.dumps(walker.block_runs if walker else 0).encode()
+        done = journal.earlier_runs + (walker.block_runs if walker else 0)
+        runs = json.dumps(done).encode()
         report.counts["block_runs"] = sum(json.loads(x) for x in self.team.exchange(runs))
         return Pruned(allocation, wanted, norms)
+
+
+def _block_runs(walker: Walker) -> int:
+    return walker.block_runs
 
 
 def _sha256(data: bytes) -> str:

@@ -32,6 +32,7 @@ TOP_UP_ROLES = (  # that a top-up decides
 
 
 Kind = TypeVar("Kind")
+_LARGEST = 2**31 - 1
 
 
 def _knows_its_fields(kind: type[Kind]) -> type[Kind]:
@@ -211,6 +212,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is not a positive number")
+            if value is not None and value > _LARGEST:
+                raise UsageError(f"{name} {value} is too large: give at most {_LARGEST:,}")
+        if abs(self.seed) > _LARGEST:
+            raise UsageError(f"seed {self.seed} is too large: give at most {_LARGEST:,}")
         for name in ("length", "evaluate_length"):
             if getattr(self, name) == 1:
                 raise UsageError(f"{name} 1 is too short: a window needs at least 2 tokens")

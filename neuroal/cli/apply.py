@@ -10,6 +10,7 @@ import click
 from neuroal.cli.command import (
     Command,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -94,4 +95,4 @@ def apply(
     if as_json:
         say(f"written to {out}")
     else:
-        click.echo(run_text(report, Path(out)))
+        echo(run_text(report, Path(out)))

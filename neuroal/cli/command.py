@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from neuroal.errors import NeuroalError, UsageError
+from neuroal.escape import terminal
 from neuroal.recipe import DTYPES
 from neuroal.types import Bos
 
@@ -29,7 +30,11 @@ SOURCES = (
 )
 _VERBOSE = "neuroal.verbose"
 # What the system says where a library cannot be loaded into what memory there is.
-_NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+_NO_ROOM = (
+    *("failed to map segment", "cannot allocate memory", "Cannot allocate memory"),
+    *("can't allocate memory", "out of memory", "bad alloc", "bad_alloc", "Unable to allocate"),
+)
+_NO_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
 _LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -216,6 +221,13 @@ trust_option = option(
     is_flag=True,
     help="Let code that comes with the model run.",
 )
+allow_option = option(
+    "--allow-plugin-files",
+    group="Run",
+    is_flag=True,
+    help="Run the code that the file names: plugins as ./mine.py:Mine, folders of task "
+    "definitions.",
+)
 _PATTERNS = "a name or glob, first:2, last:1, attention or mlp"
 keep_options = _all(
     [
@@ -303,14 +315,19 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def echo(text: str, err: bool = False, nl: bool = True) -> None:
+    """Print text, whoever it is from, on stdout or stderr."""
+    click.echo(terminal(text), err=err, nl=nl)
+
+
 def say(text: str) -> None:
     """Print one line on stderr."""
-    click.echo(" ".join(text.split()), err=True)
+    echo(" ".join(text.split()), err=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def clean_stdout(wanted: bool) -> AbstractContextManager[Any]:
@@ -343,13 +360,23 @@ def _messages(verbose: int) -> Iterator[None]:
 
 class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.capitalize()}: {super().format(record)}"
+        return terminal(f"{record.levelname.capitalize()}: {super().format(record)}")
 
 
 def _unexpected(error: Exception, verbose: int) -> str:
-    name, text = type(error).__name__, str(error)
+    """Return the line for an error that is not neuroal's own; what the system lacks has a cure."""
+    name, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(x in text for x in _NO_ROOM):
-        return f"memory is too small for Python and its libraries, or for the run: {name}: {text}"
+        few = "--stream, --spill or a smaller --batch need less"
+        return f"memory is too small for Python and its libraries, or for the run ({few}): {text}"
+    if any(x in text for x in _NO_DISK):
+        return f"the disk is too small: {text}: make room; --resume goes on with a run"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a:.80} is no text that can be written: {error.reason}"
+    if isinstance(error, RecursionError):
+        return "what is read is nested too deeply"
     hint = "" if verbose else " (run with -v for the traceback)"
     return f"{name}: {text}{hint}" if text else f"{name}{hint}"
 

@@ -11,6 +11,7 @@ from neuroal.cli.command import (
     Command,
     check_needed,
     clean_stdout,
+    echo,
     load_options,
     message_options,
     option,
@@ -93,7 +94,7 @@ def compare(
         print_json(found.to_json())
     else:
         sides = (found.a, found.b)
-        click.echo("\n\n".join(_texts(sides, found.runs, found.blocks, found.overall, every)))
+        echo("\n\n".join(_texts(sides, found.runs, found.blocks, found.overall, every)))
 
 
 def _texts(

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from neuroal.cli.command import Command, clean_stdout, message_options, print_json
+from neuroal.cli.command import Command, clean_stdout, echo, message_options, print_json
 from neuroal.cli.tables import table
 
 SPARSITIES = (0.6, 0.7)
@@ -54,9 +54,9 @@ def demo(as_json: bool, quiet: bool, progress: bool) -> None:
     if as_json:
         print_json({"model": "demo", "cases": [asdict(c) for c in cases]})
         return
-    click.echo(_table(cases))
+    echo(_table(cases))
     if not quiet:
-        click.echo("\n" + "\n".join(fill(line, 80) for line in verdict(cases)))
+        echo("\n" + "\n".join(fill(line, 80) for line in verdict(cases)))
 
 
 def _cases(shown: bool) -> Iterator[DemoRow]:

@@ -16,6 +16,7 @@ from neuroal.cli.command import (
     Command,
     check_needed,
     clean_stdout,
+    echo,
     load_options,
     message_options,
     option,
@@ -134,10 +135,10 @@ def evaluate(
     if as_json:
         print_json(found.to_json() | kept.to_json())
     elif quiet:
-        click.echo("\n".join(_numbers(read, answered)))
+        echo("\n".join(_numbers(read, answered)))
     else:
         kept = replace(kept, notes=[*found.notes, *kept.notes])
-        click.echo("\n\n".join(_texts(model, read, answered, kept, found.seconds)))
+        echo("\n\n".join(_texts(model, read, answered, kept, found.seconds)))
 
 
 @dataclass(frozen=True)

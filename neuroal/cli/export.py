@@ -10,6 +10,7 @@ import click
 from neuroal.cli.command import (
     Command,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -96,7 +97,7 @@ def export(
     if as_json:
         print_json(said)
     elif not quiet:
-        click.echo(_text(said, out))
+        echo(_text(said, out))
 
 
 def _text(said: dict[str, Any], out: str) -> str:

@@ -12,6 +12,7 @@ from neuroal.cli.command import (
     Command,
     Stopped,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -194,7 +195,7 @@ def finetune(
     if as_json:
         say(f"written to {target}")
     else:
-        click.echo(run_text(report, target))
+        echo(run_text(report, target))
 
 
 def _cost_text(cost: TrainingCost) -> str:

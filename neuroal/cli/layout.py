@@ -8,6 +8,7 @@ import click
 
 from neuroal.cli.command import (
     Command,
+    echo,
     keep_options,
     message_options,
     option,
@@ -58,13 +59,13 @@ def layout(
     if as_json:
         print_json({"model": model} | layout_json(model_layout, kept))
         return
-    click.echo("\n\n".join(layout_tables(model_layout, every, kept)))
-    click.echo(
+    echo("\n\n".join(layout_tables(model_layout, every, kept)))
+    echo(
         f"\n{model}: {len(model_layout.blocks)} blocks, {len(model_layout.linears)} linears, "
         f"{model_layout.weights:,} prunable weights"
     )
     if kept:
-        click.echo(_kept_text(model_layout, kept))
+        echo(_kept_text(model_layout, kept))
 
 
 def _kept_text(model_layout: Layout, kept: frozenset[str]) -> str:

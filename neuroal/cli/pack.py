@@ -13,6 +13,7 @@ from neuroal.cli.command import (
     Command,
     Stopped,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -184,4 +185,4 @@ def _tell(found: Packing, out: str, as_json: bool, quiet: bool) -> None:
         notes.insert(0, f"stay as they are, which is smaller: {names}{more}")
     if found.matrices and not found.packed:
         notes.insert(0, "nothing is smaller packed: no matrix has enough zeros")
-    click.echo("\n\n".join([table(rows), *(f"Note: {x}" for x in notes)]))
+    echo("\n\n".join([table(rows), *(f"Note: {x}" for x in notes)]))

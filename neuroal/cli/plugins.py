@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neuroal.cli.command import Group, message_options, option, print_json
+from neuroal.cli.command import Group, echo, message_options, option, print_json
 from neuroal.cli.tables import table
 from neuroal.hookspecs import ROLES
 
@@ -63,7 +63,7 @@ def list_plugins(role: str | None, as_json: bool) -> None:
         cure = {"clash": f": write {x.qualified}", "incompatible": f": needs {x.needs}"}
         status = x.status + cure.get(x.status, "")
         rows.append(("" if again else x.role, x.name, f"{x.distribution} {x.version}", status))
-    click.echo(table(rows, ("role", "name", "from", "status")))
+    echo(table(rows, ("role", "name", "from", "status")))
 
 
 @plugins.command(
@@ -99,7 +99,7 @@ def show_plugin(name: str, role: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"plugins": [values(x) for x in descriptions]})
         return
-    click.echo("\n\n".join(_description(values(x)) for x in descriptions))
+    echo("\n\n".join(_description(values(x)) for x in descriptions))
 
 
 def _description(values: dict[str, Any]) -> str:
@@ -155,14 +155,14 @@ def new_plugin(name: str, role: str, out: str | None) -> None:
     from neuroal.plugins import scaffold
 
     folder = scaffold.write(name, role, Path(out) if out else None)
-    click.echo(f"written to {folder}; go on with")
+    echo(f"written to {folder}; go on with")
     for line in (
         f"cd {folder}",
         'pip install -e ".[test]"',
         "pytest",
         *scaffold.use(name, role),
     ):
-        click.echo(f"  {line}")
+        echo(f"  {line}")
 
 
 @plugins.command(
@@ -193,13 +193,13 @@ def check_plugins(
     for x, error in check_installed(chosen):
         results.append((x, error))
         if not as_json:
-            click.echo(error or f"{x}: ok")
+            echo(error or f"{x}: ok")
     broken = sum(bool(error) for _, error in results)
     if as_json:
         values = [_identity(x) | {"error": error or None} for x, error in results]
         print_json({"broken": broken, "plugins": values})
     else:
         one = "plugin" if len(results) == 1 else "plugins"
-        click.echo(f"{len(results)} {one}, {broken} broken")
+        echo(f"{len(results)} {one}, {broken} broken")
     if broken:
         ctx.exit(1)

@@ -12,7 +12,9 @@ from neuroal.cli.command import (
     SOURCES,
     Command,
     Stopped,
+    allow_option,
     clean_stdout,
+    echo,
     keep_options,
     leads,
     message_options,
@@ -222,6 +224,7 @@ _run_option = partial(option, group="Run")
     help="Repeat the run of a neuroal.json, or do what a recipe says (.json or .toml); what is "
     "given beside it overrides.",
 )
+@allow_option
 @_run_option(
     "--out",
     metavar="DIR",
@@ -260,6 +263,7 @@ def prune(
     model: str | None,
     plugin_options: tuple[str, ...],
     recipe_file: str | None,
+    allow_plugin_files: bool,
     trust_remote_code: bool,
     out: str | None,
     overwrite: bool,
@@ -279,7 +283,7 @@ def prune(
     MODEL is a folder, a hub name, or demo, the built-in model, which brings its own calibration.
     """
     recorded = read_recipe(recipe_file)
-    recipe = recipe_of(ctx, recorded, plugin_options)
+    recipe = recipe_of(ctx, recorded, plugin_options, allow_plugin_files)
     if recipe.model is None:
         raise UsageError("give a MODEL (a folder, a hub name or demo) or --recipe FILE")
     from neuroal.run import mistakes
@@ -320,7 +324,7 @@ def prune(
     if as_json:
         say(f"written to {target}")
     else:
-        click.echo(run_text(report, target))
+        echo(run_text(report, target))
     if unnamed(ctx) and recipe.top_up != _DEFAULT.top_up:
         say(
             f"no method is named: this was --effort {recipe.top_up}; the paper's is --top-up "
@@ -333,6 +337,7 @@ def prune(
 def _dry_run(recipe: Recipe, target: Path, trust: bool, as_json: bool, **held: Any) -> None:
     """Show the plan, having read the text but no weight."""
     from neuroal.cli.summary import plan_json, plan_text
+    from neuroal.cost.estimate import check_space
     from neuroal.cost.plan import plan
     from neuroal.cost.preparation import prepare, with_its_calibration
     from neuroal.model import pretrained
@@ -340,18 +345,20 @@ def _dry_run(recipe: Recipe, target: Path, trust: bool, as_json: bool, **held: A
 
     with clean_stdout(as_json):
         prepared = prepare(with_its_calibration(recipe), trust_remote_code=trust)
+        check_space(prepared, held["stream"], held["spill"], None)
         tokenizer = pretrained.load_tokenizer(str(recipe.model), trust)
         text = look(prepared.recipe, prepared.model, tokenizer)
         price = plan(prepared, timed=True, text=text, **held)
     if as_json:
         print_json(plan_json(price))
     else:
-        click.echo(plan_text(price, target))
+        echo(plan_text(price, target))
 
 
 def _say_how_long(recipe: Recipe, trust: bool, **held: Any) -> Prepared:
     """Prepare a run, and say of a long one how long it will take; what is short is not timed."""
     from neuroal.cli.summary import duration
+    from neuroal.cost.estimate import check_space
     from neuroal.cost.plan import HOURS, LONG, plan, with_seconds
     from neuroal.cost.preparation import check_calibrated, prepare, with_its_calibration
     from neuroal.run.setup import setup
@@ -361,6 +368,7 @@ def _say_how_long(recipe: Recipe, trust: bool, **held: Any) -> Prepared:
     check_calibrated(recipe, plugins.reads_data)
     prepared = prepare(recipe, plugins=plugins, trust_remote_code=trust)
     check_calibrated(recipe, prepared.reads_data)
+    check_space(prepared, held["stream"], held["spill"], None)
     price = plan(prepared, **held)
     if price.operations > LONG:
         price = with_seconds(price)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,25 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read recipe '{path}': {reason}") from error
+    except RecursionError as error:
+        raise UsageError(f"recipe '{path}' is nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"recipe '{path}' is not TOML: {error}") from error
 
 
 def recipe_of(
-    ctx: click.Context, recorded: Mapping[str, Any] | None, plugin_options: Iterable[str]
+    ctx: click.Context,
+    recorded: Mapping[str, Any] | None,
+    plugin_options: Iterable[str],
+    allow_plugin_files: bool = False,
 ) -> Recipe:
     """Return the recipe of the command line: what is given there overrides what is recorded.
 
     Where neither names a method, it is that of the effort, or what `--within` chooses.
 
     Raises:
-        UsageError: An option or a value is wrong, or they do not go together.
+        UsageError: An option or a value is wrong, they do not go together, or what is recorded
+            names a plugin's file that may not run.
     """
     from neuroal.run.effort import with_effort
 
@@ -76,6 +82,8 @@ def recipe_of(
         for name, value in ctx.params.items()
         if name in _FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+    if recorded is not None:
+        _check_plugin_files(ctx.params["recipe_file"], recipe, recorded, typed, allow_plugin_files)
     options = {name: dict(values) for name, values in recipe.options.items()}
     if options and typed.keys() & _CHOOSE:  # those of a plugin that is replaced go with it
         from neuroal.run.setup import setup
@@ -108,6 +116,42 @@ def unnamed(ctx: click.Context) -> bool:
     """Return whether a command line leaves it to neuroal to choose the method."""
     given = ("effort", "within", "top_up", "recipe_file")
     return all(ctx.get_parameter_source(x) is not ParameterSource.COMMANDLINE for x in given)
+
+
+def _check_plugin_files(
+    file: str, recipe: Recipe, recorded: Mapping[str, Any], typed: Collection[str], allow: bool
+) -> None:
+    """Refuse plugins' files that only a recipe names, and those that are not as it recorded them.
+
+    Raises:
+        UsageError: There is one.
+    """
+    from neuroal.plugins import file_sha256, in_file, listing_of, refuse_code_of
+
+    named = [
+        (r, x) for r, x in _choices(recipe) if r not in typed and isinstance(x, str) and in_file(x)
+    ]
+    if not allow:
+        refuse_code_of(file, (choice for _, choice in named))
+    sums = {(p["role"], p["name"]): p["sha256"] for p in recorded.get("plugins", ())}
+    for role, choice in named:
+        role = "pruner" if role == "search_pruner" else role
+        listing = listing_of(role, choice)
+        if sums.get((role, listing.name), found := file_sha256(listing)) != found:
+            raise UsageError(
+                f"{role} '{choice}' is not the file that '{file}' recorded (its SHA-256 differs): "
+                f"name it yourself to run it all the same: --{role.replace('_', '-')} {choice}"
+            )
+
+
+def _choices(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Yield role and choice of every plugin that a recipe names."""
+    yield from (("pruner", recipe.pruner), ("top_up", recipe.top_up))
+    for role in TOP_UP_ROLES:
+        choice = getattr(recipe, role)
+        for x in choice if isinstance(choice, tuple) else (choice,):
+            if x is not None:
+                yield role, x
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from neuroal.cli.command import Command, message_options, option
+from neuroal.cli.command import Command, echo, message_options, option
 from neuroal.units import size
 
 _output = partial(option, group="Output")
@@ -45,4 +45,4 @@ def report(
 
     count = write(subjects, out, title=title, overwrite=overwrite, progress=progress)
     if not quiet:
-        click.echo(f"written to {out} ({size(count)})")
+        echo(f"written to {out} ({size(count)})")

@@ -15,7 +15,9 @@ import click
 from neuroal.cli.command import (
     Group,
     Stopped,
+    allow_option,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -32,6 +34,7 @@ from neuroal.cli.study_text import (
     unfinished,
 )
 from neuroal.errors import NeuroalError, UsageError, nearest
+from neuroal.escape import terminal
 
 if TYPE_CHECKING:
     from neuroal.study.run import Execution, PreparedStudy
@@ -68,7 +71,7 @@ def init(file: str, paper: bool) -> None:
     text = (importlib.resources.files("neuroal.study") / "templates" / template).read_text("utf-8")
     name = shlex.quote(file)
     path.write_text(Template(text).substitute(name=name), encoding="utf-8")
-    click.echo(f"{file}: see what it would do with `neuroal study plan {name}`")
+    echo(f"{file}: see what it would do with `neuroal study plan {name}`")
 
 
 @study.command(
@@ -88,6 +91,7 @@ def init(file: str, paper: bool) -> None:
     show_default=False,
     help="Say how long it will take, from finished cases or by loading models to time them.",
 )
+@allow_option
 @trust_option
 @message_options(json="the plan with every case", quiet=True, progress=True)
 def plan(
@@ -95,6 +99,7 @@ def plan(
     out: str | None,
     jobs: int,
     timed: bool,
+    allow_plugin_files: bool,
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
@@ -111,7 +116,7 @@ def plan(
     from neuroal.study.texts import look
 
     with clean_stdout(as_json):
-        prepared = prepare(Path(file), _folder(file, out), trust_remote_code)
+        prepared = prepare(Path(file), _folder(file, out), trust_remote_code, allow_plugin_files)
         with within(f"study '{file}'"):
             notes = look(prepared, trust_remote_code)
         guess = None
@@ -128,7 +133,7 @@ def plan(
     if as_json:
         print_json(plan_json(prepared, guess, notes))
     else:
-        click.echo(plan_text(prepared, guess, jobs, notes))
+        echo(plan_text(prepared, guess, jobs, notes))
 
 
 @study.command(
@@ -156,6 +161,7 @@ def plan(
     metavar="F",
     help="GPUs of a case on Ray; below 1, cases share one.",
 )
+@allow_option
 @trust_option
 @message_options(json="what became of the study", quiet=True, progress=True)
 def run(
@@ -164,6 +170,7 @@ def run(
     jobs: int | None,
     executor: str,
     gpus_per_case: float,
+    allow_plugin_files: bool,
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
@@ -184,13 +191,13 @@ def run(
         pass
     with clean_stdout(as_json):
         execution = Execution(executor, jobs, gpus_per_case, trust_remote_code, progress=progress)
-        prepared = prepare(Path(file), folder, trust_remote_code)
+        prepared = prepare(Path(file), folder, trust_remote_code, allow_plugin_files)
         failed = _run(prepared, execution, progress)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(outcome_json(prepared, failed, seconds))
     elif not quiet:
-        click.echo(outcome_text(prepared, failed, seconds))
+        echo(outcome_text(prepared, failed, seconds))
     if failed:
         first = failed[0]
         raise NeuroalError(
@@ -227,7 +234,7 @@ def _run(prepared: PreparedStudy, execution: Execution, progress: bool) -> list[
     with bar:
         try:
             for result in run(prepared, execution):
-                bar.set_postfix_str(title(result["case"]))
+                bar.set_postfix_str(terminal(title(result["case"])))
                 bar.update()
                 if result["status"] == FAILED:
                     file = case_file(prepared.out, result["id"])
@@ -279,8 +286,8 @@ def table_command(folder: str, style: str, metric: str | None, as_json: bool) ->
     if as_json:
         print_json({"name": results.study["name"], "cells": [asdict(cell) for cell in chosen]})
     elif style == "csv":
-        click.echo(csv_text(chosen), nl=False)
+        echo(csv_text(chosen), nl=False)
     else:
-        click.echo(tables_text(chosen, style))
+        echo(tables_text(chosen, style))
         for line in unfinished(results):
             say(line)

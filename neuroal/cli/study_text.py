@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neuroal.cli.tables import table
+from neuroal.escape import markdown
 from neuroal.units import rough_duration
 
 if TYPE_CHECKING:
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from neuroal.study.table import MeanScore
 
 _AXES = ("models", "pruners", "top_ups", "patterns", "sparsities", "seeds", "evaluations")
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "\\": "\\textbackslash{}",
+        "<": "\\textless{}",
+        ">": "\\textgreater{}",
+        "\n": " ",
+    }
+)
 
 
 def plan_json(
@@ -171,7 +182,7 @@ def _table_of(cells: Sequence[MeanScore], style: str) -> str:
         names = (cell.model, cell.pruner or "dense", cell.top_up or "")
         key = (*names, cell.pattern or "") if patterns else names
         rows.setdefault(key, {})[cell.sparsity] = _cell_text(cell, style)
-    escape = (lambda text: text.translate(_LATEX)) if style == "latex" else str
+    escape = (lambda text: text.translate(_LATEX)) if style == "latex" else markdown
     percent = "\\%" if style == "latex" else "%"
     headers = ["model", "pruner", "top-up", *(["pattern"] if patterns else [])]
     width = len(headers)
@@ -180,8 +191,8 @@ def _table_of(cells: Sequence[MeanScore], style: str) -> str:
     kind = "latex_raw" if style == "latex" else "github"
     text = table(grid, headers, right=range(width, len(headers)), style=kind)
     first = cells[0]
-    title = f"{first.evaluation} ({_metric_text(first.metric)})"
-    return f"% {title}\n{text}" if style == "latex" else f"**{title}**\n\n{text}"
+    title = " ".join(f"{first.evaluation} ({_metric_text(first.metric)})".split())
+    return f"% {title}\n{text}" if style == "latex" else f"**{markdown(title)}**\n\n{text}"
 
 
 def _metric_text(metric: str) -> str:

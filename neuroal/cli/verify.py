@@ -7,6 +7,7 @@ import click
 from neuroal.cli.command import (
     Command,
     clean_stdout,
+    echo,
     message_options,
     option,
     print_json,
@@ -79,7 +80,7 @@ def verify(
             for x in sums
         ]
         headers = ("pattern", "linears", "weights", "have to be zero", "are not", "groups broken")
-        click.echo(table(rows, headers, right=range(1, 6)))
+        echo(table(rows, headers, right=range(1, 6)))
     wrong = [x for x in found if not x.holds]
     if wrong:
         worst = max(wrong, key=lambda x: (x.lost, x.groups))

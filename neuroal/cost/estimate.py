@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from neuroal.cost.offload import Needs
+from neuroal.cost.offload import Needs, activations_folder, decide
 from neuroal.cost.preparation import Prepared
 from neuroal.cost.texts import TextSize, in_longest
 from neuroal.cost.work import Work, generation_work, reconstruction_work
+from neuroal.data.source import parse_source, peek
+from neuroal.errors import NeuroalError
 from neuroal.evaluation.perplexity import LOGITS_BYTES, forward_windows
 from neuroal.layout import Layout, Linear
 from neuroal.model import memory, pretrained
+from neuroal.model.files import check_disk
 from neuroal.model.lazy_matrix import PART
 from neuroal.model.memory import resident_memory
 from neuroal.pruning.hooks import BATCH_BYTES
@@ -22,12 +26,14 @@ from neuroal.run.evaluation import tokens_at_once
 from neuroal.run.reconstruction import reads_dense, reads_dense_inputs, stages
 from neuroal.run.setup import Setup, search_dtype
 from neuroal.types import Accumulator
+from neuroal.units import size
 from neuroal.walk import batch_size
 from neuroal.walk.statistics import resolve
 
 _SOLVER = 12  # float32 copies of a linear while its weights are solved for
 _MASTERS = 8  # of a block that is trained: module, masters, gradients, two moments, the best so far
 _GRAPH = 4  # times the inputs and outputs of a block's linears, for what autograd keeps
+_DRAWN = 16  # bytes of a token: in the list that is drawn, and in the tensor
 _LIBRARIES = 48 << 20  # bytes of what is imported, and allocated by kernels, only in the run
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
@@ -80,6 +86,35 @@ def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Wor
     if windows:
         phases["evaluate"] = Work(evaluate=2 * windows * blocks, losses=2 * windows)
     return phases
+
+
+def check_space(
+    prepared: Prepared, stream: bool | None, spill: bool | None, out: Path | None
+) -> None:
+    """Refuse windows of a text for which memory or disk are too small, before they are drawn.
+
+    Rows of token ids are as many as there are, whatever is asked for. `stream`, `spill` and `out`
+    are those of the run.
+
+    Raises:
+        NeuroalError: They are too small.
+    """
+    recipe = prepared.recipe
+    source = None if recipe.calibration is None else parse_source(recipe.calibration)
+    holds = None if source is None else peek(source)
+    if source is None or holds == "tokens" or (holds is None and source.kind == "json"):
+        return
+    drawn, free = _DRAWN * recipe.samples * prepared.length, memory.available_memory("cpu")
+    if free is not None and drawn > free:
+        raise NeuroalError(
+            f"{recipe.samples:,} windows of {prepared.length:,} tokens take {size(drawn)} of "
+            f"memory, {size(free)} are available: give fewer --samples or a shorter --length"
+        )
+    needed = needs(prepared, prepared.length)
+    path = recipe.model if next(prepared.model.parameters()).is_meta else None
+    free = memory.available_memory(memory.device_of(recipe.device))
+    offload, _ = decide(needed, path, stream, spill, free)
+    check_disk(activations_folder(out), needed.disk(offload) if out else 0)
 
 
 def needs(

@@ -130,7 +130,9 @@ def _add(out: Path, tensors: dict[str, object], pruned: Shards) -> None:
         files = dict.fromkeys(pruned.ranges, first.name)
     else:
         files = {name: span.file.name for name, span in pruned.ranges.items()}
-    save_file(tensors, out / _EXTRA, metadata={"format": "pt"})  # type: ignore[arg-type]
+    partial = out / f"{_EXTRA}.tmp"
+    save_file(tensors, partial, metadata={"format": "pt"})  # type: ignore[arg-type]
+    os.replace(partial, out / _EXTRA)
     (out / _EXTRA).chmod((out / "config.json").stat().st_mode)
     files |= dict.fromkeys(tensors, _EXTRA)
     spans = [s for f in sorted(set(files.values())) for s in Shards.header(out / f).values()]

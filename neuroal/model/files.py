@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ MARKER = "neuroal.json"
 SCHEMA = 1
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 4 << 20
+_OBJECTS = ("recipe", "environment", "model", "sparsity", "linears", "timings", "counts")
+_LISTS = ("plugins", "candidates", "blocks", "notes", "evaluation", "zero_shot")
+_ENTRIES = {
+    "plugins": {"role", "name", "distribution", "version", "sha256"},
+    "sparsity": {"wanted", "achieved"},
+    "candidates": {"role", "selected"},
+    "blocks": set[str](),
+}
+"""What entries of a report have at least."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,11 @@ class Shards:
         self.folder = folder
         self._open: dict[Path, Any] = {}
         self.ranges: dict[str, FileRange] = {}
-        listed = self._listed()
-        for file in sorted(set(listed.values())) if listed else [folder / ONE]:
+        listed = _listed(folder)
+        files = weight_files(folder)
+        if not files:
+            raise NeuroalError(f"folder '{folder}' holds no {ONE} and no {INDEX}")
+        for file in files:
             self._open[file] = open_file(file)
             self.ranges |= self.header(file)
         for name, file in listed.items():
@@ -71,23 +84,6 @@ class Shards:
                 raise NeuroalError(f"'{file}' lacks the tensor '{name}' that {INDEX} names")
         if listed:
             self.ranges = {name: self.ranges[name] for name in listed}
-
-    def _listed(self) -> dict[str, Path]:
-        """Return the file of every tensor that the index names; empty for a single file."""
-        if (self.folder / ONE).is_file():
-            return {}
-        index = self.folder / INDEX
-        if not index.is_file():
-            raise NeuroalError(f"folder '{self.folder}' holds no {ONE} and no {INDEX}")
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            listed = {str(name): self.folder / str(file) for name, file in names.items()}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise NeuroalError(f"'{index}' is no index of safetensors files: {error}") from error
-        for file in listed.values():
-            if not file.is_file():
-                raise NeuroalError(f"'{index}' names '{file.name}', which is not there")
-        return listed
 
     @staticmethod
     def header(file: Path) -> dict[str, FileRange]:
@@ -131,6 +127,36 @@ class Shards:
                     left -= read
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that a model's folder is loaded from; empty without any.
+
+    Raises:
+        NeuroalError: Its index is damaged, or names a file that is not in the folder.
+    """
+    if (folder / ONE).is_file():
+        return [folder / ONE]
+    return sorted(set(_listed(folder).values()))
+
+
+def _listed(folder: Path) -> dict[str, Path]:
+    """Return the file of every tensor that the index names; empty for a single file."""
+    index = folder / INDEX
+    if (folder / ONE).is_file() or not index.is_file():
+        return {}
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = {str(name): folder / str(file) for name, file in names.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise NeuroalError(f"'{index}' is no index of safetensors files: {error}") from error
+    for file in listed.values():
+        place = file.relative_to(folder) if file.is_relative_to(folder) else file
+        if place.is_absolute() or ".." in place.parts:
+            raise NeuroalError(f"'{index}' names '{place}', which is outside the folder")
+        if not file.is_file():
+            raise NeuroalError(f"'{index}' names '{file.name}', which is not there")
+    return listed
+
+
 def open_file(file: Path) -> Any:
     """Open a safetensors file, packed or not, without mapping it into memory where that can be.
 
@@ -150,12 +176,14 @@ def open_file(file: Path) -> Any:
 
 
 def fingerprint(model: str) -> str | None:
-    """Return the SHA-256 over a folder's config and safetensors files; None for a hub name."""
+    """Return the SHA-256 over a folder's config, index and weights; None for a hub name."""
     folder = local_folder(model)
     if folder is None:
         return None
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    weights = weight_files(folder)
+    index = [] if folder / ONE in weights or not weights else [folder / INDEX]
+    for file in [folder / "config.json", *index, *weights]:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):
@@ -178,7 +206,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def weight_bytes(folder: Path) -> int:
     """Return the bytes of a folder's safetensors files, unpacked."""
-    return sum(dense_bytes(file) for file in folder.glob("*.safetensors"))
+    return sum(dense_bytes(file) for file in weight_files(folder))
 
 
 def dense_bytes(file: Path) -> int:
@@ -196,20 +224,44 @@ def read_report(path: Path) -> dict[str, Any]:
     file = path / MARKER if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read recipe '{file}': {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"recipe '{file}' is not a JSON object")
     if data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(f"'{file}' has schema {data['schema']!r:.20}, this neuroal reads {SCHEMA}")
+    if "schema" in data:
+        _check_whole(file, data)
     return data
+
+
+def _check_whole(file: Path, report: dict[str, Any]) -> None:
+    """Refuse a report whose parts are not what they were written as.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for keys, kind in ((_OBJECTS, dict), (_LISTS, list)):
+        for key in keys:
+            if not isinstance(report.get(key, kind()), kind):
+                raise UsageError(f"'{file}' is damaged: its '{key}' is of a wrong type")
+    for key, needed in _ENTRIES.items():
+        entries = report.get(key, ())
+        for entry in [entries] if isinstance(entries, dict) and entries else entries:
+            if not isinstance(entry, dict) or needed - entry.keys():
+                raise UsageError(f"'{file}' is damaged: its '{key}' is not whole")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is complete or absent, whenever the process ends."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def check_disk(folder: Path, needed: int) -> None:

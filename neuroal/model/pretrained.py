@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from neuroal.errors import NeuroalError
 from neuroal.layout import Layout, matrices
-from neuroal.model.files import weight_bytes
+from neuroal.model.file_names import FileNames
+from neuroal.model.files import Shards, weight_bytes, weight_files
 from neuroal.model.memory import available_memory
 from neuroal.model.places import CONTEXT, TOKENIZER, has_tokenizer, locate, similar_folder
 from neuroal.packed.form import METHOD
@@ -86,7 +88,35 @@ def skeleton(model: str, trust_remote_code: bool = False, dtype: torch.dtype | N
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
                 module._parameters[name] = nn.Parameter(parameter.to("meta"), False)
+    folder = Path(locate(model))
+    if folder.is_dir() and weight_files(folder):
+        _refuse_surplus(model, bare, list(Shards(folder).ranges))
     return bare.eval()
+
+
+def _refuse_surplus(model: str, built: Any, tensors: Iterable[str]) -> None:
+    """Refuse file tensors of blocks, or experts, that the configuration leaves out.
+
+    What else a model's class does not read is carried over. So are the layers that predict further
+    tokens and stand behind the blocks: the class or the configuration says of them that it does not
+    read them.
+    """
+    names = FileNames(built)
+    ignored = getattr(built, "_keys_to_ignore_on_load_unexpected", None) or ()
+    known = dict(built.state_dict())
+    further = getattr(text_config(built.config), "num_nextn_predict_layers", None) or 0
+    for tensor in sorted(tensors):
+        name = names.parameter(tensor)
+        if name in known or any(re.search(x, y) for x in ignored for y in (tensor, name)):
+            continue
+        for place in re.finditer(r"\.(\d+)\.", name):
+            prefix, number = name[: place.start() + 1], int(place[1])
+            held = {k[len(prefix) :].partition(".")[0] for k in known if k.startswith(prefix)}
+            if held and str(number) not in held and number >= len(held) + further:
+                raise NeuroalError(
+                    f"model '{model}' holds the weight '{tensor}', but its config.json has "
+                    f"{len(held)} of '{prefix.rstrip('.')}': correct the number"
+                )
 
 
 def _build(config: Any, trust_remote_code: bool, dtype: torch.dtype) -> Any:
@@ -253,6 +283,7 @@ def load(
     missing = set(info["missing_keys"]).intersection(dict(loaded.named_parameters()))
     if missing:  # transformers would continue with random numbers
         raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
+    _refuse_surplus(model, loaded, info["unexpected_keys"])
     if method is None:
         loaded.to(device)
     loaded.eval()

@@ -29,7 +29,7 @@ from neuroal.model.files import MARKER, load_tensors, read_report, write_atomica
 from neuroal.model.output import output_folder
 
 EXPORT = "export.json"  # what an exported folder has; a run has MARKER
-_KEPT = "kept.json"
+_KEPT, _RUNS = "kept.json", "block runs"
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
 
 
@@ -173,13 +173,18 @@ class Journal:
         out: The output folder, or None.
         mark: The contents of `run.json`.
         team: The processes of the run, of which the first alone has an output folder.
-        kept: What `kept.json` says: the digest of every file of a finished step, by name.
+        kept: What `kept.json` says: the digest of every file of a finished step, by name, and the
+            block runs of all tries.
+        block_runs: Returns those of this try.
+        earlier_runs: Block runs of the tries before.
     """
 
     out: Path | None
     mark: Mapping[str, Any] = field(default_factory=dict)
     team: Team = ALONE
-    kept: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    block_runs: Callable[[], int] = int
+    earlier_runs: int = 0
     _seen: set[str] = field(default_factory=set)  # files whose digests have been compared
 
     @classmethod
@@ -203,7 +208,8 @@ class Journal:
         mark = _mark(work)
         if resume and mark:
             refuse_another(out, decides)
-            return cls(out, mark, team, _json(work / _JOURNAL / _KEPT))
+            kept = _json(work / _JOURNAL / _KEPT)
+            return cls(out, mark, team, kept, earlier_runs=int(kept.get(_RUNS, 0)))
         if (work / _REPLACED).exists() and not out.exists():
             os.replace(work / _REPLACED, out)
         _remove(work)
@@ -226,6 +232,14 @@ class Journal:
         assert self.folder is not None
         self._set_mark()
         self.folder.mkdir(exist_ok=True)
+        runs = self.earlier_runs + self.block_runs()
+        if self.kept.get(_RUNS, 0) != runs:
+            self.kept[_RUNS] = runs
+            self._write_kept()
+
+    def _write_kept(self) -> None:
+        assert self.folder is not None
+        write_atomically(self.folder / _KEPT, json.dumps(self.kept).encode())
 
     def _keep(self, name: str, data: bytes) -> None:
         assert self.folder is not None
@@ -247,7 +261,7 @@ class Journal:
         assert self.folder is not None
         self.kept[file.name] = self._digest(file)
         self._seen.add(file.name)
-        write_atomically(self.folder / _KEPT, json.dumps(self.kept).encode())
+        self._write_kept()
 
     def _known(self, file: Path) -> bool:
         """Return whether an earlier try has finished a file.

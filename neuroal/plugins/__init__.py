@@ -5,7 +5,7 @@ does not choose has no effect on it. Every run has a pluggy registration of its 
 """
 
 from neuroal.plugins.calls import Plugin
-from neuroal.plugins.listing import Listing, available, find, in_file, listing_of
+from neuroal.plugins.listing import Listing, available, file_sha256, find, in_file, listing_of
 from neuroal.plugins.loading import (
     Description,
     describe,
@@ -14,7 +14,7 @@ from neuroal.plugins.loading import (
     load_top_up,
     refuse_unused,
 )
-from neuroal.plugins.trust import check_requirements
+from neuroal.plugins.trust import check_requirements, refuse_code_of
 
 __all__ = [
     "Description",
@@ -23,11 +23,13 @@ __all__ = [
     "available",
     "check_requirements",
     "describe",
+    "file_sha256",
     "find",
     "in_file",
     "listing_of",
     "listings",
     "load",
     "load_top_up",
+    "refuse_code_of",
     "refuse_unused",
 ]

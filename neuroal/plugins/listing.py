@@ -278,6 +278,11 @@ def _import_error(listing: Listing, error: BaseException) -> PluginError:
     return PluginError(f"{listing}: does not import: {one_line(error)}: {cure}")
 
 
+def file_sha256(listing: Listing) -> str:
+    """Return the SHA-256 of the file of a `./mine.py:Mine`, which does not run."""
+    return hashlib.sha256(Path(_target(listing)[0]).expanduser().read_bytes()).hexdigest()
+
+
 def _run_file(name: str) -> ModuleType:
     # A module of its own for each content of each file: an edited file is a new module.
     path = Path(name).expanduser().resolve()

@@ -4,6 +4,8 @@
 neuroal's own plugins always may load. `./` allows plugins from files, and `python` instances of
 classes that belong to no distribution; no distribution can have the first name, and the second
 never means one.
+
+A file of code is the user's choice, too, not that of a recipe or study that names one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ ENVIRONMENT = "NEUROAL_ONLY_PLUGINS"
 OWN = "neuroal"
 FILES = "./"
 INSTANCES = "python"
+ALLOW = "--allow-plugin-files"
 FILE, INSTANCE = "file", "instance"  # what stands for the version of what has none
 _OWN = re.compile(rf"{OWN}(?![-_.\w])", re.IGNORECASE)
 _PLAIN = re.compile(rf"{OWN}(>=(?P<least>\d+(\.\d+)*))?")
@@ -79,6 +82,22 @@ def refusal(distribution: str, version: str) -> str | None:
     token = {FILE: FILES, INSTANCE: INSTANCES}.get(version, distribution)
     names = ", ".join(sorted((allowed() or frozenset()) | {OWN}))
     return f"may not load: only {names} may (--only-plugins, {ENVIRONMENT}): add {token}"
+
+
+def refuse_code_of(file: str, named: Iterable[str]) -> None:
+    """Refuse to run code that a recipe or study names, and the user has not.
+
+    Args:
+        file: The recipe or study.
+        named: Plugin files that it names, or folders of task definitions.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for name in named:
+        raise UsageError(
+            f"'{file}' names '{name}', whose code would run: read it, then add {ALLOW}"
+        )
 
 
 def unmet(requires: Iterable[str]) -> str:

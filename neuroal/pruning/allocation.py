@@ -16,6 +16,7 @@ from neuroal.layout import Layout, Linear
 from neuroal.model.files import load_tensors
 from neuroal.types import Importance
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FILE = "allocation.safetensors"
 IMPORTANCE, INPUTS = ":importance", ":input_importance"
 FURTHEST = 1e12  # factor between importance of two rows: float32 still orders scores of both
@@ -173,9 +174,16 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Importance]]:
 
     Raises:
         NeuroalError: It cannot be read.
-        UsageError: It has importance of inputs without that of the rows.
+        UsageError: It holds anything but floating `(1,)` or `(out,)`, or has importance of inputs
+            without that of the rows.
     """
     tensors = load_tensors(path)
+    for name, x in tensors.items():
+        if x.dtype not in _DTYPES or x.dim() != 1 or not x.numel():
+            what = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+            raise UsageError(
+                f"'{path}' is no allocation: '{name}' is {what}, not floating (1,) or (out,)"
+            )
     rows, inputs = _popped(tensors, IMPORTANCE), _popped(tensors, INPUTS)
     alone = inputs.keys() - rows.keys()
     if alone:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neuroal.layout import Block, matrices
 from neuroal.model.blocks import Blocks
+from neuroal.model.files import write_atomically
 from neuroal.model.run_folder import Journal
 from neuroal.pruning import mask_file
 from neuroal.pruning.mask_file import Masks
@@ -76,7 +77,7 @@ class WithMasks:
         shapes = {n: (x.out_features, x.in_features) for n, x in self.layout.linears.items()}
         own = {n: shapes[n] for n in self.packed}
         masks = Masks(self.packed, own, {key: report[key] for key in RUN})
-        (folder / mask_file.FILE).write_bytes(mask_file.to_bytes(masks))
+        write_atomically(folder / mask_file.FILE, mask_file.to_bytes(masks))
         return (
             f"{mask_file.FILE} holds the masks: `neuroal apply MODEL {mask_file.FILE}` puts them "
             "on the dense model"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from neuroal.escape import markdown
 from neuroal.evaluation import quality
 from neuroal.units import windows
 
@@ -25,19 +26,27 @@ def model_title(model: str) -> str:
 
 def model_card(report: Mapping[str, Any]) -> str:
     """Return `README.md` of a pruned checkpoint, made from its report alone."""
-    recipe, sparsity, environment = report["recipe"], report["sparsity"], report["environment"]
+    sparsity = report["sparsity"]
+    recipe = {key: markdown(report["recipe"][key]) for key in ("seed", "budget", "pattern")}
+    environment = {key: markdown(value) for key, value in report["environment"].items()}
     plugins = "\n".join(
-        f"| {p['role']} | {p['name']} | {p['distribution']} {p['version']} |"
+        f"| {markdown(p['role'])} | {markdown(p['name'])} "
+        f"| {markdown(p['distribution'])} {markdown(p['version'])} |"
         for p in report["plugins"]
     )
     chosen = [c for c in report["candidates"] if c["selected"] and c["parameters"]]
     parameters = "".join(
-        f"- {c['role']}: {', '.join(f'{k} = {v}' for k, v in c['parameters'].items())}\n"
+        f"- {markdown(c['role'])}: "
+        f"{markdown(', '.join(f'{k} = {v}' for k, v in c['parameters'].items()))}\n"
         for c in chosen
     )
     data = report["data"]
-    calibration = windows(data, quote="`") if data else "none"
-    notes = "".join(f"- {note}\n" for note in (*report["notes"], *quality.collapses(report)))
+    calibration = "none"
+    if data:
+        how, source = windows({**data, "source": ""}), markdown(data["source"], code=True)
+        calibration = f"{markdown(how)} {source}"
+    said = (*report["notes"], *quality.collapses(report))
+    notes = "".join(f"- {markdown(note)}\n" for note in said)
     counts = report["counts"]
     again = "pruning" if report.get("training") else "run"
     zeros = UNSTRUCTURED if recipe["pattern"] == "unstructured" else PATTERN
@@ -49,7 +58,7 @@ tags:
 - neuroal
 ---
 
-# {model_title(report["model"]["name"])}, pruned to {sparsity["achieved"]:.1%}
+# {markdown(model_title(report["model"]["name"]))}, pruned to {sparsity["achieved"]:.1%}
 
 Of the prunable weights inside the decoder blocks, {counts["pruned"]:,} of
 {counts["weights"]:,} are zero. {_left_dense(report)}{_training(report)} {zeros}
@@ -97,13 +106,14 @@ def _bytes(report: Mapping[str, Any]) -> str:
 def _quality(report: Mapping[str, Any]) -> str:
     """Return a table of the texts that a run was evaluated on, and a line for its tasks."""
     lines = [
-        f"| `{x['data']}` | {x['windows']} of {x['length']} tokens | {' | '.join(_numbers(x))} |"
+        f"| {markdown(x['data'], code=True)} | {x['windows']} of {x['length']} tokens "
+        f"| {' | '.join(_numbers(x))} |"
         for x in report.get("evaluation", ())
     ]
     if lines:
         head = "| text | windows | perplexity | dense | difference | excess |"
         lines = [head, "|---|---|---|---|---|---|", *lines, ""]
-    lines += [f"- {line}" for line in quality.accuracies(report)]
+    lines += [f"- {markdown(line)}" for line in quality.accuracies(report)]
     return "".join(f"{line}\n" for line in lines)
 
 

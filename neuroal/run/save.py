@@ -95,7 +95,7 @@ def save_run(
             report.notes += carry_over(blocks.model, source, work)
         zeros = count_saved_zeros(work, layout, blocks.model)
         done = as_pruned(pruned.allocation, layout, pruned.targets)
-        (work / allocations.FILE).write_bytes(allocations.to_bytes(done, layout))
+        files.write_atomically(work / allocations.FILE, allocations.to_bytes(done, layout))
         if masks is not None:
             report.notes.append(masks.write(work, report.to_json()))
         if source is not None:
@@ -112,7 +112,7 @@ def save_run(
     phases.seconds["save"] = time.perf_counter() - start
     report.timings = {k: round(v, 4) for k, v in phases.seconds.items()}
     if out is not None and work is not None:
-        (work / CARD).write_text(model_card(report.to_json()), encoding="utf-8")
+        files.write_atomically(work / CARD, model_card(report.to_json()).encode())
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
         files.write_atomically(work / files.MARKER, text.encode())
         run_folder.publish(out)

@@ -181,6 +181,8 @@ def read(path: Path) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read study '{path}': {reason}") from error
+    except RecursionError as error:
+        raise UsageError(f"study '{path}' is nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"study '{path}' is not TOML: {error}") from error
     with within(f"study '{path}'"):

@@ -7,6 +7,7 @@ one. A case's file is all there is to a case: remove it, and the case is run aga
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ SCHEMA = 1
 MARKER = "study.json"
 DONE, FAILED, MISSING = "done", "failed", "missing"
 CaseResult = dict[str, Any]
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,43 @@ def case_file(out: Path, id: str) -> Path:
 def earlier(out: Path, cases: Iterable[StudyCase]) -> dict[str, CaseResult]:
     """Return the files of those cases that are done or have failed, by id."""
     files = {case.id: case_file(out, case.id) for case in cases}
-    return {id: _read(file) for id, file in files.items() if file.exists()}
+    found = {id: _case(file) for id, file in files.items() if file.exists()}
+    return {id: case for id, case in found.items() if case is not None}
+
+
+def _damage(study: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the content of `study.json`, if anything is."""
+    for key, kind in {"name": str, "study": dict, "cases": list, "skipped": list}.items():
+        needed = key in ("name", "cases")
+        if not isinstance(study.get(key, None if needed else kind()), kind):
+            return f"its '{key}' is missing or of a wrong type"
+    for entry in (*study["cases"], *study.get("skipped", ())):
+        if not isinstance(entry, dict) or not isinstance(entry.get("case"), dict):
+            return "an entry of it has no case"
+    if not all(isinstance(entry.get("id"), str) for entry in study["cases"]):
+        return "a case of it has no id"
+    return None
+
+
+def _case(file: Path) -> CaseResult | None:
+    """Return the content of a case's file; None, with a warning, where it is damaged.
+
+    Raises:
+        UsageError: It is of another schema.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(data["schema"], int) and data["schema"] != SCHEMA:
+            _read(file)
+        parts = {"schema": int, "id": str, "status": str, "scores": dict, "case": dict}
+        wrong = [key for key, kind in parts.items() if not isinstance(data[key], kind)]
+        if not wrong and all(isinstance(x, dict) for x in data["scores"].values()):
+            return dict(data)
+        why: object = f"its {wrong[0] if wrong else 'scores'} is of a wrong type"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+    LOG.warning("case '%s' is damaged and left out, a run makes it anew: %s", file, why)
+    return None
 
 
 def read_study(folder: Path) -> StudyResults:
@@ -97,10 +135,15 @@ def read_study(folder: Path) -> StudyResults:
     if not (folder / MARKER).is_file():
         raise UsageError(f"'{folder}' is no results folder of a study: it holds no {MARKER}")
     study = _read(folder / MARKER)
+    problem = _damage(study)
+    if problem:
+        raise UsageError(
+            f"'{folder / MARKER}' is damaged: {problem}; running the study writes it anew"
+        )
     cases = []
     for entry in study["cases"]:
         file = case_file(folder, entry["id"])
-        known = _read(file) if file.exists() else {"status": MISSING, "scores": {}}
+        known = (_case(file) if file.exists() else None) or {"status": MISSING, "scores": {}}
         cases.append(known | {"id": entry["id"], "case": entry["case"]})
     return StudyResults(folder, study, tuple(cases))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from neuroal.errors import UsageError, nearest
 from neuroal.model import memory
 from neuroal.model.output import one_writer
+from neuroal.plugins import in_file, refuse_code_of
+from neuroal.recipe import TOP_UP_ROLES
 from neuroal.study import results
 from neuroal.study.bench import Bench
 from neuroal.study.cases import Expansion, expand, title
@@ -49,17 +51,27 @@ class PreparedStudy:
         return len(self.expansion.distinct) - len(self.jobs)
 
 
-def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedStudy:
+def prepare(
+    file: Path, out: Path, trust_remote_code: bool = False, allow_plugin_files: bool = False
+) -> PreparedStudy:
     """Read a study file and check everything that can be checked before a weight or a text is read.
 
     A case is left to run if it has no file in the results folder `out`, has failed, or lacks a
     score.
+
+    Args:
+        file: The study file.
+        out: The results folder.
+        trust_remote_code: Let models' own code run.
+        allow_plugin_files: Let the code of files run that the study file names.
 
     Raises:
         UsageError: The file or the folder is wrong.
         NeuroalError: A model's structure cannot be read, or a plugin is broken.
     """
     study = read_checked(file)
+    if not allow_plugin_files:
+        refuse_code_of(str(file), _code_files(study))
     results.check_folder(out)
     with within(f"study '{file}'"):
         for number, evaluation in enumerate(study.evaluations, 1):
@@ -75,6 +87,19 @@ def prepare(file: Path, out: Path, trust_remote_code: bool = False) -> PreparedS
         if earlier["status"] != DONE or not all(reusable(scores, key) for key in keys):
             jobs.append((case, scores))
     return PreparedStudy(file.stem, out, study, expansion, tuple(jobs), tuple(known.values()))
+
+
+def _code_files(study: Study) -> Iterator[str]:
+    """Yield the plugins' files and the folders of task definitions that a study names."""
+    for pruner in study.pruners:
+        yield from filter(in_file, (pruner.name,))
+    for top_up in study.top_ups:
+        choices = [top_up.name]
+        for role in TOP_UP_ROLES:
+            choice = getattr(top_up, role)
+            choices += choice if isinstance(choice, tuple) else [choice]
+        yield from (x for x in choices if x is not None and in_file(x))
+    yield from (e.include_path for e in study.evaluations if e.include_path is not None)
 
 
 @dataclass(frozen=True)

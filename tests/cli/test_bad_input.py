@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 PLUGIN = '''\
@@ -89,6 +90,9 @@ USAGE = {
     "resume and overwrite": (["--resume", "--overwrite"], "exclude each other"),
     "no such recipe": (["--recipe", "nothing.json"], "cannot read recipe 'nothing.json'"),
     "a recipe that is none": (["--recipe", "rows.jsonl"], "recipe"),
+    "samples beyond 31 bits": (["--samples", "9" * 20], "is too large: give at most"),
+    "a seed beyond 31 bits": (["--seed", "9" * 30], "is too large: give at most"),
+    "a long source": (["--calibration", "x/" * 1500], ""),
     "ratios and allocation": (["--allocation", "x", "--row-ratios", "neuroal"], "--allocation"),
 }
 
@@ -278,3 +282,86 @@ def test_failed_overwrite_keeps_the_earlier_run(folder: Path, prune: Any) -> Non
     assert prune("--out", "out", "--overwrite", "--pruner", "./mine.py:Mine").exit_code == 1
     assert tree(folder) == before
     assert json.loads(Path("out/neuroal.json").read_text())["recipe"]["pruner"] == "wanda"
+
+
+def test_more_windows_than_memory_holds(folder: Path, run: Any) -> None:
+    before = tree(folder)
+    for more in ([], ["--dry-run"]):
+        asked = ("--calibration", "text.txt", "--length", 16, "--samples", 2_000_000_000)
+        result = run("prune", "tiny", *asked, *more)
+        assert "2,000,000,000 windows of 16 tokens take" in one_line(result)
+        assert "give fewer --samples" in result.stderr and result.exit_code == 1
+    assert tree(folder) == before
+
+
+LACKS = {
+    "disk": (OSError(28, "No space left on device", "out/x"), "--resume goes on with a run"),
+    "disk of a library": (RuntimeError("I/O error: No space left on device"), "make room"),
+    "a file too large": (OSError(27, "File too large"), "the disk is too small"),
+    "memory": (MemoryError(), "--stream, --spill or a smaller --batch"),
+    "memory of torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory is"),
+    "an accelerator's": (RuntimeError("CUDA out of memory. Tried"), "memory is too small"),
+    "a file that is locked": (PermissionError(13, "Permission denied", "a/b"), "'a/b': Permission"),
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_what_the_system_lacks_is_said_with_its_cure(
+    name: str, folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuroal.model import pretrained
+
+    error, said = LACKS[name]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pretrained, "save", fail)
+    more = ("--pruner", "magnitude", "--top-up", "uniform", "--sparsity", "0.5")
+    result = run("prune", "tiny", *more, "--out", "out")
+    assert result.exit_code == 1 and said in one_line(result)
+    assert "traceback" not in result.stderr
+    assert not Path("out").exists() and not Path("out.lock").exists()
+
+
+DAMAGED = {
+    "no object": "[]",
+    "sparsity": '{"schema": 1, "recipe": {}, "sparsity": {"achieved": 1}}',
+    "sparsity of a wrong type": '{"schema": 1, "sparsity": 3}',
+    "plugins": '{"schema": 1, "recipe": {}, "plugins": [{"role": "pruner"}]}',
+    "linears": '{"schema": 1, "linears": []}',
+    "deep": "[" * 100_000,
+    "torn": '{"schema": 1, "recipe"',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("command", ["prune --recipe run/neuroal.json", "compare run run"])
+def test_damaged_reports(name: str, command: str, folder: Path, run: Any) -> None:
+    Path("run").mkdir()
+    Path("run/neuroal.json").write_text(DAMAGED[name])
+    before = tree(folder)
+    result = run(*command.split())
+    assert result.exit_code == 2 and "neuroal.json'" in one_line(result)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int64", "bool"])
+def test_allocations_are_floating(dtype: str, folder: Path, prune: Any, run: Any) -> None:
+    ratios = {"model.layers.0.self_attn.q_proj": torch.ones(1).to(getattr(torch, dtype))}
+    save_file(ratios, "x.safetensors")
+    before = tree(folder)
+    for result in (
+        prune("--allocation", "x.safetensors", "--out", "out"),
+        run("compare", "x.safetensors", "x.safetensors"),
+    ):
+        assert f"'x.safetensors' is no allocation: '{next(iter(ratios))}' is {dtype} (1,)" in (
+            one_line(result)
+        )
+    assert tree(folder) == before
+
+
+def test_terminals_are_sent_no_commands(folder: Path, run: Any) -> None:
+    Path("recipe.json").write_text('{"model": "tiny", "pruner": "\\u001b[31mwanda"}')
+    result = run("prune", "--recipe", "recipe.json")
+    assert "\x1b" not in result.stderr and r"\u001b[31mwanda" in one_line(result)

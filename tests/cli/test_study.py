@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
 from neuroal.cli import main
 from neuroal.study.cluster import on_ray
@@ -78,13 +79,15 @@ def test_plan_says_what_is_skipped_and_why(desk: Path, run: Run) -> None:
 
 
 def test_a_failed_case_is_an_exit_code_and_a_line(desk: Path, run: Run) -> None:
-    (desk / "tiny/model.safetensors").write_bytes(b"broken")
+    weights = load_file(desk / "tiny/model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, desk / "tiny/model.safetensors")
     done = run("study", "run", "mine.toml")
     assert done.exit_code == 1
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: 5 of 5 cases failed, the first: tiny, dense: cannot load model")
+    assert line.startswith("Error: 5 of 5 cases failed, the first: tiny, dense: model 'tiny' lacks")
     assert "mine-results/cases/" in line
-    assert done.stdout.count("cannot load model") == 5
+    assert done.stdout.count("lacks the weight") == 5
     assert run("study", "table", "mine-results").stderr == (
         "Error: no case of 'mine-results' is finished yet\n"
     )

@@ -242,7 +242,7 @@ def test_lack_of_memory_leaves_the_finished_steps(
         neuroal.prune(tiny_model("llama"), None, asked, windows=windows, out=tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
     steps = [p.name for p in (tmp_path / "out.partial" / "journal").iterdir()]
-    assert steps == ["block-0000.safetensors"]
+    assert sorted(steps) == ["block-0000.safetensors", "kept.json"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -355,7 +355,7 @@ def test_model_without_weights(
     with pytest.raises(NeuroalError, match=r"no \.safetensors weights"):
         neuroal.prune(tmp_path / "model", recipe=from_file, out=tmp_path / "out")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(NeuroalError, match="cannot load model") as error:
+    with pytest.raises(NeuroalError, match=r"cannot read '.*model\.safetensors'") as error:
         neuroal.prune(tmp_path / "model", recipe=from_file, out=tmp_path / "out")
     one_line(error)
     (tmp_path / "model" / "model.safetensors").unlink()

@@ -75,6 +75,7 @@ def killed(
     root = tmp_path_factory.mktemp("killed")
     other = dataclasses.replace(small, pruner="magnitude", top_up="uniform", options={})
     neuroal.prune(folder, recipe=other, out=root / "earlier")
+    neuroal.prune(folder, recipe=small, out=root / "streamed", stream=True)
     uniform = dataclasses.replace(recipe, top_up="uniform", options={})
     neuroal.prune(tiny_model("opt"), None, uniform, windows=windows[:2], out=root / "in memory")
     by_path = {"model": str(folder), "recipe": small.to_json(), "reference": str(reference)}
@@ -90,6 +91,13 @@ def killed(
             "since": "rename block-0001",
         },
         "again": by_path | {"again": 8},
+        "streamed": by_path
+        | {
+            "reference": str(root / "streamed"),
+            "stream": True,
+            "since": "rename model-00003",
+            "kills": ["rename allocation.safetensors"],
+        },
         "within a walk": by_path | {"bookmarks": True, "since": "open at-"},
     }
     program = Path(__file__).parents[1] / "programs/killed.py"
@@ -138,6 +146,13 @@ def test_killed_at_every_step(killed: Mapping[str, Results]) -> None:
     ):
         assert part in survived, part
     assert survived.count("killed before") == len(KILLS)
+
+
+def test_killed_while_streaming(killed: Mapping[str, Results]) -> None:
+    """Whatever else lies half written beside the shards, it is not taken for one."""
+    survived = steps(killed["streamed"])
+    assert "rename model-00003-of-00003.safetensors" in survived
+    assert "half of allocation.safetensors" in survived and "rename README.md" in survived
 
 
 def test_killed_within_a_walk(killed: Mapping[str, Results]) -> None:
@@ -218,6 +233,8 @@ def test_nothing_finished_is_done_again(
     resumed = json.loads(json.dumps(report.to_json()))
     for key in ("candidates", "sparsity", "blocks", "linears"):
         assert resumed[key] == expected[key]
+    # Those of the first try, too, and of the final pruning, which looks at its blocks again.
+    assert resumed["counts"]["block_runs"] >= expected["counts"]["block_runs"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

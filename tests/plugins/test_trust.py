@@ -230,3 +230,103 @@ def test_recipe_file_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run("prune", "--recipe", "recipe.json", "--out", "out")
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: the recipe requires none-such>=1")
+
+
+# Code that a recipe or a study names, and not the user
+
+EVIL = (
+    PRUNER
+    + """
+from pathlib import Path
+Path("ran").touch()
+"""
+)
+STUDY = """
+models = ["demo"]
+pruners = [{pruner}]
+top_ups = [{top_up}]
+sparsities = [0.5]
+[[evaluations]]
+{evaluation}
+"""
+
+
+@pytest.fixture
+def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a file that leaves a trace where it runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text(EVIL)
+    return tmp_path
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "pruner": {"pruner": "./evil.py:Mine"},
+    "top_up": {"top_up": "evil.py:PRESET"},
+    "block_ratios": {"block_ratios": ["uniform", "./evil.py:Mine"]},
+    "refiner": {"refiner": "/nowhere/../evil.py:Mine"},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("form", ["json", "toml", "report"])
+def test_a_recipe_runs_no_file_unasked(name: str, form: str, strange: Path) -> None:
+    recipe = {"model": "demo", **NAMED[name]}
+    if form == "toml":
+        lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
+        Path("recipe.toml").write_text("\n".join(lines))
+    else:
+        content = {"schema": 1, "recipe": recipe} if form == "report" else recipe
+        Path("recipe.json").write_text(json.dumps(content))
+    file = "recipe.toml" if form == "toml" else "recipe.json"
+    for more in ([], ["--dry-run"], ["--seed", "1", "-o", "mine.x=1"], ["--resume"]):
+        result = run("prune", "--recipe", file, "--out", "out", *more)
+        assert result.exit_code == 2
+        assert f"'{file}' names " in result.stderr
+        assert "whose code would run: read it, then add --allow-plugin-files" in result.stderr
+    assert not Path("ran").exists() and not Path("out").exists()
+
+
+def test_a_recipe_runs_files_that_are_asked_for(strange: Path) -> None:
+    recipe = {"model": "demo", "pruner": "./evil.py:Mine", "top_up": "uniform"}
+    Path("recipe.json").write_text(json.dumps(recipe))
+    for more in (["--allow-plugin-files"], ["--pruner", "./evil.py:Mine"]):
+        assert run("prune", "--recipe", "recipe.json", *more, "--dry-run").exit_code == 0
+        assert Path("ran").exists()
+    assert (
+        run("prune", "--recipe", "recipe.json", "--pruner", "magnitude", "--dry-run").exit_code == 0
+    )
+
+
+def test_a_file_that_is_not_the_recorded_one(strange: Path) -> None:
+    mine = ("--pruner", "./evil.py:Mine", "--top-up", "uniform", "--sparsity", "0.5", "-q")
+    assert run("prune", "demo", *mine, "--out", "one").exit_code == 0
+    again = ("prune", "--recipe", "one/neuroal.json", "-q", "--dry-run", "--json")
+    assert run(*again, "--allow-plugin-files").exit_code == 0
+    Path("evil.py").write_text(EVIL + "# another\n")
+    Path("ran").unlink()
+    result = run(*again, "--allow-plugin-files")
+    assert result.exit_code == 2 and "its SHA-256 differs" in result.stderr
+    assert not Path("ran").exists()
+    assert run(*again, "--pruner", "./evil.py:Mine").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pruner": '"./evil.py:Mine"'}, "evil.py:Mine"),
+        ({"top_up": '"./evil.py:PRESET"'}, "evil.py:PRESET"),
+        ({"top_up": '{name = "uniform", row_ratios = "evil.py:Mine"}'}, "evil.py:Mine"),
+        ({"evaluation": 'tasks = ["mine"]\ninclude_path = "tasks"'}, "tasks"),
+    ],
+)
+def test_a_study_runs_no_file_unasked(changes: dict[str, str], said: str, strange: Path) -> None:
+    (strange / "tasks").mkdir()
+    (strange / "tasks/mine.yaml").write_text("task: mine\ndoc_to_text: !function evil.Mine\n")
+    plain = {"pruner": '"wanda"', "top_up": '"uniform"', "evaluation": 'data = "demo"'}
+    Path("study.toml").write_text(STUDY.format(**(plain | changes)))
+    for command in ("plan", "run"):
+        result = run("study", command, "study.toml")
+        assert result.exit_code == 2
+        assert f"names '{said}', whose code would run" in result.stderr
+    assert not Path("ran").exists()
+    assert sorted(p.name for p in strange.iterdir()) == ["evil.py", "study.toml", "tasks"]

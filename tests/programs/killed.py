@@ -10,8 +10,8 @@ tell the truth. A script and no test module: its process has no threads that a f
 cases.json: by name `model` (a folder, or the structure of a tiny model in memory), `recipe`,
 `reference` (the folder of an uninterrupted run), and optionally `windows`, `earlier` (a finished
 run that is replaced), `since` (the step to begin with), `kills` (steps to be killed before),
-`again` (kill the run and all that resume it, each so many steps later, until one ends by itself)
-and `bookmarks` (keep how far a walk has come after every piece of it).
+`again` (kill the run and all that resume it, each so many steps later, until one ends by itself),
+`stream` and `bookmarks` (keep how far a walk has come after every piece of it).
 """
 
 import hashlib
@@ -113,6 +113,7 @@ class Case:
         self.reference = identity(Path(case["reference"]))
         self.windows = torch.tensor(case["windows"]) if "windows" in case else None
         self.earlier = case.get("earlier")
+        self.stream = case.get("stream")
 
     def fresh(self) -> None:
         """Make the folder as it was before any run."""
@@ -126,7 +127,7 @@ class Case:
         model = tiny_model(self.model) if in_memory else self.model
         if self.windows is not None:
             how["windows"] = self.windows
-        engine.prune(model, recipe=self.recipe, out=self.out, **how)
+        engine.prune(model, recipe=self.recipe, out=self.out, stream=self.stream, **how)
         if in_memory:
             saved, held = load_file(self.out / "model.safetensors"), model.state_dict()
             assert all(torch.equal(held[name], tensor) for name, tensor in saved.items())
@@ -217,8 +218,8 @@ def half_of_the_weights() -> Callable[[int, str], None]:
     """Return what kills a run when it has written the first half of the weights."""
     save = pretrained.save
 
-    def half(model: Any, tokenizer: Any, folder: Path) -> None:
-        save(model, tokenizer, folder)
+    def half(model: Any, tokenizer: Any, folder: Path, *state: Any) -> None:
+        save(model, tokenizer, folder, *state)
         file = folder / "model.safetensors"
         os.truncate(file, file.stat().st_size // 2)
         die()

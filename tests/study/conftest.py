@@ -71,7 +71,7 @@ def prepared(desk: Path) -> Change:
             assert old in text, old
             text = text.replace(old, new)
         (desk / "study.toml").write_text(text)
-        return prepare(Path("study.toml"), Path("out"))
+        return prepare(Path("study.toml"), Path("out"), allow_plugin_files=True)
 
     return make
 

@@ -99,7 +99,7 @@ def start(cluster: Any, desk: Path, start_process: Start) -> Start:
     def make(*options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--out", "out"]
         return start_process(
-            [*command, "--executor", "ray", "-q", *options],
+            [*command, "--executor", "ray", "-q", "--allow-plugin-files", *options],
             env={**os.environ, "RAY_ADDRESS": cluster.address},
         )
 

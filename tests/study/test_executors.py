@@ -220,7 +220,7 @@ def test_processes_end_with_their_parent(
     )
     prepared(*SMALL, ('"magnitude", "wanda"', '"mine.py:Mine"'))
     command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--jobs", "2", "-q"]
-    process = start_process([*command, "--out", "out"])
+    process = start_process([*command, "--out", "out", "--allow-plugin-files"])
 
     def workers() -> list[int]:
         return [int(path.name) for path in desk.iterdir() if path.name.isdigit()]

@@ -232,12 +232,12 @@ def test_a_killed_study_goes_on_where_it_was(
     (desk / "mine.py").write_text(STAYS.format(desk=str(desk)))
     what = prepared(('"wanda"', '"mine.py:Mine"'))
     command = [sys.executable, "-m", "neuroal", "study", "run", "study.toml", "--out", "out"]
-    process = start_process([*command, "-q"])
+    process = start_process([*command, "-q", "--allow-plugin-files"])
     cases = desk / "out/cases"
     until((desk / "stays").exists, process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    left = prepare(Path("study.toml"), Path("out"))
+    left = prepare(Path("study.toml"), Path("out"), allow_plugin_files=True)
     assert left.finished == 7
     kept = {path: path.read_bytes() for path in cases.glob("*.json")}
     assert len(kept) == left.finished  # each of them whole
@@ -318,3 +318,36 @@ def test_a_bench_lets_go_of_one_model_before_the_next(
     for case in (what.expansion.cases[0], what.expansion.cases[9], what.expansion.cases[0]):
         assert working.run(case, {})["status"] == "done"
     assert held == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"schema": 1}', '{"schema": 1, "id": "x", "status": "done", "scores": 3}'],
+)
+def test_a_damaged_case_is_named_and_run_again(
+    text: str, prepared: Change, finish: Finish, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = (('"magnitude", "wanda"', '"magnitude"'), ('"uniform", "owl"', '"uniform"'))
+    what = prepared(*small, ("0.5, 0.7", "0.5"), ('"llama", "opt"', '"llama"'))
+    finish(what)
+    case = what.expansion.distinct[0]
+    file = case_file(what.out, case.id)
+    whole = json.loads(file.read_text())["scores"]
+    file.write_text(text)
+    left = prepared()
+    assert [job.id for job, _ in left.jobs] == [case.id]
+    assert f"case '{file}' is damaged and left out" in caplog.text
+    assert [c["id"] for c in read_study(what.out).cases if c["status"] == "missing"] == [case.id]
+    finish(left)
+    scores = json.loads(file.read_text())["scores"]
+    assert {k: x["value"] for k, x in scores.items()} == {k: x["value"] for k, x in whole.items()}
+
+
+@pytest.mark.parametrize("key", ["name", "study", "cases", "skipped"])
+def test_a_damaged_study_is_named(key: str, prepared: Change, tmp_path: Path) -> None:
+    content = {"schema": 1, "name": "x", "study": {}, "cases": [], "skipped": []}
+    lacking = {k: v for k, v in content.items() if k != key}
+    for wrong in [content | {key: 3}, *([lacking] if key in ("name", "cases") else [])]:
+        (tmp_path / "study.json").write_text(json.dumps(wrong))
+        with pytest.raises(UsageError, match=f"study.json' is damaged: its '{key}' is missing"):
+            read_study(tmp_path)
