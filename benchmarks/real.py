@@ -7,8 +7,8 @@ MODELS is a folder of checkpoints, among them `smollm2` and `gemma3`; DATA holds
 `calibration.jsonl`, `wikitext2.test.txt`, `ptb.test.txt` and `heldout.jsonl`. Every cell is a
 process of its own, so that its processor seconds and its peak memory are its own; one that FOLDER
 holds is not run again, so that the command can be stopped and repeated. Calibration: 32 windows of
-128 tokens, the first 8 for the search (all for `max`). Perplexity: the first 40 windows of 256
-tokens of each text. All in float32, on one thread.
+128 tokens (8 or 128 where a cell says so), the first 8 for a search. Perplexity: the first 40
+windows of 256 tokens of each text. All in float32, on one thread.
 
 With --out, cells of FOLDER are merged into the record, the .csv beside --out, and tables of the
 whole record replace what stands between the markers of --out.
@@ -51,11 +51,12 @@ class Cell:
     pruner: str = ""
     top_up: str = ""
     reconstruction: str = "none"
+    windows: str = ""  # of calibration, where they are not 32
 
     @classmethod
-    def of(cls, model: str, sparsity: str, effort: str) -> Cell:
+    def of(cls, model: str, sparsity: str, effort: str, windows: str = "") -> Cell:
         """Return the cell of an effort, which brings its pruner and its reconstruction."""
-        return cls(model, sparsity, load_top_up(effort).pruner or "", effort, "")
+        return cls(model, sparsity, load_top_up(effort).pruner or "", effort, "", windows)
 
     @property
     def file(self) -> str:
@@ -68,6 +69,7 @@ class Cell:
         own: dict[str, Any] = {"pattern": self.sparsity} if pattern else {}
         own |= {} if pattern else {"sparsity": float(self.sparsity)}
         own |= {"pruner": self.pruner, "top_up": self.top_up}
+        own |= {"samples": int(self.windows or 32), "length": 128}
         # The efforts bring their own.
         return own | ({} if self.top_up in EFFORTS else {"reconstruction": self.reconstruction})
 
@@ -82,6 +84,8 @@ def cells(model: str) -> Iterator[Cell]:
     yield Cell(model, "2:4", "wanda", "uniform")
     yield Cell.of(model, "2:4", "high")
     yield Cell(model, "0.6", "wanda", "best")
+    yield Cell.of(model, "0.6", "low", "8")
+    yield Cell.of(model, "0.6", "low", "128")
     for reconstruction in ("none", "refit"):
         yield Cell(model, "0.6", "alps", "uniform", reconstruction)
     yield Cell.of(model, "0.6", "max")
@@ -112,8 +116,7 @@ def measure(cell: Cell, models: Path, data: Path) -> dict[str, Any]:
     if cell.pruner:
         started = time.process_time()
         calibration = str(data / "calibration.jsonl")
-        fields = cell.recipe() | {"calibration": calibration, "samples": 32, "length": 128}
-        report = neuroal.prune(model, tokenizer, **fields)
+        report = neuroal.prune(model, tokenizer, calibration=calibration, **cell.recipe())
         found["seconds"] = round(time.process_time() - started, 1)
         found["mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         found["block_runs"] = report.counts["block_runs"]
@@ -206,6 +209,7 @@ def _line(cell: Cell, numbers: dict[str, float], dense: dict[str, float]) -> dic
     own = cell.top_up in EFFORTS
     method = f"`--effort {cell.top_up}`" if own else f"{cell.pruner}, {cell.top_up}"
     more = "" if own or cell.reconstruction == "none" else f", {cell.reconstruction}"
+    more += f", {cell.windows} windows" if cell.windows else ""
     line = {"method": method + more}
     for text in TEXTS:
         line[text] = f"{numbers[text]:.1f} ({excess(numbers, dense, text):.2f})"

@@ -119,7 +119,9 @@ def _ways(
     prepared = prepare(replace(recipe, length=length), trust_remote_code=trust)
     texts = text_sizes(prepared)
     timings = time_block(prepared, length, texts).seconds
-    for samples in (recipe.samples,) if "samples" in given else SAMPLES:
+    least = min(min(preset.excess), SAMPLES[-1] * length)  # with fewer tokens nothing was measured
+    sizes = [n for n in SAMPLES if n * length >= least]
+    for samples in (recipe.samples,) if "samples" in given else sizes:
         way = replace(prepared, recipe=replace(prepared.recipe, samples=samples))
         seconds = sum(phase.seconds(timings) for phase in _work(way, preset, texts).values())
         yield Choice(way.recipe, effort, seconds, expected(preset.excess, samples * length))
