@@ -29,7 +29,7 @@ FINAL: dict[str, dict[str, Any]] = {
     "wanda, block": {"reconstruction": "block", "options": {"block": {"passes": 1}}},
 }
 SEARCH: dict[str, dict[str, Any]] = {
-    "wanda, neuroal": {"options": GRID},
+    "wanda, neuroal": {"top_up": "neuroal", "options": GRID},
     "wanda, neuroal-fast": {"top_up": "neuroal-fast"},
     "sparsegpt, neuroal": {
         "pruner": "sparsegpt",

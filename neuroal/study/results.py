@@ -55,8 +55,14 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"results folder '{out}' is no folder to write in")
     if (out / MARKER).exists():
         _read(out / MARKER)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not _is_begun(out):
         raise UsageError(f"'{out}' exists and holds no study: choose another --out")
+
+
+def _is_begun(out: Path) -> bool:
+    """Return whether a folder holds no more than what a study makes before its `study.json`."""
+    begun = {"cases", f"{MARKER}.tmp"}
+    return {p.name for p in out.iterdir()} <= begun and not any((out / "cases").glob("*"))
 
 
 def begin(out: Path, name: str, study: Study, expansion: Expansion) -> None:

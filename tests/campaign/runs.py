@@ -91,7 +91,7 @@ def disks(world: World, seconds: float, seed: int, table: Table) -> None:
     for setting, reference, steps in references(world):
         writes = [n for n, s in enumerate(steps) if s.startswith(("open", "os.mkdir"))]
         plans += [(setting, reference, f"full from {steps[n]}", no_room(n)) for n in writes]
-        sizes = {int(1.35**k) for k in range(2, 44)}
+        sizes = {int(1.1**k) for k in range(88, 139)}  # what is said has to fit
         plans += [(setting, reference, f"files of {n} bytes", too_large(n)) for n in sizes]
     rng.shuffle(plans)
     for n in until(seconds):

@@ -64,7 +64,7 @@ class World:
         """The words of a run with every kind of step, as few of each as can be."""
         words = ["prune", self.model, "--sparsity", 0.6, "--calibration", self.tokens]
         words += ["--samples", 2, "--search-samples", 1, "--seed", seed, "--device", "cpu", "-q"]
-        return [*words, *GRID, "--out", out, *more]
+        return [*words, "--top-up", "neuroal", *GRID, "--out", out, *more]
 
 
 @dataclass(frozen=True)
