@@ -101,7 +101,7 @@ HIGH = TopUp(
     alignment="output_kl",
     reconstruction="refit",
     options=MEDIUM.options,
-    excess={4096: 0.42},
+    excess={4096: 0.46},
     candidates=MEDIUM.candidates,
     help="ALPS by ratios and rows that were searched for under Wanda, the weights refitted",
 )
