@@ -17,7 +17,8 @@ METHOD = frozenset({"pruner", "top_up", "allocation", "ratios", "comparison", *T
 def efforts() -> dict[str, TopUp]:
     """Return the installed presets that name a pruner, in the order of what they were measured at.
 
-    The first leaves the most excess. A preset that does not load is none.
+    The first leaves the most excess; those that were not measured come last. A preset that does not
+    load is none.
     """
     found: dict[str, TopUp] = {}
     for listing in available("top_up"):

@@ -16,8 +16,8 @@ def test_the_four_are_ordered_by_what_they_leave() -> None:
     assert list(own) == ["low", "medium", "high", "max"]
     for name, preset in own.items():
         assert preset == load_top_up(name)
-        assert preset.pruner and preset.reconstruction and preset.excess
-        least = [min(x.excess.values()) for x in own.values()]
+        assert preset.pruner and preset.reconstruction
+    least = [min(x.excess.values()) for x in own.values() if x.excess]
     assert least == sorted(least, reverse=True)
 
 
