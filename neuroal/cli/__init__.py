@@ -12,6 +12,7 @@ import click
 
 import neuroal
 from neuroal.cli.apply import apply
+from neuroal.cli.bench import bench
 from neuroal.cli.command import Group, say
 from neuroal.cli.compare import compare
 from neuroal.cli.demo import demo
@@ -101,5 +102,6 @@ for _command in (
     pack,
     unpack,
     verify,
+    bench,
 ):
     main.add_command(_command)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from neuroal.errors import UsageError
 from neuroal.evaluation.text_overlap import calibration_of
 from neuroal.layout import Block, Layout, Linear, matrices
-from neuroal.model import files, pretrained
+from neuroal.model import pretrained
 from neuroal.model.blocks import Blocks
 from neuroal.plugins import Plugin
+from neuroal.run import later
 from neuroal.run.apply import open_blocks, streams_blocks
 from neuroal.types import ExporterTraits, LinearToExport, Tick
 from neuroal.walk import CandidateState, Inputs, Walker
@@ -107,7 +108,7 @@ def open_run(
     """
     name = str(folder)
     reads_dense = plugin.traits(ExporterTraits).reads_dense
-    dense_name = _dense_model(folder, report) if reads_dense else None
+    dense_name = later.dense_model(folder, report) if reads_dense else None
     ids = None
     if plugin.required_statistics():
         windows = calibration_of(name, pretrained.load_tokenizer(name, trust))
@@ -124,17 +125,3 @@ def open_run(
     if dense_name is not None:
         dense = open_blocks(dense_name, layout, "auto", streams, trust, device)
     return FinishedRun(folder, report, layout, blocks, dense, ids, plugin, tick)
-
-
-def _dense_model(folder: Path, report: Mapping[str, Any]) -> str:
-    """Return the model that a run was pruned from.
-
-    Raises:
-        UsageError: It is not what it was.
-        NeuroalError: It is not there.
-    """
-    name, recorded = str(report["model"]["name"]), report["model"].get("sha256")
-    found = files.fingerprint(name)
-    if found is not None and recorded not in (None, found):
-        raise UsageError(f"'{name}' is not what '{folder}' was pruned from any more")
-    return name

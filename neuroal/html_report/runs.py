@@ -8,6 +8,7 @@ from typing import Any
 
 from neuroal.evaluation import quality
 from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
+from neuroal.html_report.bench_tables import bench_tables
 from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
@@ -52,6 +53,7 @@ def run_section(run: FinishedRun) -> Section:
         listings=[
             *_evaluation(report),
             *_training(report),
+            *bench_tables(report),
             _recipe(run),
             _provenance(report),
             _plugins(report),

@@ -28,12 +28,13 @@ SCHEMA = 1
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 4 << 20
 _OBJECTS = ("recipe", "environment", "model", "sparsity", "linears", "timings", "counts")
-_LISTS = ("plugins", "candidates", "blocks", "notes", "evaluation", "zero_shot")
+_LISTS = ("plugins", "candidates", "blocks", "notes", "evaluation", "zero_shot", "bench")
 _ENTRIES = {
     "plugins": {"role", "name", "distribution", "version", "sha256"},
     "sparsity": {"wanted", "achieved"},
     "candidates": {"role", "selected"},
     "blocks": set[str](),
+    "bench": {"environment", "batches", "prompt", "tokens", "measured", "not_measured"},
 }
 """What entries of a report have at least."""
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from neuroal.errors import UsageError
 from neuroal.evaluation import quality
-from neuroal.model.files import MARKER, read_report, write_atomically
+from neuroal.model.files import MARKER, fingerprint, read_report, write_atomically
 from neuroal.model.places import locate
 from neuroal.run.model_card import CARD, model_card
 
@@ -22,6 +23,25 @@ def run_folder_of(model: str) -> Path | None:
     if not (folder / MARKER).is_file():
         return None
     return folder if isinstance(read_report(folder).get("linears"), Mapping) else None
+
+
+def dense_model(folder: Path, report: Mapping[str, Any]) -> str:
+    """Return the model that a run was pruned from.
+
+    Raises:
+        UsageError: It is not what it was, or no folder any more.
+        NeuroalError: It is not there.
+    """
+    name, recorded = str(report["model"]["name"]), report["model"].get("sha256")
+    found = fingerprint(name)
+    if recorded not in (None, found):  # a folder that is gone may not be looked for on the hub
+        lost = (
+            "is not there any more"
+            if found is None
+            else f"is not what '{folder}' was pruned from any more"
+        )
+        raise UsageError(f"'{name}' {lost}")
+    return name
 
 
 def keep(
@@ -49,12 +69,27 @@ def keep(
     if zero_shot is not None:
         others = [x for x in report.get("zero_shot", ()) if _asked(x) != _asked(zero_shot)]
         new["zero_shot"] = [*others, dict(zero_shot)]
+    return new if _replaced(folder, report, new) else None
+
+
+def keep_bench(folder: Path, result: Mapping[str, Any]) -> bool:
+    """Keep what `neuroal bench` measured in the report of a run, in place of what was alike.
+
+    Returns:
+        False where the folder cannot be written to, of which a warning is logged.
+    """
+    report = read_report(folder)
+    others = [x for x in report.get("bench", ()) if _benched(x) != _benched(result)]
+    return _replaced(folder, report, report | {"bench": [*others, dict(result)]})
+
+
+def _replaced(folder: Path, report: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     try:
         replace(folder, report, new)
     except OSError as error:
         log.warning("the result is not kept in '%s': %s", folder, error.strerror or error)
-        return None
-    return new
+        return False
+    return True
 
 
 def replace(folder: Path, report: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -73,3 +108,8 @@ def replace(folder: Path, report: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 def _asked(zero_shot: Mapping[str, Any]) -> tuple[object, ...]:
     return sorted(zero_shot["tasks"]), zero_shot["limit"], zero_shot["dtype"]
+
+
+def _benched(result: Mapping[str, Any]) -> tuple[object, ...]:
+    where = [result["environment"].get(key) for key in ("platform", "device", "dtype", "threads")]
+    return *where, result["batches"], result["prompt"], result["tokens"]
