@@ -72,14 +72,17 @@ def copy_small_files(source: Path, out: Path) -> list[str]:
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and of those below it in order, but for hidden ones and runs."""
+    """Yield the files of a folder and of those below it in order.
+
+    Hidden ones, runs and their locks are left out.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue
         if path.is_dir():
             if not path.name.endswith(".partial") and not (path / MARKER).is_file():
                 yield from files_of(path)
-        elif path.is_file():
+        elif path.is_file() and path.suffix != ".lock":
             yield path
 
 

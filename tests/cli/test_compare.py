@@ -73,7 +73,7 @@ def test_allocations(run: Any) -> None:
             "--data needs two runs: 'b/allocation.safetensors' is an allocation alone",
             2,
         ),
-        (("a", "swapped"), "cannot load model 'swapped'", 1),
+        (("a", "swapped"), "cannot read 'swapped/model.safetensors'", 1),
     ],
 )
 def test_what_cannot_be_compared(

@@ -244,7 +244,8 @@ def test_changed_plugin_model_and_data_are_said(folder: Path, run: Any) -> None:
     rows = Path("rows.jsonl").read_text().splitlines()
     Path("rows.jsonl").write_text("\n".join(rows[1:]))
     Path("tiny/config.json").write_text(Path("tiny/config.json").read_text() + "\n")
-    result = ok(run("prune", "--recipe", "one/neuroal.json", "--out", "two"))
+    named = ("--pruner", "./mine.py:Mine")  # what is named there may run
+    result = ok(run("prune", "--recipe", "one/neuroal.json", *named, "--out", "two"))
     assert "pruner 'mine' is not the one of the recorded run" in result.stderr
     assert "the calibration tokens are not those of the recorded run" in result.stderr
     assert "the model's files are not those of the recorded run" in result.stderr

@@ -336,7 +336,8 @@ def test_nothing_is_left_and_resume_goes_on(
         assert left == set()
     else:
         steps = {f for f in left if "block_ratios" in f and f.startswith("out.partial/journal/")}
-        assert left == {"out.partial/run.json", *steps} and len(steps) == 1
+        kept = {"out.partial/run.json", "out.partial/journal/kept.json"}
+        assert left == {*kept, *steps} and len(steps) == 1
     neuroal.prune(models["opt"], recipe=from_file, out=out, spill=False, resume=True)
     neuroal.prune(models["opt"], recipe=from_file, out=tmp_path / "whole", spill=False)
     assert same(read(out), read(tmp_path / "whole"))
@@ -349,13 +350,13 @@ def test_where_the_folder_of_the_output_is_still_to_be_made(
 ) -> None:  # fmt: skip
     """The nearest folder that is there; that for temporary files where none is writable."""
     neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "a/b/out", spill=True)
-    assert folders == [tmp_path]
+    assert folders == [tmp_path / "a/b"]
     checked = os.access
     with monkeypatch.context() as patch:  # as on another machine of a team, which has no output
         patch.setattr(engine.run_folder, "check", lambda *_: None)
         patch.setattr(os, "access", lambda p, mode: mode != os.W_OK and checked(p, mode))
         neuroal.prune(models["llama"], recipe=from_file, out=tmp_path / "other", spill=True)
-    assert folders == [tmp_path, temporary]
+    assert folders == [tmp_path / "a/b", temporary]
 
 
 def test_the_command_line(

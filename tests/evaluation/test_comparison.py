@@ -221,7 +221,7 @@ def test_rows_apart_by_hand(tmp_path: Path) -> None:
         ({"q0_c": [1.0], "q0_d": [1.0, -1.0]}, "'blocks.0.q' has no importance of inputs"),
         ({"q0_d": [1.0, 2.0]}, "'blocks.0.q' has importance of inputs alone"),
         ({"k0_d": [1.0, 1.0]}, "'blocks.0.k' has importance of inputs alone"),
-        ({"q0": []}, "'blocks.0.q' is no ratio of a linear"),
+        ({"q0": []}, "'blocks.0.q' is float64 .0,., not floating"),
     ],
 )
 def test_a_file_of_wrong_rows_is_refused(

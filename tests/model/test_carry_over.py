@@ -172,6 +172,8 @@ def test_tensors_that_the_class_does_not_read(
     shutil.copytree(models["llama"], source)
     extra = {"eh_proj.weight": torch.randn(4, 8), "enorm.weight": torch.ones(4)}
     extra = {f"model.layers.3.{name}": tensor for name, tensor in extra.items()}
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     whole = load_file(source / "model.safetensors") | extra
     save_file(whole, source / "model.safetensors", metadata={"format": "pt"})
     report = neuroal.prune(source, recipe=from_file, out=tmp_path / "out", stream=stream)

@@ -96,10 +96,8 @@ def test_prune_apply_and_the_journal_are_refused(
     for how in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(UsageError, match="is being written by process"):
             neuroal.prune(models["phi"], out=tmp_path / "out", **quick, **how)
-    from neuroal.run.apply import apply_masks
-
     with pytest.raises(UsageError, match="is being written by process"):
-        apply_masks(str(models["phi"]), tmp_path / "run", tmp_path / "out")
+        neuroal.apply(str(models["phi"]), tmp_path / "run", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 

@@ -106,9 +106,9 @@ def test_plugins_check_takes_a_file(file: Callable[[str], str]) -> None:
     assert done.exit_code == 0, done.output
     assert f"pruner 'mine' ({choice.rpartition(':')[0]} file): ok" in done.output
     assert "Warning: " in done.output and "'power' is no option" in done.output
-    assert done.output.endswith("1 plugins, 0 broken\n")
+    assert done.output.endswith("1 plugin, 0 broken\n")
     broken = run("plugins", "check", file(BROKEN))
-    assert broken.exit_code == 1 and "1 plugins, 1 broken" in broken.output
+    assert broken.exit_code == 1 and "1 plugin, 1 broken" in broken.output
 
 
 def test_the_role_of_a_file_is_that_of_its_hooks(file: Callable[[str], str]) -> None:
@@ -117,7 +117,7 @@ def test_the_role_of_a_file_is_that_of_its_hooks(file: Callable[[str], str]) -> 
     shown = run("plugins", "show", choice)
     assert shown.exit_code == 0 and shown.output.startswith("row_ratios mine (")
     done = run("plugins", "check", choice)
-    assert done.exit_code == 0 and done.output.endswith("1 plugins, 0 broken\n")
+    assert done.exit_code == 0 and done.output.endswith("1 plugin, 0 broken\n")
     other = run("plugins", "check", choice, "--role", "pruner")
     assert other.exit_code == 1 and "belongs to role row_ratios" in other.output
 

@@ -76,14 +76,14 @@ def test_the_last_pattern_counts_and_keep_is_above_all() -> None:
         ratios=(GivenRatio("*.b", 0.6), GivenRatio("h.1", (0.1, 0.3, 0.5)), GivenRatio("h.2.b", 0)),
     )
     assert ratios(recipe) == pytest.approx([0.4, 0.6, 0.3, 0.3, 0.4, 0.0])
-    kept = frozenset({"h.0.a", "h.1.b"})
-    rules = Rules(0.4, dense=kept, kept=kept)
+    kept = dict.fromkeys(("h.0.a", "h.1.b"), "--keep")
+    rules = Rules(0.4, dense=kept)
     assert ratios(recipe, rules) == pytest.approx([0.0, 0.6, 0.3, 0.0, 0.4, 0.0])
     given = given_ratios(recipe, FOUND, rules, None)
     assert given is not None
     pruned = 0.6 * 24 + 0.3 * 8 + 0.4 * 8  # of the 64 weights that are not kept, by hand
     assert given.sparsity == pytest.approx(pruned / 64)
-    over_all = given_ratios(recipe, FOUND, Rules(0.4, dense=kept, kept=kept, over="all"), None)
+    over_all = given_ratios(recipe, FOUND, Rules(0.4, dense=kept, over="all"), None)
     assert over_all is not None and over_all.sparsity == pytest.approx(pruned / 96)
 
 
@@ -128,8 +128,8 @@ def test_less_than_half_a_weight_is_no_shift() -> None:
 
 
 def test_a_shift_counts_what_is_kept_where_the_sparsity_is_over_all() -> None:
-    kept = frozenset({"h.0.a", "h.0.b"})
-    rules = Rules(0.2, dense=kept, kept=kept, over="all")
+    kept = dict.fromkeys(("h.0.a", "h.0.b"), "--keep")
+    rules = Rules(0.2, dense=kept, over="all")
     earlier = allocation(*[0.5] * 6)
     given = given_ratios(Recipe(allocation="x", sparsity=0.2), FOUND, rules, earlier)
     assert given is not None and given.sparsity == pytest.approx(0.2)
@@ -153,8 +153,8 @@ def test_a_file_may_name_some_linears_only() -> None:
     match = "'x' has a ratio of 2 of 6 linears, none of 'h.1.a': give --sparsity for the others"
     with pytest.raises(UsageError, match=match):
         ratios(Recipe(allocation="x"), earlier=earlier)
-    kept = frozenset(NAMES[2:])
-    assert ratios(Recipe(allocation="x"), Rules(0.5, dense=kept, kept=kept), earlier) == (
+    kept = dict.fromkeys(NAMES[2:], "--keep")
+    assert ratios(Recipe(allocation="x"), Rules(0.5, dense=kept), earlier) == (
         pytest.approx([0.2, 0.3, 0, 0, 0, 0])
     )
 

@@ -925,8 +925,8 @@ def test_a_block_strategy_sees_what_is_pruned_and_a_row_strategy_all() -> None:
             half = torch.full((10,), 0.5, dtype=torch.float64)
             return Proposal(dict.fromkeys(layout.linears, half))
 
-    dense = frozenset({"blocks.0.a"})
-    rules = Rules(0.3, dense=dense, kept=dense, over="all")
+    dense = {"blocks.0.a": "--keep"}
+    rules = Rules(0.3, dense=dense, over="all")
     made = replace(search(Distance()), rules=rules)
     blocks, rows = load([("block_ratios", Blocks()), ("row_ratios", Rows())])
     choice = made.choose_blocks([blocks], {}, needs_deviation=False)

@@ -32,12 +32,17 @@ class WandaRefit:
         return frozenset({"gram"})
 
     @hookimpl
+    def score_weights(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """Return Wanda's scores, `(out, in)`, by which the mask is chosen."""
+        return weight.abs() * statistics["gram"].diagonal().clamp(min=0).sqrt()
+
+    @hookimpl
     def prune_linear(
         self, weight: Tensor, target: Target, statistics: Statistics, linear: Linear
     ) -> PrunedLinear:
         """Return the refitted weights under Wanda's mask."""
         gram = statistics["gram"]  # (in, in)
-        mask = mask_for(weight.abs() * gram.diagonal().clamp(min=0).sqrt(), target)
+        mask = mask_for(self.score_weights(weight, statistics), target)
         start = weight.masked_fill(mask, 0)
         damp = default_damping(statistics, linear) * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
