@@ -299,7 +299,7 @@ class Recipe:
                 values[key] = value if hints[key] is Any else _read(value, key, hints[key])
             except (ValueError, TypeError):
                 kind = type_name(hints[key])
-                raise UsageError(f"recipe's {key}={value!r} is not {kind}") from None
+                raise UsageError(f"recipe's {key}={value!r:.80} is not {kind}") from None
         return cls(**values)
 
     def digest(self) -> str:
@@ -324,16 +324,32 @@ def _typed(value: Any, key: str, hint: Any) -> Any:
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if key == "sparsity" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if hint is Any or key in ("block_ratios", "sparsity", "ratios", "evaluate"):  # read elsewhere
+    if key == "sparsity":  # read elsewhere
         return value
-    wrong = UsageError(f"recipe's {key}={value!r} is not {type_name(hint)}")
+    if hint is Any or key == "block_ratios":
+        several = key == "block_ratios" and isinstance(value, (tuple, list))
+        given = value if several else [value]
+        needed = several or key == "pruner"
+        if any(not _is_plugin(x) or (x is None and needed) for x in given):
+            raise UsageError(f"recipe's {key}={value!r:.80} is not the name of a plugin")
+        return value
+    wrong = UsageError(f"recipe's {key}={value!r:.80} is not {type_name(hint)}")
     if key == "options":
         if not isinstance(value, Mapping):
-            raise UsageError(f"recipe's options={value!r} are not a mapping of plugins to options")
+            raise UsageError(
+                f"recipe's options={value!r:.80} are not a mapping of plugins to options"
+            )
+        for name, given in value.items():
+            if not isinstance(name, str) or not isinstance(given, Mapping):
+                raise UsageError(f"recipe's options of {name!r:.80} are {given!r:.80}: no mapping")
         return value
-    if key in ("requires", "keep", "only"):
+    if key in ("requires", "keep", "only", "evaluate"):
         if not isinstance(value, (str, tuple, list)) or not all(isinstance(x, str) for x in value):
             raise wrong
+        return value
+    if key == "ratios":
+        if not isinstance(value, (tuple, list)):
+            raise UsageError(f"recipe's ratios={value!r:.80} are not a list of match and sparsity")
         return value
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -349,11 +365,14 @@ def _typed(value: Any, key: str, hint: Any) -> Any:
         raise wrong from None
 
 
+def _is_plugin(value: Any) -> bool:
+    """Return whether a value may be a plugin: a name, an instance, or None."""
+    return not isinstance(value, (bool, int, float, bytes, Mapping, tuple, list, set))
+
+
 def _read(value: Any, key: str, hint: Any) -> Any:
-    if key == "block_ratios":
-        return None if value is None else tuple(value)
-    if key == "ratios":
-        return tuple(GivenRatio.of(x) for x in value)
+    if key in ("block_ratios", "ratios"):  # as in Python
+        return value
     return convert(value, hint)
 
 

@@ -38,7 +38,7 @@ def read_recipe(file: str | None) -> Mapping[str, Any] | None:
         return {"recipe": _read_toml(Path(file))}
     from neuroal.model.files import read_report
 
-    data = read_report(Path(file))
+    data = read_report(Path(file), needed=())
     if "schema" not in data:
         return {"recipe": data}
     if not isinstance(data.get("recipe"), Mapping):

@@ -111,10 +111,7 @@ def read_side(text: str) -> ComparedSide:
         if not (path / MARKER).is_file():
             raise UsageError(f"folder '{text}' is no run: it holds no {MARKER}")
         report = read_report(path)
-        try:
-            ratios = {name: float(x["achieved"]) for name, x in report["linears"].items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"'{path / MARKER}' is no report of a run: {error!r}") from error
+        ratios = {name: float(x["achieved"]) for name, x in report["linears"].items()}
         return _side(text, report, ratios, path / FILE)
     if not path.is_file():
         raise UsageError(f"'{text}' is neither a run's folder nor an {FILE}")

@@ -84,7 +84,7 @@ def calibration_of(model: str, tokenizer: Any) -> Windows | None:
     folder = Path(places.locate(model))
     if not (folder / files.MARKER).is_file():
         return None
-    report = files.read_report(folder)
+    report = files.read_report(folder, needed=())
     data, recipe = report.get("data"), report.get("recipe")
     if not isinstance(data, Mapping) or not isinstance(recipe, Mapping):
         return None

@@ -249,7 +249,7 @@ def _finished(out: Path, parent: _Parent, decides: Mapping[str, Any]) -> Report 
         there |= {"model": of}
         why = differences(there, {**decides, "model": parent.sha256})
         raise UsageError(f"'{out}' holds another run: {why}")
-    return Report(**data)
+    return Report.of(data)
 
 
 def _bytes(model: str) -> int:

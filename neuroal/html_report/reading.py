@@ -10,14 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from neuroal.errors import UsageError
-from neuroal.model import files
+from neuroal.model import files, report_form
 from neuroal.pruning import allocation
-
-_NEEDED = frozenset(
-    {"recipe", "model", "plugins", "candidates", "sparsity", "blocks", "linears", "timings"}
-    | {"counts", "peak_memory_bytes", "notes", "environment"}
-)
-
 
 _FEW_BLOCKS = 8  # half the page has room for their map
 
@@ -55,12 +49,10 @@ def read_run(path: Path) -> FinishedRun:
         raise UsageError(
             f"'{path}' is neither a run (no {files.MARKER}) nor a study (no study.json)"
         )
-    report = files.read_report(path)
+    report = files.read_report(path, needed=())
     if isinstance(report.get("report"), dict):
         report = report["report"]
-    missing = sorted(_NEEDED - report.keys())
-    if missing:
-        raise UsageError(f"'{path}' is no report of a run: it has no '{missing[0]}'")
+    report_form.check_report(path / files.MARKER if path.is_dir() else path, report)
     file = folder / allocation.FILE
     ratios, importance = allocation.load(file) if file.is_file() else (None, {})
     return FinishedRun(folder.resolve().name, path, report, ratios, bool(importance))

@@ -72,11 +72,16 @@ def method(recipe: Mapping[str, Any]) -> str:
     for role in TOP_UP_ROLES:
         choice = recipe.get(role)
         if choice is not None:
-            names = ", ".join(choice) if isinstance(choice, list) else choice
+            names = ", ".join(map(_name, choice if isinstance(choice, list) else [choice]))
             others.append(f"{role.replace('_', ' ')} {names}")
     pattern = "" if recipe.get("pattern") in (None, "unstructured") else f" {recipe['pattern']}"
     more = f" ({'; '.join(others)})" if others else ""
-    return f"{recipe['pruner']}{pattern} + {decided}{more}"
+    return f"{_name(recipe['pruner'])}{pattern} + {decided}{more}"
+
+
+def _name(plugin: str | Mapping[str, Any]) -> str:
+    """Return a plugin's name; of a Python instance, that of its class."""
+    return plugin if isinstance(plugin, str) else str(plugin["instance"])
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[Fact]:
@@ -143,7 +148,13 @@ def _evaluation(report: Mapping[str, Any]) -> Iterator[Details]:
         shown = ("text", "windows", "perplexity", "dense", "difference", "excess", "SHA-256")
         yield Details("Evaluation", table=Table(shown, rows))
     tasks = [
-        (name, task["metric"], _number(task[task["metric"]]), task["examples"], found["harness"])
+        (
+            name,
+            task["metric"],
+            _number(task.get(task["metric"])),
+            task["examples"],
+            found["harness"],
+        )
         for found in report.get("zero_shot", ())
         for name, task in found["tasks"].items()
     ]
@@ -164,7 +175,7 @@ def _training(report: Mapping[str, Any]) -> Iterator[Details]:
         given = {k: v for k, v in training["settings"].items() if v not in (None, [], False)}
         pairs = [
             ("from", str(report["parent"]["name"])),
-            ("SHA-256 of that run's model", str(report["parent"]["sha256"])),
+            ("SHA-256 of that run's model", str(report["parent"].get("sha256"))),
             ("parameters trained", f"{training['trained']:,}"),
             ("text", windows(training["data"])),
             ("SHA-256 of its tokens", str(training["data"]["sha256"])),

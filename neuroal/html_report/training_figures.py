@@ -11,13 +11,16 @@ from neuroal.units import number
 
 
 def losses(run: FinishedRun) -> Iterator[Figure]:
-    """Yield the loss of a fine-tuned run by step; nothing for a run that was not trained."""
+    """Yield the loss of a fine-tuned run by step; none for a run that was not trained."""
     training = run.report.get("training")
     if not training:
         return
     points = [
         (int(step), loss) for step, x in training["losses"] if (loss := finite(x)) is not None
     ]
+    if not points:
+        yield Figure("Training loss", "No loss was a finite number.")
+        return
     first, last = points[0], points[-1]
     of = "KL(dense ‖ pruned)" if training["settings"]["distil"] else "cross-entropy of next tokens"
     values = [{"step": s, "loss": x, "text": f"step {s}: {number(x, 4)}"} for s, x in points]

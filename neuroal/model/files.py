@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.model.places import local_folder
+from neuroal.model.report_form import check_report
 from neuroal.packed import header as headers
 from neuroal.packed.header import DTYPES as DTYPES
 from neuroal.packed.reading import packed
@@ -27,16 +28,6 @@ MARKER = "neuroal.json"
 SCHEMA = 1
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 4 << 20
-_OBJECTS = ("recipe", "environment", "model", "sparsity", "linears", "timings", "counts")
-_LISTS = ("plugins", "candidates", "blocks", "notes", "evaluation", "zero_shot", "bench")
-_ENTRIES = {
-    "plugins": {"role", "name", "distribution", "version", "sha256"},
-    "sparsity": {"wanted", "achieved"},
-    "candidates": {"role", "selected"},
-    "blocks": set[str](),
-    "bench": {"environment", "batches", "prompt", "tokens", "measured", "not_measured"},
-}
-"""What entries of a report have at least."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +207,13 @@ def dense_bytes(file: Path) -> int:
     return file.stat().st_size if opened is None else opened.form.dense.size
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path, needed: Collection[str] | None = None) -> dict[str, Any]:
     """Return the JSON of a `neuroal.json`, given the file or its folder.
+
+    Args:
+        path: The file or its folder.
+        needed: The parts that may not be missing, as in `check_report`; where there are none it may
+            be a recipe alone.
 
     Raises:
         UsageError: There is none, it is broken, or of another schema.
@@ -231,26 +227,9 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UsageError(f"recipe '{file}' is not a JSON object")
     if data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(f"'{file}' has schema {data['schema']!r:.20}, this neuroal reads {SCHEMA}")
-    if "schema" in data:
-        _check_whole(file, data)
+    if needed is None or "schema" in data:
+        check_report(file, data, needed)
     return data
-
-
-def _check_whole(file: Path, report: dict[str, Any]) -> None:
-    """Refuse a report whose parts are not what they were written as.
-
-    Raises:
-        UsageError: One is not.
-    """
-    for keys, kind in ((_OBJECTS, dict), (_LISTS, list)):
-        for key in keys:
-            if not isinstance(report.get(key, kind()), kind):
-                raise UsageError(f"'{file}' is damaged: its '{key}' is of a wrong type")
-    for key, needed in _ENTRIES.items():
-        entries = report.get(key, ())
-        for entry in [entries] if isinstance(entries, dict) and entries else entries:
-            if not isinstance(entry, dict) or needed - entry.keys():
-                raise UsageError(f"'{file}' is damaged: its '{key}' is not whole")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

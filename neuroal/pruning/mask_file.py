@@ -75,8 +75,13 @@ def read(path: Path) -> Masks:
         told = file.metadata() or {}
     if told.get("format") != FORMAT:
         raise NeuroalError(f"'{path}' holds no masks: its format is {told.get('format')!r:.40}")
-    shapes = {name: (rows, columns) for name, (rows, columns) in json.loads(told["shapes"]).items()}
+    try:
+        read = json.loads(told["shapes"]), json.loads(told["run"])
+        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in read[0].items()}
+        run = dict(read[1])
+    except (LookupError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
+        raise NeuroalError(f"'{path}' is broken: what it says of its run is damaged") from error
     if shapes.keys() != packed.keys():
         wrong = min(shapes.keys() ^ packed.keys())
         raise NeuroalError(f"'{path}' is broken: '{wrong}' has a shape or a mask alone")
-    return Masks(packed, shapes, json.loads(told["run"]))
+    return Masks(packed, shapes, run)

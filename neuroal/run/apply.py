@@ -20,6 +20,7 @@ from neuroal.model.blocks import Blocks, InMemory, state_sha256
 from neuroal.model.files import MARKER, read_report
 from neuroal.model.memory import available_memory
 from neuroal.model.output import one_writer, output_folder
+from neuroal.model.report_form import check_report
 from neuroal.model.run_folder import Journal
 from neuroal.model.streaming import Streamed, folder_of
 from neuroal.progress import bar
@@ -158,6 +159,7 @@ def read_source(name: str, weights: bool = False) -> Source:
     if not path.is_file():
         raise UsageError(f"'{name}' is neither a run's folder nor a file of masks")
     masks = mask_file.read(path)
+    check_report(path, masks.run, RUN)
     if weights:
         raise UsageError(f"'{name}' holds masks alone: --weights needs the folder of the run")
     return Source(name, masks.run, masks.shapes, masks, None)

@@ -22,7 +22,7 @@ def run_folder_of(model: str) -> Path | None:
     folder = Path(locate(model))
     if not (folder / MARKER).is_file():
         return None
-    return folder if isinstance(read_report(folder).get("linears"), Mapping) else None
+    return folder if "linears" in read_report(folder, needed=()) else None
 
 
 def dense_model(folder: Path, report: Mapping[str, Any]) -> str:

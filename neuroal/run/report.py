@@ -95,6 +95,11 @@ class Report:
         """Return the report as JSON values."""
         return {"schema": self.schema} | dataclasses.asdict(self)  # schema first
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Report:
+        """Return the report in a `neuroal.json`, without what else the file holds."""
+        return cls(**{x.name: data[x.name] for x in dataclasses.fields(cls) if x.name in data})
+
     def __repr__(self) -> str:
         """Return model, method, sparsity and cost on one line."""
         facts = [f"{name} {value}" for name, value in self._facts()]

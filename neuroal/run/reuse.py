@@ -92,7 +92,7 @@ def finished_run(
         return None
     if isinstance(model, nn.Module):
         pretrained.restore(model, out, find(model))
-    return Report(**done)
+    return Report.of(done)
 
 
 def model_name(recipe: Recipe, model: object) -> str:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from neuroal.layout import Layout, find, matrices
 from neuroal.model import pretrained
-from neuroal.model.files import MARKER, SCHEMA
+from neuroal.model.files import MARKER
 from neuroal.recipe import Recipe
+from neuroal.run.report import Report, environment
 from neuroal.testing import models
 from neuroal.types import Accumulator, LinearToExport
 
 _SIZE = 64  # rows and columns of every linear, which kernels for 2:4 take
+_ROWS = ("min", "mean", "max")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +117,32 @@ def _report(model: nn.Module, pattern: str) -> dict[str, Any]:
     layout = find(model)
     zeros = {n: _zeros(matrices.weight(x, model)) for n, x in layout.linears.items()}
     shares = {n: zeros[n] / x.weights for n, x in layout.linears.items()}
-    return {
-        "schema": SCHEMA,
-        "recipe": Recipe(pruner="magnitude", top_up="uniform", pattern=pattern).to_json(),
-        "model": {"name": "some/llama", "sha256": None},
-        "linears": {n: {"wanted": 0.5, "achieved": share} for n, share in shares.items()},
-        "sparsity": {"wanted": 0.5, "achieved": sum(zeros.values()) / layout.weights},
-        "counts": {
+    recipe = Recipe(pruner="magnitude", top_up="uniform", pattern=pattern)
+    sparsity = sum(zeros.values()) / layout.weights
+    report = Report(
+        recipe=recipe.to_json(),
+        recipe_sha256=recipe.digest(),
+        environment=environment(model),
+        model={"name": "some/llama", "sha256": None},
+        plugins=[],
+        data=None,
+        sparsity={"wanted": 0.5} | dict.fromkeys(("achieved", "over_pruned", "over_all"), sparsity),
+        blocks=[{"name": x.name} for x in layout.blocks],
+        linears={
+            n: {"wanted": 0.5, "achieved": share, "rows": dict.fromkeys(_ROWS, share)}
+            for n, share in shares.items()
+        },
+        timings={"prune": 0.0},
+        counts={
+            "block_runs": 0,
             "linears": len(zeros),
             "weights": layout.weights,
             "pruned": sum(zeros.values()),
+            "all_linears": len(zeros),
+            "all_weights": layout.weights,
         },
-    }
+    )
+    return report.to_json()
 
 
 def _zeros(weight: Tensor) -> int:

@@ -145,6 +145,21 @@ def test_a_linear_that_a_file_has_no_mask_of(folder: Path, prune: Any, run: Any)
     assert "'some.safetensors' has no mask of it: model.layers.1.mlp.up_proj, " in said
 
 
+def test_a_file_whose_run_is_damaged(folder: Path, prune: Any, run: Any) -> None:
+    ok(prune(*SCORES, "--save-masks", "--out", "run", "-q"))
+    masks = mask_file.read(Path("run/masks.safetensors"))
+    known = {key: value for key, value in masks.run.items() if key != "plugins"}
+    for told, said in (
+        (known, "'some.safetensors' is damaged: plugins is missing"),
+        (masks.run | {"model": 7}, "'some.safetensors' is damaged: model is not an object"),
+        ([7], "'some.safetensors' is broken: what it says of its run is damaged"),
+    ):
+        damaged = mask_file.Masks(masks.packed, masks.shapes, told)  # type: ignore[arg-type]
+        Path("some.safetensors").write_bytes(mask_file.to_bytes(damaged))
+        result = run("apply", "tiny", "some.safetensors", "--out", "out")
+        assert result.exit_code in (1, 2) and said in result.stderr
+
+
 def test_ratios_of_nothing_are_no_reason(folder: Path, prune: Any, run: Any) -> None:
     """A linear that was given the ratio 0 counts among those that are pruned, as in the run."""
     ok(prune("--sparsity", "0,0.6", "--out", "run", "-q"))

@@ -77,7 +77,7 @@ def test_what_is_no_run(report: Callable[..., Result], run: Path, report_of: Any
     Path("broken.json").write_text("{")
     refused(report("broken.json"), 2, "cannot read", "broken.json")
     Path("recipe.json").write_text(json.dumps(report_of(run)["recipe"]))
-    refused(report("recipe.json"), 2, "'recipe.json' is no report of a run", "it has no 'blocks'")
+    refused(report("recipe.json"), 2, "'recipe.json' is no report of a run", "it has no 'schema'")
     Path("other.json").write_text(json.dumps(report_of(run) | {"schema": 99}))
     refused(report("other.json"), 2, "schema 99, this neuroal reads 1")
     assert report(run, "missing").exit_code == 2  # one bad path, and nothing is written

@@ -113,6 +113,7 @@ def test_what_was_evaluated_is_shown(run: Path, read: Read, tmp_path: Path) -> N
     alone = dict.fromkeys(beside) | {"data": "ptb", "perplexity": "inf"}
     task = {"acc": 0.625, "metric": "acc", "examples": 9}
     zero_shot = {"tasks": {"rte": task}, "accuracy": 0.625, "harness": "lm-eval 0.4"}
+    zero_shot |= {"limit": None, "dtype": "float32"}
     report |= {"evaluation": [one | beside, one | alone], "zero_shot": [zero_shot]}
     (folder / "neuroal.json").write_text(json.dumps(report))
     write([folder], tmp_path / "report.html")

@@ -19,7 +19,8 @@ from neuroal.model import files
 from neuroal.run import later
 from neuroal.testing import tiny_model
 
-TASKS = {"tasks": {"rte": {"acc": 0.5}}, "accuracy": 0.5, "harness": "lm-eval 0.4", "limit": None}
+RTE = {"acc": 0.5, "metric": "acc", "examples": 9}
+TASKS = {"tasks": {"rte": RTE}, "accuracy": 0.5, "harness": "lm-eval 0.4", "limit": None}
 TASKS |= {"batch": 8, "dtype": "float32"}
 
 
