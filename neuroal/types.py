@@ -262,7 +262,7 @@ class RunToExport(Protocol):
     """A finished run in front of an exporter.
 
     Attributes:
-        folder: Of the run: an ordinary checkpoint, which is only read.
+        folder: Of the run, which is only read; its weights may be packed.
         report: Content of its `neuroal.json`.
         layout: Of the model.
     """
@@ -282,6 +282,9 @@ class RunToExport(Protocol):
         Where the exporter reads statistics, the pruned model runs on the calibration windows
         meanwhile, block by block.
         """
+
+    def copy(self, folder: Path) -> None:
+        """Copy the run into an existing folder, as an ordinary checkpoint: unpacked if packed."""
 
 
 @_names_removed

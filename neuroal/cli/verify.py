@@ -22,7 +22,7 @@ from neuroal.types import Tick
     examples=[
         "neuroal verify llama-wanda-neuroal-0.7",
         "neuroal verify finetuned --against llama-wanda-neuroal-0.7",
-        "neuroal verify finetuned --against masks.safetensors --quiet",
+        "neuroal verify merged --against llama-wanda-neuroal-0.7/masks.safetensors --quiet",
     ],
 )
 @click.argument("run")
@@ -53,7 +53,8 @@ def verify(
 ) -> None:
     """Check that the zeros of RUN are still zero, pattern by pattern.
 
-    RUN is the output folder of neuroal, packed or not. The exit code is 0 if everything is as it
+    RUN is the output folder of neuroal, packed or not; with --against it may be any model that was
+    made from that run. The exit code is 0 if everything is as it
     has to be, and 1 if a weight that was pruned is not zero, or a group of an N:M pattern has more
     than N weights.
     """

@@ -277,7 +277,8 @@ def _sizes(block: Block) -> dict[str, int]:
 def differences(a: ComparedSide, b: ComparedSide) -> Iterator[tuple[str, Any, Any]]:
     """Yield what two runs were asked for differently: key, one value, the other.
 
-    The keys are a recipe's, then the hashes of what a recipe only names.
+    The keys are a recipe's, then those of the settings by which a run was fine-tuned, then the
+    hashes of what a recipe only names.
     """
     if a.report is None or b.report is None:
         return
@@ -285,6 +286,11 @@ def differences(a: ComparedSide, b: ComparedSide) -> Iterator[tuple[str, Any, An
     for key in dict.fromkeys([*one, *other]):
         if one.get(key) != other.get(key):
             yield key, one.get(key), other.get(key)
+    tuned, otherwise = ((x.get("training") or {}).get("settings", {}) for x in (a.report, b.report))
+    for key in dict.fromkeys([*tuned, *otherwise]):
+        first, second = tuned.get(key), otherwise.get(key)
+        if first != second and (first or second):  # what is not asked for says nothing
+            yield f"training {key}", first, second
     for key, first in _hashes(a.report).items():
         second = _hashes(b.report).get(key, first)
         if first != second:

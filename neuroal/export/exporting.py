@@ -93,6 +93,8 @@ def export(
             }
             text = json.dumps(said, indent=1, ensure_ascii=False)
             files.write_atomically(work / run_folder.EXPORT, text.encode())
+            for file in work.rglob("*.safetensors"):  # that library leaves them to their owner
+                file.chmod((work / run_folder.EXPORT).stat().st_mode)
             run_folder.publish(out)
         finally:
             shutil.rmtree(run_folder.partial(out), ignore_errors=True)

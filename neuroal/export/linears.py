@@ -19,6 +19,7 @@ from neuroal.model.blocks import Blocks
 from neuroal.plugins import Plugin
 from neuroal.run import later
 from neuroal.run.apply import open_blocks, streams_blocks
+from neuroal.run.pack import copy_unpacked
 from neuroal.types import ExporterTraits, LinearToExport, Tick
 from neuroal.walk import CandidateState, Inputs, Walker
 from neuroal.walk.statistics import Statistics, resolve
@@ -75,6 +76,10 @@ class FinishedRun:
                             statistics=statistics.get(x.name, _NONE),
                         )
             self.tick()
+
+    def copy(self, folder: Path) -> None:
+        """Copy the run into a folder, unpacked."""
+        copy_unpacked(self.folder, folder)
 
     def _walked(
         self, walker: Walker, block: Block, module: nn.Module, inputs: Inputs, state: CandidateState

@@ -183,23 +183,17 @@ def _parent(name: str) -> _Parent:
 
 
 def _teacher_of(parent: _Parent) -> str:
-    """Return the folder of the dense model that a run was pruned from.
+    """Return the dense model that a run was pruned from.
 
     Raises:
         UsageError: It is not there, or not what it was.
     """
-    recorded = parent.report["model"]
-    name = str(recorded["name"])
-    cure = "go to the folder where it was pruned, or leave --distil out"
     try:
-        found = files.fingerprint(name)
+        return later.dense_model(parent.folder, parent.report)
     except NeuroalError as error:
         raise UsageError(
-            f"the dense model of '{parent.name}' is not there ({error}): {cure}"
-        ) from (None)
-    if found is not None and recorded.get("sha256") not in (None, found):
-        raise UsageError(f"'{name}' is not what '{parent.name}' was pruned from any more: {cure}")
-    return name
+            f"{error}: go to the folder where it was pruned, or leave --distil out"
+        ) from error
 
 
 def _windows(settings: FineTuning, tokenizer: Any, config: Any, progress: bool) -> Windows:

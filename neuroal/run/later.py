@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuroal.errors import UsageError
+from neuroal.errors import NeuroalError, UsageError
 from neuroal.evaluation import quality
 from neuroal.model.files import MARKER, fingerprint, read_report, write_atomically
 from neuroal.model.places import locate
@@ -29,11 +29,13 @@ def dense_model(folder: Path, report: Mapping[str, Any]) -> str:
     """Return the model that a run was pruned from.
 
     Raises:
-        UsageError: It is not what it was, or no folder any more.
-        NeuroalError: It is not there.
+        UsageError: It is not there, or not what it was, or no folder any more.
     """
     name, recorded = str(report["model"]["name"]), report["model"].get("sha256")
-    found = fingerprint(name)
+    try:
+        found = fingerprint(name)
+    except NeuroalError as error:
+        raise UsageError(f"the dense model of '{folder}' is not there: {error}") from error
     if recorded not in (None, found):  # a folder that is gone may not be looked for on the hub
         lost = (
             "is not there any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,21 @@ def unpack(
     with one_writer(target):
         check_output(target, overwrite, resume)
         return _write(folder, target, writing.unpack_file, decides, needed, resume, tick)
+
+
+def copy_unpacked(folder: Path, out: Path) -> None:
+    """Copy a run or a model into an existing folder, its weights unpacked if they are packed.
+
+    Raises:
+        NeuroalError: A file is broken, or the disk is too small.
+    """
+    if not packing.is_packed(folder):
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+        return
+    files.check_disk(out, files.weight_bytes(folder))
+    for file in packing.weight_files(folder):
+        writing.unpack_file(file, out / file.name, lambda _: None)
+    _report(out, packing.packing_of(out, packing.copy_rest(folder, out, mark=False)))
 
 
 def expected(folder: Path, compress: bool) -> int:

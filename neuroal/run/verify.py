@@ -65,7 +65,8 @@ def verify(
     """Check the zeros of a run, linear by linear.
 
     Args:
-        run: Folder of the run, packed or not.
+        run: Folder of the run, packed or not; or of any model that was made from one, where
+            `against` says which.
         against: Another run, or its `masks.safetensors`, whose zeros have to be zero here. None is
             the run's parent if its report names one, else the run's own masks; where it has
             neither, the zeros that its report has counted.
@@ -77,15 +78,13 @@ def verify(
         What was found of every linear that was pruned.
 
     Raises:
-        UsageError: One of the two is no run, or they are of different models.
+        UsageError: There is no run whose zeros have to be zero, or it is of another model.
         NeuroalError: A file is broken.
     """
     folder = Path(locate(str(run)))
-    if not (folder / MARKER).is_file():
-        raise UsageError(f"'{run}' is no run: it holds no {MARKER}")
-    report = read_report(folder)
-    parent = report.get("parent") or {}
-    source = read_source(str(against or parent.get("name") or folder))
+    own_report = read_report(folder) if (folder / MARKER).is_file() else None
+    source = _source(str(run), folder, own_report, against)
+    report = source.run if own_report is None else own_report
     skeleton = pretrained.skeleton(str(folder), trust_remote_code)
     layout = find(skeleton)
     check_fits(source, layout)
@@ -115,6 +114,21 @@ def verify(
     return tuple(found)
 
 
+def _source(
+    run: str, folder: Path, report: Mapping[str, Any] | None, against: str | Path | None
+) -> Source:
+    """Return whose zeros have to be zero in a folder."""
+    if against is not None:
+        return read_source(str(against))
+    cure = "say by --against which run's zeros have to be zero"
+    if report is None:
+        raise UsageError(f"'{run}' is no run, it holds no {MARKER}: {cure}")
+    parent = (report.get("parent") or {}).get("name")
+    if parent is not None and not Path(parent).exists():
+        raise UsageError(f"'{parent}', of which '{run}' was made, is not there: {cure}")
+    return read_source(str(parent or folder))
+
+
 def _zeros(source: Source, x: Linear, weight: Tensor, there: Tensor | None) -> tuple[int, int]:
     """Return how many weights of a linear have to be zero, and how many of these are not."""
     if source.masks is None and there is None:
@@ -128,7 +142,7 @@ def _checked(
     x: Linear, weight: Tensor, report: Mapping[str, Any], zeros: int, lost: int
 ) -> Checked:
     said = str(report["recipe"].get("pattern", UNSTRUCTURED))
-    wanted = report["linears"].get(x.name, {}).get("wanted", 0.0)
+    wanted = report.get("linears", {}).get(x.name, {}).get("wanted", zeros / x.weights)
     if said == UNSTRUCTURED or not wanted:
         return Checked(x.name, UNSTRUCTURED, 1, x.weights, zeros, lost, 0)
     of = int(said.partition(":")[2])

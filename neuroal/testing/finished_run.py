@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ class TinyRun:
     def layout(self) -> Layout:
         """Return the layout of the model."""
         return find(self.model)
+
+    def copy(self, folder: Path) -> None:
+        """Copy the run into a folder."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
     def linears(self) -> Iterator[LinearToExport]:
         """Yield the pruned linears in order, with statistics of made-up inputs."""

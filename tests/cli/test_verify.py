@@ -119,10 +119,34 @@ def test_a_pattern_that_varies(folder: Path, run: Any) -> None:
 def test_what_is_refused(folder: Path, run: Any) -> None:
     ok(run("prune", "tiny", *UNSTRUCTURED, "--out", "sparse"))
     for arguments, message in (
-        (("verify", "tiny"), "'tiny' is no run: it holds no neuroal.json"),
+        (("verify", "tiny"), "'tiny' is no run, it holds no neuroal.json: say by --against"),
         (("verify", "sparse", "--against", "tiny"), "neither a run's folder nor a file of masks"),
         (("verify", "sparse", "--against", "nothing"), "neither a run's folder nor a file"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and message in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_parent_that_is_gone(folder: Path, run: Any) -> None:
+    ok(run("prune", "tiny", *UNSTRUCTURED, "--out", "sparse"))
+    said = json.loads(Path("sparse/neuroal.json").read_text())
+    Path("sparse/neuroal.json").write_text(json.dumps(said | {"parent": {"name": "gone"}}))
+    result = run("verify", "sparse")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "'gone', of which 'sparse' was made, is not there: say by --against" in result.stderr
+
+
+@pytest.mark.parametrize("against", ["sparse", "sparse/masks.safetensors"])
+def test_a_model_that_was_made_of_a_run_by_others(against: str, folder: Path, run: Any) -> None:
+    """Nobody's merging writes a neuroal.json: the other run says what the pattern is."""
+    from transformers import AutoModelForCausalLM
+
+    ok(run("prune", "tiny", *PATTERN, "--save-masks", "--out", "sparse"))
+    AutoModelForCausalLM.from_pretrained("sparse").save_pretrained("merged")
+    said = ok(run("verify", "merged", "--against", against)).stdout
+    assert said.splitlines()[-1].split()[:2] == ["2:4", "14"]
+    change("merged", NAME, one_weight_back)
+    result = run("verify", "merged", "--against", against, "-q")
+    assert result.exit_code == 1 and "1 of 768 zeros are lost" in result.stderr
+    assert "1 groups have more weights than 2:4" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,15 @@ def test_what_was_asked_for_differently(runs: tuple[Path, Path]) -> None:
         ("top_up", "neuroal", "uniform"),
     ]
     assert list(differences(a, a)) == []
+
+
+def test_a_fine_tuned_run_was_asked_for_differently(runs: tuple[Path, Path]) -> None:
+    a = read_side(str(runs[0]))
+    assert a.report is not None
+    settings = {"steps": 3, "lora": None, "distil": False}
+    b = replace(a, report={**a.report, "training": {"settings": settings}})
+    assert list(differences(a, a)) == list(differences(b, b)) == []
+    assert list(differences(a, b)) == [("training steps", None, 3)]
 
 
 def test_allocations_alone_have_wanted_ratios(runs: tuple[Path, Path]) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import neuroal
 from neuroal import ExporterTraits, NeuroalError, PluginError, Recipe, UsageError, hookimpl
 from neuroal.export import export
-from neuroal.testing import collect
+from neuroal.run.pack import pack
+from neuroal.testing import collect, finished_run
 from neuroal_plugins.exporter.eora import companion
 
 SAMPLES, LENGTH = 3, 16
@@ -182,3 +183,42 @@ def test_eora_on_the_command_line(
         for which, factor in (("A", a), ("B", b)):
             found = tensors[f"base_model.model.{name}.lora_{which}.weight"]
             torch.testing.assert_close(found, factor.float(), rtol=1e-3, atol=1e-4)
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Writes the run as it is, and a tensor beside it."""
+
+    @hookimpl
+    def export_run(self, run: Any, folder: Path) -> Any:
+        run.copy(folder)
+        save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
+        return {}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_packed_run_is_copied_unpacked(compress: bool, home: Path, tmp_path: Path) -> None:
+    """A runtime that an exporter writes for does not read packed weights."""
+    pack(home / "run", tmp_path / "packed", compress=compress)
+    for name in ("run", "packed"):
+        export((home if name == "run" else tmp_path) / name, Copies(), tmp_path / f"of {name}")
+    one, other = (
+        {
+            p.name: p.read_bytes()
+            for p in (tmp_path / f"of {x}").iterdir()
+            if p.name != "export.json"
+        }
+        for x in ("run", "packed")
+    )
+    assert one == other and "README.md" in one
+    modes = {p.stat().st_mode for p in (tmp_path / "of packed").iterdir()}
+    assert len(modes) == 1  # who may read config.json may read the weights
+
+
+def test_a_24_run_that_is_packed_is_written_for_torch(tmp_path: Path) -> None:
+    made = finished_run(tmp_path / "made").folder
+    pack(made, tmp_path / "packed")
+    export(tmp_path / "packed", "torch-24", tmp_path / "out", device="cpu")
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ class Torch24:
             (fitting if _fits(x.linear) else others).append(x.linear.name)
         if not fitting:
             raise UsageError(f"no pruned linear has rows by {ROWS} and columns by {COLUMNS}")
-        shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+        run.copy(folder)
         (folder / LINEARS).write_text(json.dumps(fitting, indent=1) + "\n", encoding="utf-8")
         (folder / LOADER).write_text(_LOADER, encoding="utf-8")
         layout = run.layout
