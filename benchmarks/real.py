@@ -83,6 +83,7 @@ def cells(model: str) -> Iterator[Cell]:
         yield Cell.of(model, "0.6", effort)
     yield Cell(model, "2:4", "wanda", "uniform")
     yield Cell.of(model, "2:4", "high")
+    yield Cell(model, "0.6", "wanda", "neuroal-fast")
     yield Cell(model, "0.6", "wanda", "best")
     yield Cell.of(model, "0.6", "low", "8")
     yield Cell.of(model, "0.6", "low", "128")

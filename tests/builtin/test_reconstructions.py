@@ -12,7 +12,7 @@ from neuroal.plugins import load
 from neuroal.testing import collect, linear
 from neuroal_plugins.pruner.wanda_refit import WandaRefit
 from neuroal_plugins.reconstruction.block import BlockReconstruction
-from neuroal_plugins.reconstruction.refit import DenseGram, Refit, better, solve
+from neuroal_plugins.reconstruction.refit import DenseGram, Fit, Refit, better, solve
 
 OUT, IN = 7, 5
 
@@ -133,8 +133,15 @@ def test_solve_keeps_what_is_solved() -> None:
     start = torch.tensor([[1.0, 0.0, 3.0]])
     mask = start == 0
     wanted = start * 2
-    assert torch.equal(solve(gram, wanted, start, start, mask, 0.1, 5), start)
-    assert torch.equal(better(start + 1, start, gram, wanted), start)
+    solved, energy = solve(gram, wanted, start, start, mask, 0.125, 5)
+    assert torch.equal(solved, start)
+    torch.testing.assert_close(energy, torch.tensor([[20.0]]))  # v H v' = 2 (1 + 9)
+    energies = torch.tensor([[20.0]]), torch.tensor([[42.0]])  # and v + 1: 2 (4 + 1 + 16)
+    old = Fit(start, energies[0], torch.tensor([[20.0]]))  # b v' = 2 + 18
+    new = Fit(start + 1, energies[1], torch.tensor([[28.0]]))  # 2 * 2 + 6 * 4
+    assert better(new, old).values.equal(start)
+    assert better(old, new).values.equal(start)
+    assert old.times(torch.tensor([[2.0]])).error.item() == 0.0  # 4 * 20 - 2 * 2 * 20
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,5 @@ class WandaRefit:
         damp = default_damping(statistics, linear) * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
             return PrunedLinear(start, mask)
-        fitted = solve(gram, weight @ gram, weight, start, mask, damp, self.steps)
+        fitted, _ = solve(gram, weight @ gram, weight, start, mask, damp, self.steps)
         return PrunedLinear(torch.where(mask, torch.zeros_like(fitted), fitted), mask)

@@ -64,7 +64,7 @@ class Refit:
         None,
         "d, times the mean diagonal of H; by default half the inputs per token, at least 0.01",
     )
-    steps: int = option(16, "of conjugate gradients")
+    steps: int = option(10, "of conjugate gradients")
     rescale: float = option(1.25, "by which the rows are multiplied at most; 1 leaves them")
 
     def __post_init__(self) -> None:
@@ -104,14 +104,17 @@ class Refit:
         damp = damping * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
             return values
-        fitted = solve(gram, wanted, weight, values, mask, damp, self.steps)
-        best = better(fitted, values, gram, wanted)
+        fitted, energy = solve(gram, wanted, weight, values, mask, damp, self.steps)
+        old = Fit(values, energy, _dot(values, wanted))
+        new = Fit(fitted, _dot(fitted @ gram, fitted), _dot(fitted, wanted))
+        best = better(new, old)
         if self.rescale == 1 or "dense_gram" not in statistics:
-            return best
-        size = _times(weight, statistics["dense_gram"]) / _times(best, gram).clamp(min=1e-30)
-        factor = size.sqrt().clamp(1 / self.rescale, self.rescale)  # (out, 1)
-        alive = _times(best, gram) > 0
-        return better(torch.where(alive, best * factor, best), values, gram, wanted, best)
+            return best.values
+        dense = _dot(weight @ statistics["dense_gram"], weight)
+        factor = (dense / best.energy.clamp(min=1e-30)).sqrt()  # (out, 1)
+        factor = factor.clamp(1 / self.rescale, self.rescale)
+        factor = torch.where(best.energy > 0, factor, torch.ones_like(factor))
+        return better(best.times(factor), old, best).values
 
 
 def default_damping(statistics: Statistics, linear: Linear) -> float:
@@ -127,7 +130,7 @@ def solve(
     mask: Tensor,
     damp: float,
     steps: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Return v of every row with (H + d I) v = b + d w on its support, by conjugate gradients.
 
     Args:
@@ -140,46 +143,69 @@ def solve(
         steps: Of every row; the inverse diagonal of H + d I preconditions them.
 
     Returns:
-        float32 `(out, in)`, 0 where pruned.
+        v, float32 `(out, in)`, 0 where pruned; and the first v's v H v' of every row, `(out, 1)`.
     """
     kept = (~mask).to(gram)
-    inverse = 1 / (gram.diagonal() + damp)
-
-    def product(x: Tensor) -> Tensor:
-        return (x @ gram) * kept + damp * x
-
+    damped = gram.clone()
+    damped.diagonal().add_(damp)
+    inverse = 1 / damped.diagonal()
     x = start * kept
-    residual = (wanted + damp * weight) * kept - product(x)
+    along = x @ damped
+    energy = _dot(x, along) - damp * _dot(x, x)
+    residual = (wanted + damp * weight).sub_(along).mul_(kept)
     step = residual * inverse
-    size = (residual * step).sum(dim=1, keepdim=True)  # (out, 1)
+    size = _dot(residual, step)
     for _ in range(steps):
-        along = product(step)
-        curve = (step * along).sum(dim=1, keepdim=True)
+        along = (step @ damped).mul_(kept)
+        curve = _dot(step, along)
         length = torch.where(curve > 0, size / curve, torch.zeros_like(size))
-        x = x + length * step
-        residual = residual - length * along
+        x.addcmul_(length, step)
+        residual.addcmul_(length, along, value=-1)
         scaled = residual * inverse
-        new = (residual * scaled).sum(dim=1, keepdim=True)
-        step = scaled + torch.where(size > 0, new / size, torch.zeros_like(size)) * step
-        size = new
-    return x
+        new = _dot(residual, scaled)
+        turn = torch.where(size > 0, new / size, torch.zeros_like(size))
+        step, size = scaled.addcmul_(turn, step), new
+    return x, energy
 
 
-def better(
-    new: Tensor, old: Tensor, gram: Tensor, wanted: Tensor, otherwise: Tensor | None = None
-) -> Tensor:
-    """Return the new values of every row whose error is no larger than that of the old ones.
+@dataclass(frozen=True)
+class Fit:
+    """Values of the rows of a linear, and what their error is made of.
 
-    The error of a row is v H v' - 2 b v', up to a constant; other rows are `otherwise`, or the old.
+    Attributes:
+        values: v, `(out, in)`.
+        energy: v H v' of every row, `(out, 1)`.
+        along: b v' of every row, `(out, 1)`.
     """
 
-    def error(v: Tensor) -> Tensor:
-        return _times(v, gram) - 2 * (v * wanted).sum(dim=1, keepdim=True)  # (out, 1)
+    values: Tensor
+    energy: Tensor
+    along: Tensor
 
+    @property
+    def error(self) -> Tensor:
+        """Return v H v' - 2 b v' of every row, `(out, 1)`: its error up to a constant."""
+        return self.energy - 2 * self.along
+
+    def times(self, factor: Tensor) -> Fit:
+        """Return every row times its factor `(out, 1)`."""
+        return Fit(self.values * factor, self.energy * factor**2, self.along * factor)
+
+
+def better(new: Fit, old: Fit, otherwise: Fit | None = None) -> Fit:
+    """Return the new values of every row whose error is no larger than that of the old ones.
+
+    Other rows are `otherwise`, or the old.
+    """
     rest = old if otherwise is None else otherwise
-    return torch.where(error(new) <= error(old), new, rest)
+    chosen = new.error <= old.error
+    return Fit(
+        torch.where(chosen, new.values, rest.values),
+        torch.where(chosen, new.energy, rest.energy),
+        torch.where(chosen, new.along, rest.along),
+    )
 
 
-def _times(v: Tensor, gram: Tensor) -> Tensor:
-    """Return v H v' of every row, `(out, 1)`."""
-    return ((v @ gram) * v).sum(dim=1, keepdim=True)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b' of every row, `(out, 1)`."""
+    return (a * b).sum(dim=1, keepdim=True)
