@@ -107,17 +107,22 @@ def _load(
     repeats: int,
     tick: Callable[[str, int], Tick],
 ) -> tuple[dict[str, nn.Module], dict[str, list[float]]]:
-    """Load every model in turn, again and again; return the last ones and the seconds."""
+    """Load every model in turn, again and again; return the last ones and the seconds.
+
+    The first round reads the files from the disk and imports what the models are made of: it is not
+    counted.
+    """
     models: dict[str, nn.Module] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sources}
-    update = tick("load", repeats * len(sources))
-    for _ in range(repeats):
+    update = tick("load", (1 + repeats) * len(sources))
+    for warm in (False, *[True] * repeats):
         for name, source in sources.items():
             models.pop(name, None)
             gc.collect()
             start = time.perf_counter()
             models[name] = pretrained.load(source, device, dtype, trust)[0]
-            seconds[name].append(time.perf_counter() - start)
+            if warm:
+                seconds[name].append(time.perf_counter() - start)
             update()
     return models, seconds
 

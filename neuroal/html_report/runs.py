@@ -8,7 +8,7 @@ from typing import Any
 
 from neuroal.evaluation import quality
 from neuroal.html_report.allocation_figures import row_ratios, sparsity_map
-from neuroal.html_report.bench_tables import bench_tables
+from neuroal.html_report.bench import bench_tables, gains
 from neuroal.html_report.figure import Table, finite
 from neuroal.html_report.reading import FinishedRun
 from neuroal.html_report.search_figures import STEPS, misalignment
@@ -49,11 +49,13 @@ def run_section(run: FinishedRun) -> Section:
             row_ratios(run),
             input_norms(run),
             phases(run),
+            *gains(run),
         ],
         listings=[
             *_evaluation(report),
             *_training(report),
             *bench_tables(report),
+            *_packing(report),
             _recipe(run),
             _provenance(report),
             _plugins(report),
@@ -182,6 +184,20 @@ def _training(report: Mapping[str, Any]) -> Iterator[Details]:
             *((key.replace("_", " "), _value(x)) for key, x in given.items() if key != "data"),
         ]
         yield Details("Fine-tuning", pairs=pairs)
+
+
+def _packing(report: Mapping[str, Any]) -> Iterator[Details]:
+    """Yield which matrices of a packed run stay as they are."""
+    found = report.get("packing")
+    if found:
+        words = (
+            f"{found['packed']:,} matrices of {found['dense_bytes']:,} bytes are packed into "
+            f"{found['packed_bytes']:,}."
+        )
+        left = list(found["left_dense"].items())
+        words += " These stay as they are, which is smaller:" if left else ""
+        table = Table(("matrix", "bytes"), left) if left else None
+        yield Details("Packed weights", words, table=table)
 
 
 def _recipe(run: FinishedRun) -> Details:

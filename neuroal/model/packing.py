@@ -60,13 +60,17 @@ class Packing:
         return {
             "dense_bytes": self.dense,
             "packed_bytes": self.bytes,
-            "matrices": {
-                "packed": len(self.packed),
-                "dense_bytes": sum(x.dense for x in self.packed),
-                "packed_bytes": sum(x.bytes for x in self.packed),
-                "left_dense": {x.name: x.dense for x in self.left},
-            },
+            "matrices": self.of_matrices(),
             "notes": list(self.notes),
+        }
+
+    def of_matrices(self) -> dict[str, Any]:
+        """Return what a report says of its matrices: see `Report.packing`."""
+        return {
+            "packed": len(self.packed),
+            "dense_bytes": sum(x.dense for x in self.packed),
+            "packed_bytes": sum(x.bytes for x in self.packed),
+            "left_dense": {x.name: x.dense for x in self.left},
         }
 
 

@@ -128,6 +128,11 @@ _FORM: Mapping[str, Any] = {
     "peak_memory_bytes": "count",
     "phase_memory_bytes?": {"*": "count"},
     "weight_bytes?": {"*": "count"},
+    "packing?": (
+        dict.fromkeys(("packed", "dense_bytes", "packed_bytes"), "count")
+        | {"left_dense": {"*": "count"}},
+        "null",
+    ),
     "notes": ["text"],
     "parent?": ({"name": "text", "sha256?": ("text", "null"), "evaluation?": _EVALUATION}, "null"),
     "training?": (

@@ -100,6 +100,9 @@ def _bytes(report: Mapping[str, Any]) -> str:
         return ""
     rows = "".join(f"| {form} | {size:,} |\n" for form, size in sizes.items())
     how = f"{PACKED}\n\n" if "packed" in sizes else ""
+    left = (report.get("packing") or {}).get("left_dense")
+    if left:
+        how = f"{PACKED}\nMatrices that would not be smaller stay as they are: {len(left)}.\n\n"
     return f"| weights | bytes |\n|---|---|\n{rows}\n{how}"
 
 

@@ -168,6 +168,7 @@ def _report(folder: Path, found: Packing) -> None:
     report = read_report(folder)
     sizes = {k: v for k, v in report.get("weight_bytes", {}).items() if k == "dense"}
     sizes["pruned"] = found.dense
+    matrices = None
     if packing.is_packed(folder):
-        sizes["packed"] = found.bytes
-    later.replace(folder, report, {**report, "weight_bytes": sizes})
+        sizes["packed"], matrices = found.bytes, found.of_matrices()
+    later.replace(folder, report, {**report, "weight_bytes": sizes, "packing": matrices})

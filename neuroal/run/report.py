@@ -61,6 +61,8 @@ class Report:
             peak. Reports written before it was measured have none.
         weight_bytes: Of the files of weights: `dense`, those of the dense model, where they are
             known; `pruned`, not packed; and `packed`, where they are.
+        packing: Of a packed run: how many matrices are `packed`, their `dense_bytes` and
+            `packed_bytes`, and the bytes of each that stays as it is (`left_dense`); else None.
         notes: What was left out or should be known.
         parent: Of a run that was made from another: that one's `name`, `sha256` (of its config and
             weights) and `evaluation`; else None.
@@ -87,6 +89,7 @@ class Report:
     peak_memory_bytes: int = 0
     phase_memory_bytes: dict[str, int] = field(default_factory=dict)
     weight_bytes: dict[str, int] = field(default_factory=dict)
+    packing: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     parent: dict[str, Any] | None = None
     training: dict[str, Any] | None = None

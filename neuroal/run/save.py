@@ -106,6 +106,7 @@ def save_run(
             run_folder.forget(out)
             found = packing.take(work, run_folder.aside(out))
             report.weight_bytes["packed"] = found.bytes
+            report.packing = found.of_matrices()
     fill_sparsity(report, layout, rules, pruned.targets, zeros, pruned.norms)
     report.peak_memory_bytes = phases.memory["save"] = peak_memory()
     report.phase_memory_bytes = phases.memory

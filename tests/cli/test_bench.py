@@ -54,6 +54,12 @@ def test_it_is_kept_and_shown(pruned: Path, run: Any) -> None:
     ok(run("report", "run", "--out", "page.html"))
     page = Path("page.html").read_text()
     assert page.count("Gains on a machine") >= 2 and "torch CSR" in page
+    assert page.count(">Speed against the dense model</h3>") == 2
+    measured = json.loads(Path("run/neuroal.json").read_text())["bench"][0]["measured"]
+    for x in measured:  # a bar and its value for every form but the one at 1
+        steps = (f"{x[f'{step}_over_dense']:.3g}" for step in ("prefill", "decode"))
+        words = f"{x['form']}: prefill {next(steps)}"
+        assert (words in page) == (x["form"] != "dense")
     ok(run("evaluate", "run", "--data", "text.txt", "--length", 16, "-q"))
     assert len(json.loads(Path("run/neuroal.json").read_text())["bench"]) == 2
 

@@ -79,6 +79,28 @@ def test_the_report_and_the_card_say_how_large(pruned: Path, run: Any) -> None:
     assert f"{small:,}" in Path("page.html").read_text()
 
 
+def test_the_report_says_which_matrices_stay_dense(pruned: Path, run: Any) -> None:
+    """Those without zeros would be larger packed: page, card and JSON name or count them."""
+    ok(run("pack", "run", "--out", "packed", "-q"))
+    dense = {n: t for n, t in load_file("run/model.safetensors").items() if t.dim() > 1}
+    left = {n: t.nbytes for n, t in dense.items() if not (t == 0).any()}
+    said = report("packed")["packing"]
+    assert left and said["left_dense"] == left and said["packed"] == len(dense) - len(left)
+    assert said["dense_bytes"] == sum(t.nbytes for n, t in dense.items() if n not in left)
+    assert report("run")["packing"] is None
+    card = Path("packed/README.md").read_text()
+    assert f"Matrices that would not be smaller stay as they are: {len(left)}." in card
+    ok(run("report", "packed", "--out", "page.html"))
+    page = Path("page.html").read_text()
+    listed = page[page.index("Packed weights") :]
+    assert all(name in listed for name in left)
+    ok(run("unpack", "packed", "--out", "again", "-q"))
+    assert report("again")["packing"] is None
+    assert "Matrices that" not in Path("again/README.md").read_text()
+    ok(run("prune", "tiny", *QUICK[:-1], "--save-packed", "--out", "once", "-q"))
+    assert report("once")["packing"] == said
+
+
 def test_a_card_that_someone_wrote_stays(pruned: Path, run: Any) -> None:
     Path("run/README.md").write_text("mine")
     ok(run("pack", "run", "--out", "packed", "-q"))
