@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,46 @@ def test_an_interrupted_try_goes_on(
         p.name: p.read_bytes() for p in Path(other).iterdir()
     }
     assert not Path(f"{out}.partial").exists()
+
+
+KILLED = """
+import os, signal, sys
+from neuroal.packed import writing
+from neuroal.run import pack
+
+command, source, out = sys.argv[1:]
+name = f"{command}_file"
+write, written = getattr(writing, name), []
+
+def dies(file, target, *rest, **more):
+    if len(written) == 2:
+        target.write_bytes(file.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(file, target, *rest, **more)
+    written.append(file)
+
+setattr(writing, name, dies)
+getattr(pack, command)(source, out)
+"""
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack"])
+def test_a_killed_try_goes_on(
+    command: str, folder: Path, run: Any, run_process: Callable[..., Any]
+) -> None:
+    """Half of a file is on the disk when it happens: it is not taken for a whole one."""
+    ok(run("prune", "tiny", *QUICK, "--out", "run"))
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained("run").save_pretrained("many", max_shard_size="20KB")
+    ok(run("pack", "many", "--out", "packed", "-q"))
+    source, other = ("many", "packed") if command == "pack" else ("packed", "many")
+    done = run_process([sys.executable, "-c", KILLED, command, source, "x"])
+    assert done.returncode == -signal.SIGKILL and not Path("x").exists()
+    ok(run(command, source, "--out", "x", "--resume", "-q"))
+    assert {p.name: p.read_bytes() for p in Path("x").iterdir()} == {
+        p.name: p.read_bytes() for p in Path(other).iterdir()
+    }
 
 
 def test_another_try_is_not_gone_on_with(pruned: Path, run: Any, monkeypatch: Any) -> None:
