@@ -71,7 +71,9 @@ def bench(
     kind = pretrained.dtype_to_measure(str(folder), config, place) if dtype == "auto" else dtype
     sources, notes = {PRUNED: str(folder)}, []
     try:
-        sources[DENSE] = later.dense_model(folder, report)
+        dense = later.dense_model(folder, report)
+        pretrained.load_config(dense, trust_remote_code)  # one of a hub may be out of reach
+        sources[DENSE] = dense
     except NeuroalError as error:
         notes.append(f"the pruned model stands for the dense one, which is as fast: {error}")
     models, seconds = _load(sources, place, kind, trust_remote_code, repeats, tick)

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from neuroal.bench import bench
+from neuroal.testing import finished_run
+
 QUICK = ("--pruner", "magnitude", "--top-up", "uniform", "-q")
 FEW = ("--prompt", 4, "--tokens", 2, "--repeats", 1, "--device", "cpu")
 
@@ -73,6 +76,18 @@ def test_a_packed_run_without_its_dense_model(pruned: Path, run: Any) -> None:
     assert found["bytes"]["packed"] == Path("packed/model.safetensors").stat().st_size
     assert found["bytes"]["packed"] < found["bytes"]["pruned"] == found["bytes"]["dense"]
     assert found["load_seconds"].keys() == {"packed"}
+
+
+def test_a_dense_model_on_a_hub_that_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is of `some/llama`, which no test reaches."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    made = finished_run(tmp_path / "run").folder
+    found = bench(made, prompt=8, tokens=2, repeats=1, device="cpu", dtype="float16")
+    assert [x["form"] for x in found["measured"]] == ["pruned", "torch CSR"]
+    assert "stands for the dense one" in found["notes"][0] and "'some/llama'" in found["notes"][0]
+    assert "needs an NVIDIA GPU" in found["not_measured"]["torch 2:4, CUTLASS"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import neuroal
 from neuroal import Recipe
-from neuroal.testing import tiny_model
+from neuroal.bench import bench
+from neuroal.testing import finished_run, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -79,6 +80,21 @@ def test_semi_structured_weights_compute_the_same() -> None:
     packed.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(dense.weight))
     x = torch.randn(128, 256).cuda().half()
     assert torch.allclose(packed(x), dense(x), rtol=1e-2, atol=1e-2)
+
+
+def test_bench_measures_24_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the device has no 2:4 products")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = finished_run(tmp_path / "run").folder
+    found = bench(run, prompt=32, tokens=2, repeats=1, device="cuda", dtype="float16")
+    forms = {x["form"]: x for x in found["measured"]}
+    sparse = {"torch 2:4, CUTLASS", "torch 2:4, cuSPARSELt"}
+    assert sparse <= forms.keys() | found["not_measured"].keys()
+    assert sparse & forms.keys(), found["not_measured"]
+    for name in sparse & forms.keys():
+        assert forms[name]["linears"] == 14 and forms[name]["difference"] < 0.1
+        assert forms[name]["memory_bytes"] < forms["pruned"]["memory_bytes"]
 
 
 KERNEL = """
