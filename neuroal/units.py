@@ -59,17 +59,14 @@ def begun_with(bos: str | None) -> str:
     return "" if bos is None else f", each begun with '{bos}'"
 
 
-def windows(data: Mapping[str, Any], quote: str = "") -> str:
+def windows(data: Mapping[str, Any]) -> str:
     """Return what a report's `data` is: `8 windows of 32 tokens, each begun with '<s>', from x`.
 
     Args:
         data: The entry of the report.
-        quote: Put around the source.
     """
     begun = begun_with(data.get("bos"))
     packed = "packed documents of " if data.get("packed") else ""
-    source = f"{quote}{data['source']}{quote}"
     comma = "," if begun else ""
-    return (
-        f"{data['windows']} windows of {data['length']} tokens{begun}{comma} from {packed}{source}"
-    )
+    how = f"{data['windows']} windows of {data['length']} tokens{begun}{comma}"
+    return f"{how} from {packed}{data['source']}"

@@ -73,14 +73,15 @@ def pack(
     reads the folder as it read the dense one.
     """
     from neuroal.model import files, packing
-    from neuroal.model.output import output_folder
+    from neuroal.model.output import one_writer, output_folder
     from neuroal.run import pack as packs
     from neuroal.units import size
 
     if not quiet:
         folder = packing.folder_of(run_or_model)
         packing.check_packable(run_or_model, folder)
-        packs.check_output(output_folder(out), overwrite, resume)
+        with one_writer(output_folder(out)):  # not in a while, when the packing itself asks
+            packs.check_output(output_folder(out), overwrite, resume)
         about = size(packs.expected(folder, compress))
         say(f"packs {size(files.weight_bytes(folder))} of weights into about {about}")
     with clean_stdout(as_json), _interruptible(out):

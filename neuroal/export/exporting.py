@@ -61,7 +61,7 @@ def export(
     """
     out = output_folder(out)
     with one_writer(out):
-        run_folder.check(out, overwrite, resume=False)
+        run_folder.check(out, overwrite, resume=None)
         plugin = load([("exporter", to)], options)[0]
         folder = later.run_folder_of(str(run))
         if folder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -268,7 +268,8 @@ def load(
         _refuse_quantised(model, config)
     if Path(where).is_dir():
         _check_memory(model, Path(where), device)
-    placed = {"device_map": {"": device}} if method else {}  # such weights may not be moved later
+    # Quantised weights may not be moved later. Of others, the wrong shape is refused below.
+    placed = {"device_map": {"": device}} if method else {"ignore_mismatched_sizes": True}
     with _loading(model if method is None else f"{model}, quantised by {method}", model):
         answer: Any = _class_of(config).from_pretrained(
             where,
@@ -280,6 +281,7 @@ def load(
         )
     loaded, info = answer
     assert isinstance(loaded, nn.Module)
+    refuse_mismatched(model, info["mismatched_keys"])
     missing = set(info["missing_keys"]).intersection(dict(loaded.named_parameters()))
     if missing:  # transformers would continue with random numbers
         raise NeuroalError(f"model '{model}' lacks the weight '{min(missing)}'")
@@ -288,6 +290,23 @@ def load(
         loaded.to(device)
     loaded.eval()
     return loaded, load_tokenizer(model, trust_remote_code)
+
+
+def refuse_mismatched(
+    model: str, found: Iterable[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """Refuse a model that holds weights in another shape than the one needed.
+
+    Args:
+        model: Its name.
+        found: Of each such weight: its name, its shape, and the shape needed.
+
+    Raises:
+        NeuroalError: There is one.
+    """
+    wrong = [f"'{name}' as {tuple(had)}, not {tuple(needed)}" for name, had, needed in found]
+    if wrong:
+        raise NeuroalError(f"model '{model}' holds {min(wrong)}")
 
 
 def dtype_to_measure(model: str, config: Any, device: str) -> str:

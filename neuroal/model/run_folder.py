@@ -31,10 +31,18 @@ from neuroal.model.output import output_folder
 EXPORT = "export.json"  # what an exported folder has; a run has MARKER
 _KEPT, _RUNS = "kept.json", "block runs"
 _MARK, _JOURNAL, _CHECKPOINT, _REPLACED = "run.json", "journal", "checkpoint", "replaced"
+_PUBLISHED = "published"  # in the mark
 
 
-def check(out: Path, overwrite: bool, resume: bool) -> None:
+def check(out: Path, overwrite: bool, resume: bool | None) -> None:
     """Refuse an output folder that would overwrite something, or that cannot be created.
+
+    To be called by its one writer: what a kill has left of a finished run is removed.
+
+    Args:
+        out: The output folder.
+        overwrite: Replace what is there.
+        resume: Go on with an unfinished run; None for a command that cannot.
 
     Raises:
         UsageError: It exists and may not be replaced, or its parent cannot be written to.
@@ -52,13 +60,28 @@ def check(out: Path, overwrite: bool, resume: bool) -> None:
     work = partial(out)
     if work.exists() and not _is_ours(work):
         raise UsageError(f"'{work}', which the run needs, is not neuroal's: remove it yourself")
+    if not overwrite:
+        _tidy(out)
     if work.exists() and not (resume or overwrite):
-        raise UsageError(f"'{work}' holds an unfinished run: add --resume to go on, or --overwrite")
+        cure = (
+            "--overwrite begins anew" if resume is None else "add --resume to go on, or --overwrite"
+        )
+        raise UsageError(f"'{work}' holds an unfinished run: {cure}")
 
 
 def partial(out: Path) -> Path:
     """Return the folder of the unfinished run."""
     return out.with_name(out.name + ".partial")
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a kill has left of a run that was published, or that had not begun."""
+    work = partial(out)
+    mark = _mark(work)
+    begun = mark or ((work / _REPLACED).exists() and not out.exists())
+    published = mark.get(_PUBLISHED) and out.exists() and not (work / _CHECKPOINT).exists()
+    if published or not begun:
+        _remove(work)
 
 
 def _is_ours(work: Path) -> bool:
@@ -205,8 +228,8 @@ class Journal:
         if out is None:
             return cls(None, team=team)
         work = partial(out)
-        mark = _mark(work)
-        if resume and mark:
+        mark = _mark(work) if resume else {}  # which may be damaged
+        if mark:
             refuse_another(out, decides)
             kept = _json(work / _JOURNAL / _KEPT)
             return cls(out, mark, team, kept, earlier_runs=int(kept.get(_RUNS, 0)))
@@ -367,6 +390,8 @@ def publish(out: Path) -> None:
     """
     work = partial(out)
     replaced = work / _REPLACED
+    mark = {**_mark(work), _PUBLISHED: True}  # once `checkpoint/` is gone
+    write_atomically(work / _MARK, json.dumps(mark).encode())
     if out.exists():
         if not _mark(work).get("replaces"):
             meanwhile = f"'{out}' was made meanwhile: move it away, and add --resume"

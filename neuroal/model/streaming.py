@@ -259,16 +259,17 @@ class _Conversion:
         self._check(info.missing_keys)
 
     def _load(self, slices: Mapping[str, Any]) -> Any:
+        # A slice of a tensor without elements cannot be indexed.
+        empty = {
+            name: torch.empty(x.get_shape(), dtype=DTYPES.get(x.get_dtype()))
+            for name, x in slices.items()
+            if not isinstance(x, Tensor) and 0 in x.get_shape()
+        }
         with pretrained.quiet():
             info, _ = self._code.convert_and_load_state_dict_in_model(
-                model=self._model, state_dict=dict(slices), load_config=self._config
+                model=self._model, state_dict={**slices, **empty}, load_config=self._config
             )
-        wrong = [
-            f"'{key}' as {tuple(had)}, not {tuple(needs)}"
-            for key, had, needs in info.mismatched_keys
-        ]
-        if wrong:
-            raise NeuroalError(f"model '{self._name}' holds {min(wrong)}")
+        pretrained.refuse_mismatched(self._name, info.mismatched_keys)
         if info.conversion_errors:
             what, why = next(iter(info.conversion_errors.items()))
             raise NeuroalError(

@@ -81,7 +81,8 @@ def sampled_zeros(folder: Path, layout: Layout, model: nn.Module) -> float:
     names = FileNames(model)
     parameters = {x.place.parameter for x in layout.linears.values()}
     slices = shards.slices(shards.ranges)
-    matrices = [name for name, tensor in slices.items() if len(tensor.get_shape()) > 1]
+    shapes = {name: tensor.get_shape() for name, tensor in slices.items()}
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1 and 0 not in shape]
     step = -(-len(matrices) // SAMPLED)  # rounded up
     weights = zeros = 0.0
     for name in matrices[::step] if matrices else ():

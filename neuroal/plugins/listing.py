@@ -10,12 +10,13 @@ import hashlib
 import importlib
 import importlib.metadata
 import logging
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -214,7 +215,27 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:_LONGEST]}" if words else type(error).__name__
 
 
-def _declared() -> Iterator[tuple[str, str, str, importlib.metadata.EntryPoint]]:
+_Declared = tuple[str, str, str, importlib.metadata.EntryPoint]
+
+
+def _declared() -> tuple[_Declared, ...]:
+    """Return what is installed: distribution, version, what it needs, entry point."""
+    return _declared_on(tuple(map(_dated, sys.path)))
+
+
+def _dated(place: str) -> tuple[str, int]:
+    try:
+        return place, os.stat(place or ".").st_mtime_ns  # changes where one is installed
+    except OSError:
+        return place, 0
+
+
+@lru_cache(maxsize=1)  # a run asks dozens of times, and each would read every installed file list
+def _declared_on(path: tuple[tuple[str, int], ...]) -> tuple[_Declared, ...]:
+    return tuple(_read_declared())
+
+
+def _read_declared() -> Iterator[_Declared]:
     seen = set()  # the first on the path hides the others, as for imports
     groups = {_PREFIX + group for group in GROUPS}
     for found in importlib.metadata.distributions():

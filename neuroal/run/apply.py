@@ -87,7 +87,7 @@ def apply(
     """
     model, out = str(model), output_folder(out)
     with one_writer(out):
-        run_folder.check(out, overwrite, resume=False)
+        run_folder.check(out, overwrite, resume=None)
         found = read_source(str(source), weights)
         if weights and any_model:
             raise UsageError("--weights are those of the model that was pruned: drop --any-model")

@@ -43,8 +43,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     data = report["data"]
     calibration = "none"
     if data:
-        how, source = windows({**data, "source": ""}), markdown(data["source"], code=True)
-        calibration = f"{markdown(how)} {source}"
+        calibration = _windows(data)
     said = (*report["notes"], *quality.collapses(report))
     notes = "".join(f"- {markdown(note)}\n" for note in said)
     counts = report["counts"]
@@ -89,8 +88,14 @@ def _training(report: Mapping[str, Any]) -> str:
     how = ", distilled from the dense model" if settings["distil"] else ""
     return (
         f"The weights that survived\nwere fine-tuned for {settings['steps']:,} steps ({what}{how}) "
-        f"on {windows(training['data'], quote='`')}; every zero stayed."
+        f"on {_windows(training['data'])}; every zero stayed."
     )
+
+
+def _windows(data: Mapping[str, Any]) -> str:
+    """Return what windows a report's data are, its source as code."""
+    how = markdown(windows({**data, "source": ""}))
+    return f"{how} {markdown(data['source'], code=True)}"
 
 
 def _bytes(report: Mapping[str, Any]) -> str:

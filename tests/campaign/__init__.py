@@ -9,3 +9,8 @@ world      the models, texts, recipes and studies that attempts run on
 runs       killed before every step, disks that are full, two writers of one folder
 inputs     mutated inputs of seven kinds, and hostile ones
 """
+
+import os
+
+# Before torch: a child that was forked has no pool of threads, and would wait for it.
+os.environ["OMP_NUM_THREADS"] = "1"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -66,6 +68,7 @@ class Row:
         self.outcomes["failed" if failure else outcome] += 1
         if failure:
             self.failures.append(failure)
+            print(f"FAILED {failure}", file=sys.stderr, flush=True)
 
 
 def start(words: Sequence[object], before: Callable[[], None] = int) -> tuple[int, Path]:
@@ -77,6 +80,7 @@ def start(words: Sequence[object], before: Callable[[], None] = int) -> tuple[in
         return pid, Path(name)
     status = 1
     try:
+        gc.freeze()  # else its collector would copy all that it shares
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         from neuroal.cli import main
@@ -130,8 +134,6 @@ def at_steps(do: Callable[[int, str], None]) -> Callable[[], None]:
                     do(seen, f"{event} {Path(str(args[0])).name}")
                 finally:
                     seen, busy = seen + 1, False
-
-        import sys
 
         sys.addaudithook(audit)
 

@@ -83,6 +83,24 @@ def settings(world: World) -> list[Setting]:
         Setting("streamed", lambda out: world.prune(out, "--stream")),
         Setting("spilled", lambda out: world.prune(out, "--spill")),
         Setting("study", lambda out: ["study", "run", world.study, "--out", out, "--jobs", 1], ()),
+        *later(world),
+    ]
+
+
+def later(world: World) -> list[Setting]:
+    """What writes a folder from a finished run."""
+    again = ("--overwrite",)  # these take seconds: there is nothing to go on with
+    run, steps = world.finished, ["--data", world.text, "--steps", 2, "--length", 16, "--batch", 1]
+    steps += ["--save-every", 1, "--lora", 1, "--device", "cpu", "-q"]
+    return [
+        Setting("pack", lambda out: ["pack", run, "--out", out, "-q"]),
+        Setting("finetune", lambda out: ["finetune", run, *steps, "--out", out]),
+        Setting("apply", lambda out: ["apply", world.model, run, "--out", out, "-q"], again),
+        Setting(
+            "export",
+            lambda out: ["export", run, "--to", "eora", "-o", "eora.rank=1", "--out", out, "-q"],
+            again,
+        ),
     ]
 
 
@@ -103,6 +121,8 @@ def make(root: Path) -> World:
     in_this_process(["layout", world.model])
     in_this_process(["study", "run", world.study, "--out", root / "warm", "--jobs", 1])
     in_this_process(world.prune(root / "warm-streamed", "--stream"))
+    for setting in later(world):
+        in_this_process(setting.words(root / f"warm-{setting.name}"))
     return world
 
 
@@ -145,8 +165,10 @@ def fresh(folder: Path) -> Path:
 
 def finish(setting: Setting, out: Path, reference: dict[str, str]) -> tuple[Ended, str]:
     """Go on with a run; how that ended, and what is wrong."""
+    there = out.exists()  # it was killed after its end
     ended = attempt([*setting.words(out), *setting.resume])
-    if ended.wrong or ended.status:
+    done = there and "is finished" in ended.last
+    if ended.wrong or (ended.status and not done):
         return ended, ended.wrong or f"cannot go on: {ended.last}"
     if identity(out) != reference:
         return ended, "another result with exit status 0"

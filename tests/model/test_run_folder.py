@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import neuroal
-from neuroal import PluginError, Recipe, UsageError, hookimpl
-from neuroal.model import files, pretrained
+from neuroal import NeuroalError, PluginError, Recipe, UsageError, hookimpl
+from neuroal.model import files, pretrained, run_folder
 
 Tree = Callable[[], dict[str, str]]
 
@@ -125,6 +125,55 @@ def test_failing_run_leaves_the_earlier_one(
     now = tree()
     assert now["out/model.safetensors"] == now["fresh/model.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "out"]
+
+
+def unfinished(out: Path, mark: str, *names: str) -> Path:
+    """What a kill left beside `out`."""
+    work = out.with_name("out.partial")
+    for name in ("", *names):
+        (work / name).mkdir()
+    if mark:
+        (work / "run.json").write_text(mark)
+    return work
+
+
+def test_what_a_kill_leaves_of_a_finished_run_is_removed(tmp_path: Path) -> None:
+    """Killed once the folder stood under its name: whoever goes on finds a finished run."""
+    out = tmp_path / "out"
+    out.mkdir()
+    work = unfinished(out, '{"decides": {}, "published": true}', "journal")
+    run_folder.check(out, overwrite=False, resume=True)
+    assert out.is_dir() and not work.exists()
+    unfinished(out, '{"decides": {}, "published": true}', "journal", "checkpoint")
+    run_folder.check(out, overwrite=False, resume=True)  # killed before, and made by another
+    assert work.exists()
+
+
+def test_what_a_kill_leaves_of_a_run_that_had_not_begun_is_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work = unfinished(out, "", "journal")
+    run_folder.check(out, overwrite=False, resume=False)
+    assert not work.exists()
+    unfinished(out, "", "replaced")  # the earlier run is all that there is
+    with pytest.raises(UsageError, match="holds an unfinished run: add --resume"):
+        run_folder.check(out, overwrite=False, resume=False)
+    assert (work / "replaced").is_dir()
+
+
+def test_a_command_that_cannot_go_on_does_not_say_resume(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    unfinished(out, '{"decides": {}}', "journal")
+    with pytest.raises(UsageError, match=r"unfinished run: --overwrite begins anew$"):
+        run_folder.check(out, overwrite=False, resume=None)
+
+
+def test_a_damaged_mark_does_not_stop_who_begins_anew(prune: Any, tmp_path: Path) -> None:
+    work = unfinished(tmp_path / "out", '{"dec', "journal")
+    for how in ({}, {"resume": True}):
+        with pytest.raises(NeuroalError, match=r"run\.json. is damaged or of another run"):
+            prune(**how)
+    prune(overwrite=True)
+    assert (tmp_path / "out" / "neuroal.json").is_file() and not work.exists()
 
 
 def test_neighbours_are_left_alone(prune: Any, tmp_path: Path) -> None:

@@ -475,6 +475,12 @@ def with_another_shape(folder: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def with_no_rows(folder: Path) -> None:
+    name = "model.layers.2.mlp.down_proj.weight"
+    file = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
+    save_file({**load_file(file), name: torch.zeros(0, 48)}, file, metadata={"format": "pt"})
+
+
 def with_nan(folder: Path) -> None:
     name = "model.layers.2.mlp.down_proj.weight"
     file = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
@@ -491,6 +497,7 @@ BROKEN: dict[Callable[[Path], None], str] = {
     with_half_a_file: r"cannot read .*model-00001-of",
     with_a_broken_index: "is no index of safetensors files",
     with_another_shape: r"down_proj\.weight' as \(32, 47\), not \(32, 48\)",
+    with_no_rows: r"down_proj\.weight' as \(0, 48\), not \(32, 48\)",
     with_nan: r"weight of linear 'model\.layers\.2\.mlp\.down_proj' holds NaN or infinity",
 }
 
@@ -514,6 +521,31 @@ def test_broken_folder(
         neuroal.prune(folder, recipe=recipe, out=tmp_path / "out", stream=True)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", [with_another_shape, with_no_rows])
+def test_another_shape_is_named_without_streaming_too(
+    broken: Callable[[Path], None], sharded: Callable[[nn.Module], Path]
+) -> None:
+    folder = sharded(tiny_model("llama"))
+    broken(folder)
+    with pytest.raises(NeuroalError, match=BROKEN[broken]):
+        pretrained.load(str(folder))
+
+
+def test_a_tensor_without_elements_beside_the_weights(
+    sharded: Callable[[nn.Module], Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    folder = sharded(tiny_model("llama"))
+    file = min(folder.glob("model-*.safetensors"))
+    save_file({**load_file(file), "a": torch.zeros(0, 4)}, file, metadata={"format": "pt"})
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["a"] = file.name
+    (folder / INDEX).write_text(json.dumps(index))
+    recipe = dataclasses.replace(from_file, pruner="magnitude", top_up="uniform", options={})
+    recipe = dataclasses.replace(recipe, calibration=None)
+    for name, stream in (("whole", False), ("streamed", True)):
+        neuroal.prune(folder, recipe=recipe, out=tmp_path / name, stream=stream)
 
 
 def test_only_folders_are_streamed(
