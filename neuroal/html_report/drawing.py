@@ -7,8 +7,10 @@ native tooltip; to assistive technology the drawing is one image with a title an
 from __future__ import annotations
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
+from neuroal.escape import terminal
 from neuroal.html_report.figure import Spec
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
@@ -64,7 +66,8 @@ def draw(spec: Spec, ident: str, title: str, description: str) -> str:
     import vl_convert
 
     config = {**CONFIG, **spec.get("config", {})}
-    text = vl_convert.vegalite_to_svg({**spec, "config": config}, allowed_base_urls=[])
+    printed = _printed({**spec, "config": config})
+    text = vl_convert.vegalite_to_svg(printed, allowed_base_urls=[])
     root = ElementTree.fromstring(text)
     _bare(root)
     _own_ids(root, ident)
@@ -80,6 +83,15 @@ def draw(spec: Spec, ident: str, title: str, description: str) -> str:
         child.text = words
         root.insert(position, child)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _printed(value: Any) -> Any:
+    """Return JSON values whose texts have no control characters, which XML cannot hold."""
+    if isinstance(value, dict):
+        return {key: _printed(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printed(x) for x in value]
+    return terminal(value) if isinstance(value, str) else value
 
 
 def _bare(root: ElementTree.Element) -> None:

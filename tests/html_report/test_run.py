@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from neuroal.escape import terminal
 from neuroal.html_report import LARGEST, write
+from neuroal.html_report.drawing import draw
 
 Read = Callable[[Path], Any]
 TITLES = [
@@ -316,3 +319,12 @@ def test_many_blocks_take_the_whole_width(run: Path, read: Read, tmp_path: Path)
     figure = figures(page)["Where the zeros are"]
     assert figure.attributes["class"] == "wide"
     assert len(tooltips(figure)) == 80 * 7
+
+
+def test_a_drawing_of_what_xml_cannot_hold() -> None:
+    for text in ("\x1b[31m", "\x01", "\uffff", "\x85"):
+        values = [{"name": f"a{text}b", "value": 1}]
+        encoding = {"x": {"field": "name", "type": "nominal"}, "y": {"field": "value"}}
+        spec = {"data": {"values": values}, "mark": "bar", "encoding": encoding}
+        drawn = ElementTree.fromstring(draw(spec, "one", "title", "words"))
+        assert f"a{terminal(text)}b" in "".join(drawn.itertext())
