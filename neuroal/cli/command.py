@@ -34,7 +34,13 @@ _NO_ROOM = (
     *("failed to map segment", "cannot allocate memory", "Cannot allocate memory"),
     *("can't allocate memory", "out of memory", "bad alloc", "bad_alloc", "Unable to allocate"),
 )
-_NO_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
+_NO_DISK = (
+    "No space left on device",
+    "File too large",
+    "Disk quota exceeded",
+    "PytorchStreamWriter",
+    "unexpected pos",
+)
 _LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",

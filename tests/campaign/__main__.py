@@ -31,13 +31,12 @@ def campaign(seconds: float, seed: int, parts: list[str]) -> Table:
     """Return the table of a campaign that ends within about so many seconds."""
     table: Table = {}
     with tempfile.TemporaryDirectory(prefix="campaign-") as root:
-        begun = time.monotonic()
+        stop = time.monotonic() + seconds
         world = make(Path(root))
-        left = max(seconds - (time.monotonic() - begun), 1.0)
-        shares = {name: PARTS[name][0] for name in parts}
-        whole = sum(shares.values()) or 1.0
-        for name in parts:
-            PARTS[name][1](world, left * shares[name] / whole, seed, table)
+        for k, name in enumerate(parts):
+            share, part = PARTS[name]
+            whole = sum(PARTS[later][0] for later in parts[k:]) or 1.0
+            part(world, max(stop - time.monotonic(), 1.0) * share / whole, seed, table)
     return table
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,6 @@ def at_steps(do: Callable[[int, str], None]) -> Callable[[], None]:
 
 
 def until(seconds: float) -> Iterator[int]:
-    """Count while there is time."""
-    stop, n = time.monotonic() + seconds, 0
-    while time.monotonic() < stop:
-        yield n
-        n += 1
+    """Count while there is time, from the call on."""
+    stop = time.monotonic() + seconds
+    return takewhile(lambda _: time.monotonic() < stop, count())

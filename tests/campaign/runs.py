@@ -42,10 +42,10 @@ def spread(n: int, rng: random.Random) -> list[int]:
 
 def kills(world: World, seconds: float, seed: int, table: Table) -> None:
     """Kill a run before a step, each of them in turn while there is time, and go on."""
-    rng = random.Random(seed)
+    rng, clock = random.Random(seed), until(seconds)
     left = [(s, ref, steps, spread(len(steps), rng)) for s, ref, steps in references(world)]
     turns = cycle(left)
-    for _ in until(seconds):
+    for _ in clock:
         if not any(order for *_, order in left):
             return
         setting, reference, steps, order = next(x for x in turns if x[3])
@@ -86,7 +86,7 @@ def too_large(size: int) -> Callable[[], None]:
 
 def disks(world: World, seconds: float, seed: int, table: Table) -> None:
     """Let the disk be full from a step on, or files be limited; then go on with room."""
-    rng = random.Random(seed)
+    rng, clock = random.Random(seed), until(seconds)
     plans = []
     for setting, reference, steps in references(world):
         writes = [n for n, s in enumerate(steps) if s.startswith(("open", "os.mkdir"))]
@@ -94,7 +94,7 @@ def disks(world: World, seconds: float, seed: int, table: Table) -> None:
         sizes = {int(1.1**k) for k in range(88, 139)}  # what is said has to fit
         plans += [(setting, reference, f"files of {n} bytes", too_large(n)) for n in sizes]
     rng.shuffle(plans)
-    for n in until(seconds):
+    for n in clock:
         if n == len(plans):
             return
         setting, reference, what, fault = plans[n]
