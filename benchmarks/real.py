@@ -79,17 +79,17 @@ def cells(model: str) -> Iterator[Cell]:
     yield Cell(model)
     yield Cell(model, "0.6", "wanda", "uniform")
     yield Cell(model, "0.6", "wanda", "neuroal")
-    for effort in ("low", "medium", "high"):
+    for effort in EFFORTS:
         yield Cell.of(model, "0.6", effort)
     yield Cell(model, "2:4", "wanda", "uniform")
     yield Cell.of(model, "2:4", "high")
+    yield Cell(model, "2:4", "alps", "uniform", "block")
     yield Cell(model, "0.6", "wanda", "neuroal-fast")
     yield Cell(model, "0.6", "wanda", "best")
     yield Cell.of(model, "0.6", "low", "8")
     yield Cell.of(model, "0.6", "low", "128")
     for reconstruction in ("none", "refit"):
         yield Cell(model, "0.6", "alps", "uniform", reconstruction)
-    yield Cell.of(model, "0.6", "max")
     yield Cell(model, "0.6", "wanda", "uniform", "block")
     yield Cell(model, "2:4", "alps", "uniform")
     yield Cell.of(model, "2:4", "low")
@@ -150,7 +150,7 @@ def read_record(file: Path) -> dict[Cell, dict[str, float]]:
         with file.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
                 cell = Cell(*(row.pop(key) for key in asdict(Cell(""))))
-                found[cell] = {key: float(value) for key, value in row.items() if value}
+                found[cell] = {key: json.loads(value) for key, value in row.items() if value}
     return found
 
 
