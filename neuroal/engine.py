@@ -193,8 +193,8 @@ def _finished(
         done = finished_run(recipe, plugins, model, windows, out)
         if done is not None:
             return done
-    provenance = [p.provenance() for p in plugins.plugins]
-    run_folder.refuse_another(out, {"recipe": recipe.to_json(), "plugins": provenance})
+    here = {"recipe": recipe.to_json(), "plugins": plugins.provenance}
+    run_folder.refuse_another(out, here)
     return None
 
 
@@ -259,7 +259,7 @@ class _Run:
     ) -> Report:
         """Return the report; `out` is the output folder, None in all processes but the first."""
         prepared, recipe = self.prepared, self.prepared.recipe
-        plugins = [p.provenance() for p in prepared.setup.plugins]
+        plugins = prepared.setup.provenance
         known: Mapping[str, Windows] = {}
         with self.phases.phase("calibrate"):
             if not isinstance(model, nn.Module):

@@ -135,8 +135,7 @@ def _check_plugin_files(
         refuse_code_of(file, (choice for _, choice in named))
     sums = {(p["role"], p["name"]): p["sha256"] for p in recorded.get("plugins", ())}
     for role, choice in named:
-        role = "pruner" if role == "search_pruner" else role
-        listing = listing_of(role, choice)
+        listing = listing_of("pruner" if role == "search_pruner" else role, choice)
         if sums.get((role, listing.name), found := file_sha256(listing)) != found:
             raise UsageError(
                 f"{role} '{choice}' is not the file that '{file}' recorded (its SHA-256 differs): "

@@ -32,8 +32,8 @@ def plan_text(plan: Plan, out: Path) -> str:
     """Return the plan as tables."""
     prepared, recipe, layout = plan.prepared, plan.prepared.recipe, plan.prepared.layout
     plugins = [
-        (p.role, p.name, f"{p.distribution} {p.version}", _options(p.provenance()["options"]))
-        for p in prepared.setup.plugins
+        (p["role"], p["name"], f"{p['distribution']} {p['version']}", _options(p["options"]))
+        for p in prepared.setup.provenance
     ]
     steps = [(_STEPS.get(s.role, s.role), s.plugin, _candidates(s)) for s in prepared.steps]
     length = f"{recipe.length} tokens" if recipe.length else "the rows' or the model's length"
@@ -144,6 +144,7 @@ def run_text(report: Report, out: Path) -> str:
     rows = [
         ("model", report.model["name"]),
         ("pruner", ", ".join(plugins[role] for role in _FINAL if role in plugins)),
+        *((("searched under", plugins["search_pruner"]),) if "search_pruner" in plugins else ()),
         ("sparsity wanted", f"{report.sparsity['wanted']:.6g}"),
         (
             "sparsity achieved",

@@ -108,7 +108,7 @@ class Plan:
             "blocks": len(layout.blocks),
             "linears": len(layout.linears),
             "weights": self.weights,
-            "plugins": [p.provenance() for p in self.prepared.setup.plugins],
+            "plugins": self.prepared.setup.provenance,
             "steps": [dataclasses.asdict(s) for s in self.prepared.steps],
             "windows": recipe.samples,
             "length": recipe.length,

@@ -41,12 +41,17 @@ class Choice:
     seconds: float
     excess: float
 
+    @property
+    def tokens(self) -> int:
+        """Return how much text it calibrates on, by which ways of equal excess are told apart."""
+        return self.recipe.samples * (self.recipe.length or 0)
+
     def __str__(self) -> str:
         recipe = self.recipe
         return (
             f"effort {self.effort} with {recipe.samples} windows of {recipe.length} tokens: about "
             f"{rough_duration(self.seconds)}, and {self.excess:.2f} of the excess of plain Wanda "
-            f"on the models it was measured on (by name: --effort {self.effort} --samples "
+            f"on the model it was measured on (by name: --effort {self.effort} --samples "
             f"{recipe.samples} --length {recipe.length})"
         )
 
@@ -93,7 +98,7 @@ def choose(
         least = min(ways, key=lambda way: way.seconds)
         needed = rough_duration(least.seconds / SHARE)
         raise UsageError(f"--within is too short here: at least {needed}, for {least}")
-    return min(fitting, key=lambda way: (way.excess, way.seconds))
+    return min(fitting, key=lambda way: (way.excess, -way.tokens, way.seconds))
 
 
 def expected(excess: Mapping[int, float], tokens: int) -> float:

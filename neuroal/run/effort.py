@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from neuroal.errors import PluginError, UsageError
+from neuroal.errors import PluginError, UsageError, nearest
 from neuroal.plugins import available, load_top_up
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.types import TopUp
@@ -59,9 +59,12 @@ def with_effort(recipe: Recipe, effort: str | None, given: Collection[str]) -> R
             return recipe
         effort = DEFAULT
     elif recipe.gives_ratios or "top_up" in given:
-        what = f"top-up '{recipe.top_up}'" if "top_up" in given else "given ratios"
-        raise UsageError(f"effort '{effort}' chooses the ratios, and so do {what}: drop one")
-    pruner = load_top_up(effort).pruner
+        what = f"does top-up '{recipe.top_up}'" if "top_up" in given else "do given ratios"
+        raise UsageError(f"effort '{effort}' chooses the ratios, and so {what}: drop one")
+    try:
+        pruner = load_top_up(effort).pruner
+    except UsageError as error:
+        raise UsageError(f"unknown effort '{effort}': {nearest(effort, efforts())}") from error
     if pruner is None:
         known = ", ".join(efforts())
         raise UsageError(f"'{effort}' is a top-up that names no pruner: efforts are {known}")

@@ -11,8 +11,9 @@ from neuroal.evaluation import quality
 from neuroal.units import windows
 
 CARD = "README.md"
-UNSTRUCTURED = """The zeros are unstructured: they make
-the model neither smaller nor faster in a runtime that does not use sparsity."""
+UNSTRUCTURED = """The zeros are unstructured: they
+make the model no faster in a runtime that does not use sparsity, and `neuroal pack` leaves them out
+of the file."""
 PACKED = """The weights are packed, to the bit:
 `import neuroal` lets transformers read them, `neuroal unpack` writes them as ordinary files."""
 PATTERN = """The zeros follow a pattern, which
@@ -82,6 +83,9 @@ def _training(report: Mapping[str, Any]) -> str:
     """Return a sentence on what was trained."""
     training = report.get("training")
     if not training:
+        new = [p["name"] for p in report["plugins"] if p["role"] == "reconstruction"]
+        if new:
+            return f"The weights that survived were given new values by `{markdown(new[0])}`."
         return "Nothing was re-trained."
     settings = training["settings"]
     what = "all weights" if settings["lora"] is None else f"rank {settings['lora']} under the masks"

@@ -82,7 +82,7 @@ def finished_run(
         sha256: str | None = state_sha256(model)
     else:
         sha256 = files.fingerprint(str(model))
-    same: dict[str, Any] = {"plugins": [p.provenance() for p in setup.plugins]}
+    same: dict[str, Any] = {"plugins": setup.provenance}
     if sha256 is not None:  # that of a hub's model is known once it is loaded
         same["model"] = {"name": model_name(recipe, model), "sha256": sha256}
     if windows is not None:

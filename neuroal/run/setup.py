@@ -73,6 +73,15 @@ class Setup:
         )
 
     @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """Return what identifies every plugin, as JSON values: the search's own pruner as such."""
+        own = self.search_pruner is not self.pruner
+        return [
+            p.provenance() | ({"role": "search_pruner"} if own and p is self.search_pruner else {})
+            for p in self.plugins
+        ]
+
+    @property
     def weighs_inputs(self) -> bool:
         """Return whether inputs may have importance: where no pruner moves weights."""
         return not any(updates_weights(x) for x in (self.pruner, self.search_pruner))

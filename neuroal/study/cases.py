@@ -219,7 +219,7 @@ def _case(
             decides["ratios"] = recipe.to_json()["ratios"]
         decides["search_samples"] = setup.search_samples
         decides["comparison"] = setup.comparison
-        decides["plugins"] = [p.provenance() for p in setup.plugins]
+        decides["plugins"] = setup.provenance
         decides["calibration"] = source_identity(recipe.calibration)
     text = json.dumps(decides, sort_keys=True)
     return StudyCase(

@@ -36,6 +36,11 @@ def test_more_time_leaves_less(model: str) -> None:
     assert f"--samples {found[0].recipe.samples} --length 32" in str(found[0])
 
 
+def test_of_equal_ways_the_one_with_more_text_is_taken(model: str) -> None:
+    choice = within.choose(Recipe(model=model, length=64), 300, "low", {"length"})
+    assert choice.recipe.samples == within.SAMPLES[-1]
+
+
 def test_what_is_given_stays(model: str) -> None:
     recipe = Recipe(model=model, length=32, samples=16, pruner="ria")
     choice = within.choose(recipe, 300, "low", {"length", "samples", "pruner"})

@@ -1,5 +1,6 @@
 """Candidates may be pruned by another pruner than the final one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 import neuroal
 from neuroal import Recipe, UsageError
+from neuroal.cli.summary import run_text
+from neuroal.run.model_card import model_card
 from neuroal.run.setup import setup
 from neuroal.testing import tiny_model, windows
 
@@ -38,7 +41,12 @@ def test_the_search_is_that_of_the_other_pruner(
     report = neuroal.prune(
         one, windows=ids, sparsity=0.6, pruner=pruner, search_pruner=searching, **fields
     )
-    assert {p["name"] for p in report.plugins if p["role"] == "pruner"} == {pruner, searching}
+    roles = {p["role"]: p["name"] for p in report.plugins}
+    assert (roles["pruner"], roles["search_pruner"]) == (pruner, searching)
+    said = run_text(report, tmp_path)
+    assert re.search(rf"pruner +{pruner}\n", said) and re.search(
+        rf"searched under +{searching}\n", said
+    )
     found = tmp_path / "found"
     neuroal.prune(
         tiny_model("llama", blocks=2),
@@ -63,3 +71,18 @@ def test_it_is_refused_where_nothing_is_searched() -> None:
     with pytest.raises(UsageError, match="drop --block-ratios, --row-ratios, --search-pruner"):
         setup(Recipe((0.4, 0.6), search_pruner="wanda"))
     assert setup(Recipe(pattern="2:4", search_pruner="magnitude")).search_pruner.name == "wanda"
+
+
+def test_the_card_says_that_weights_have_new_values() -> None:
+    for reconstruction, said in (
+        ("none", "Nothing was re-trained."),
+        ("refit", "new values by `refit`."),
+    ):
+        report = neuroal.prune(
+            tiny_model("llama"),
+            windows=windows(4, 8),
+            pruner="wanda",
+            top_up="uniform",
+            reconstruction=reconstruction,
+        )
+        assert said in model_card(report.to_json())

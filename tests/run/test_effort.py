@@ -48,7 +48,7 @@ def test_a_named_pruner_takes_the_efforts_place() -> None:
     [
         (Recipe(top_up="owl"), "low", {"top_up"}, "top-up 'owl': drop one"),
         (Recipe((0.4, 0.6)), "low", {"sparsity"}, "given ratios: drop one"),
-        (Recipe(), "lwo", set(), "unknown top_up 'lwo': did you mean 'low'?"),
+        (Recipe(), "lwo", set(), "unknown effort 'lwo': did you mean 'low'?"),
         (Recipe(), "owl", set(), "efforts are low, medium, high, max"),
     ],
 )
