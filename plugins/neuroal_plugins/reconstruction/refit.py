@@ -64,7 +64,7 @@ class Refit:
         None,
         "d, times the mean diagonal of H; by default half the inputs per token, at least 0.01",
     )
-    steps: int = option(10, "of conjugate gradients")
+    steps: int = option(12, "of conjugate gradients")
     rescale: float = option(1.25, "by which the rows are multiplied at most; 1 leaves them")
 
     def __post_init__(self) -> None:
