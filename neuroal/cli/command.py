@@ -40,6 +40,7 @@ _NO_DISK = (
     "Disk quota exceeded",
     "PytorchStreamWriter",
     "unexpected pos",
+    "iostream error",
 )
 _LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",

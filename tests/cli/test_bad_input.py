@@ -298,6 +298,7 @@ LACKS = {
     "disk": (OSError(28, "No space left on device", "out/x"), "--resume goes on with a run"),
     "disk of a library": (RuntimeError("I/O error: No space left on device"), "make room"),
     "disk of torch": (RuntimeError("[enforce fail] . unexpected pos 14400 vs 14288"), "make room"),
+    "stream of torch": (RuntimeError("basic_ios::clear: iostream error"), "make room"),
     "a file too large": (OSError(27, "File too large"), "the disk is too small"),
     "memory": (MemoryError(), "--stream, --spill or a smaller --batch"),
     "memory of torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory is"),
