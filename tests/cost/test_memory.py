@@ -69,7 +69,9 @@ def test_the_estimate_is_near_the_peak(
     given = {"recipe": recipe, "out": str(tmp_path / "out"), "how": how}
     # Linux counts the memory of whoever starts a process as the process's own: a shell is small.
     command = ["sh", "-c", '"$0" "$1"; exit $?', sys.executable, PROGRAM]
-    done = run_process(command, input=json.dumps(given), env=dict(os.environ))
+    # Bits do not matter here, and attention in bfloat16 wants every vector that the processor has.
+    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    done = run_process(command, input=json.dumps(given), env=environment)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     ratio = said["used"] / said["estimated"]
