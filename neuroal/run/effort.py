@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from neuroal.errors import PluginError, UsageError, nearest
-from neuroal.plugins import available, load_top_up
+from neuroal.plugins import available, in_file, load_top_up
 from neuroal.recipe import TOP_UP_ROLES, Recipe
 from neuroal.types import TopUp
 
@@ -61,10 +61,10 @@ def with_effort(recipe: Recipe, effort: str | None, given: Collection[str]) -> R
     elif recipe.gives_ratios or "top_up" in given:
         what = f"does top-up '{recipe.top_up}'" if "top_up" in given else "do given ratios"
         raise UsageError(f"effort '{effort}' chooses the ratios, and so {what}: drop one")
-    try:
-        pruner = load_top_up(effort).pruner
-    except UsageError as error:
-        raise UsageError(f"unknown effort '{effort}': {nearest(effort, efforts())}") from error
+    installed = {x.name for x in available("top_up")}
+    if not in_file(effort) and effort.rpartition(":")[2] not in installed:
+        raise UsageError(f"unknown effort '{effort}': {nearest(effort, efforts())}")
+    pruner = load_top_up(effort).pruner
     if pruner is None:
         known = ", ".join(efforts())
         raise UsageError(f"'{effort}' is a top-up that names no pruner: efforts are {known}")
