@@ -53,6 +53,9 @@ class PackedQuantizer(HfQuantizer):
         opens: Any = modeling_utils
         opens.safe_open = _open
 
+    def _convert_model_for_quantization(self, model: Any) -> None:
+        """Leave modules as they are; transformers 4 replaces experts here, and needs accelerate."""
+
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         return model
 
