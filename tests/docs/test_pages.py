@@ -59,6 +59,10 @@ PAGES = sorted(
 )
 AS_WRITTEN = ["getting-started.md"]
 NOTEBOOKS = ["notebook.md"]
+EXTRAS = {  # that a page needs
+    "howto/zero-shot.md": ("lm_eval", "eval"),
+    "howto/finetune.md": ("accelerate", "finetune"),
+}
 SMALL = {"--samples": "2", "--search-samples": "1", "--length": "16"}
 LANGUAGES = {"sh", "python", "text", "error", "toml", "json", "yaml"}
 
@@ -284,8 +288,9 @@ def desk(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in AS_WRITTEN])
 def test_page(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
-    if name == "howto/zero-shot.md":
-        pytest.importorskip("lm_eval", reason="lm-eval is not installed: neuroal[eval]")
+    if name in EXTRAS:
+        module, extra = EXTRAS[name]
+        pytest.importorskip(module, reason=f"{module} is not installed: neuroal[{extra}]")
     reader = Reader(small=True, desk=desk, run_process=run_process)
     shows = ("sh", "python") if name in NOTEBOOKS else ("sh",)
     for block in blocks((DOCS / name).read_text(encoding="utf-8"), shows):
