@@ -28,16 +28,22 @@ def on_terminal() -> bool:
         return False
 
 
-def bar(**options: Any) -> tqdm[Any]:
-    """Return a bar, or what writes lines in its place; the options are tqdm's."""
-    return tqdm(**options) if on_terminal() else _Lines(**options)
+def bar(*, early: bool = False, **options: Any) -> tqdm[Any]:
+    """Return a bar, or what writes lines in its place; the options are tqdm's.
+
+    Args:
+        early: The first line comes after 5 seconds, of what nothing was said about before.
+        **options: Of tqdm.
+    """
+    return tqdm(**options) if on_terminal() else _Lines(early=early, **options)
 
 
 class _Lines(_Tqdm):
     """Says in a line of its own how far it is, every 30 seconds, also within a long step."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, early: bool = False, **options: Any) -> None:
         self._said = time.monotonic()
+        self._wait = SECONDS / 6 if early else SECONDS
         self._ended, self._lines = threading.Event(), threading.Lock()
         # tqdm asks for a display after every step; `display` says how often that is answered.
         super().__init__(**options | {"mininterval": 0, "miniters": 1, "leave": False})
@@ -45,15 +51,15 @@ class _Lines(_Tqdm):
             threading.Thread(target=self._go_on, name="progress", daemon=True).start()
 
     def _go_on(self) -> None:
-        while not self._ended.wait(max(SECONDS, 0.01)):
+        while not self._ended.wait(max(self._wait, 0.01)):
             self.display()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write a line, if it is time."""
         now = time.monotonic()
         with self._lines:
-            if msg != "" and not self._ended.is_set() and now - self._said >= SECONDS:
-                self._said = now
+            if msg != "" and not self._ended.is_set() and now - self._said >= self._wait:
+                self._said, self._wait = now, SECONDS
                 self.fp.write(f"{self._line()}\n")
                 self.fp.flush()
 

@@ -403,10 +403,16 @@ def _checked_sparsity(value: Any) -> float | tuple[float, ...]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise UsageError(f"sparsity {number!r} is not a number in [0, 1)")
         if not 0 <= number < 1:
-            raise UsageError(f"sparsity {number} is outside [0, 1)")
+            raise UsageError(f"sparsity {no_ratio(number)}")
     if many and not value:
         raise UsageError("sparsity is an empty list: give one number or several")
     return tuple(value) if many else value
+
+
+def no_ratio(number: float) -> str:
+    """Return what is wrong with a number outside [0, 1); one that is a percentage has a cure."""
+    meant = f": did you mean {number / 100:g}?" if 2 <= number < 100 else ""
+    return f"{number:g} is outside [0, 1){meant}"
 
 
 def _choice(key: str, value: str, valid: tuple[str, ...]) -> None:

@@ -79,6 +79,21 @@ def test_a_line_comes_within_a_long_step_too(
     assert said.getvalue() == ended
 
 
+def test_the_first_line_may_come_early(
+    stderr: Callable[..., Stderr], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of our own: steps of 2 seconds, so after 6, and 30 seconds later."""
+    said, now = stderr(), 0.0
+    monkeypatch.setattr(progress, "SECONDS", 30.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with bar(early=True, total=20, desc="perplexity") as shown:
+        for _ in range(20):
+            now += 2.0
+            shown.update()
+    lines = said.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"perplexity: {n} of 20" for n in (3, 18)]
+
+
 @pytest.mark.parametrize("options", [{"disable": True}, {}])
 def test_nothing_is_said_of_what_is_quick_or_unwanted(
     options: dict[str, Any], stderr: Callable[..., Stderr]

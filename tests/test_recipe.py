@@ -38,6 +38,7 @@ from neuroal.testing import tiny_model, windows
         ({"requires": (1,)}, "recipe's requires=(1,) is not list of str"),
         ({"sparsity": float("nan")}, "sparsity nan is outside [0, 1)"),
         ({"sparsity": 1.5}, "sparsity 1.5 is outside [0, 1)"),
+        ({"sparsity": (0.5, 62.5)}, "sparsity 62.5 is outside [0, 1): did you mean 0.625?"),
     ],
 )
 def test_wrong_names_and_types_are_refused_with_the_nearest(

@@ -133,9 +133,11 @@ def _text(found: dict[str, Any], kept: str | None) -> str:
         for x in measured
     ]
     headers = ("form", "batch", "memory", "prefill", "× dense", "decode", "× dense", "diff", "gain")
+    repeats = found["repeats"]
+    rounds = "one round" if repeats == 1 else f"medians of {repeats} rounds"
     protocol = (
         f"Tokens per second for a prompt of {found['prompt']} and {found['tokens']} after it; "
-        f"medians of {found['repeats']} rounds; {where['dtype']} on {where['device']}, "
+        f"{rounds}; {where['dtype']} on {where['device']}, "
         f"{where['threads']} threads. diff: largest absolute difference of logits from those of "
         "the pruned model."
     )

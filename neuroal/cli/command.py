@@ -21,7 +21,7 @@ import click
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.escape import terminal
-from neuroal.recipe import DTYPES
+from neuroal.recipe import DTYPES, no_ratio
 from neuroal.types import Bos
 
 SOURCES = (
@@ -149,8 +149,8 @@ def option(*names: str, group: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
 
-def numbers(text: str) -> float | tuple[float, ...]:
-    """Return one number, or several with commas between; the type of an option.
+def ratios(text: str) -> float | tuple[float, ...]:
+    """Return one ratio in [0, 1), or several with commas between; the type of an option.
 
     Raises:
         BadParameter: It is neither.
@@ -161,6 +161,9 @@ def numbers(text: str) -> float | tuple[float, ...]:
         raise click.BadParameter(
             f"'{text}' is not a number, nor several with commas between."
         ) from None
+    for number in found:
+        if not 0 <= number < 1:
+            raise click.BadParameter(no_ratio(number))
     return found[0] if len(found) == 1 else found
 
 

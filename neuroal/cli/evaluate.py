@@ -99,16 +99,16 @@ def evaluate(
     in the run's neuroal.json and model card, and shown beside the dense model's number where the
     run has measured that.
     """
-    source = data or ("demo" if model == "demo" and tasks is None else None)
-    if source is None and tasks is None:
-        raise UsageError(f"model '{model}' needs --data or --tasks: {SOURCES}, or paper")
-    how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
-    check_needed("--data", source, **how)
-    check_needed("--tasks", tasks, include_path=include_path, limit=limit)
     from neuroal.model.places import locate
     from neuroal.run.mistakes import check_text
 
     locate(model)
+    source = data or ("demo" if model == "demo" and tasks is None else None)
+    if source is None and tasks is None:
+        raise UsageError(f"{_named(model)} needs --data or --tasks: {SOURCES}, or paper")
+    how = {"length": length, "windows": windows, "bos": bos, "pack_documents": pack_documents}
+    check_needed("--data", source, **how)
+    check_needed("--tasks", tasks, include_path=include_path, limit=limit)
     if source is not None:
         check_text(source, model, windows, length)
     from neuroal.evaluation.evaluate import evaluate as measure
@@ -139,6 +139,17 @@ def evaluate(
     else:
         kept = replace(kept, notes=[*found.notes, *kept.notes])
         echo("\n\n".join(_texts(model, read, answered, kept, found.seconds)))
+
+
+def _named(model: str) -> str:
+    """Return a model's name, and that it is no folder here."""
+    from neuroal.model.places import local_folder, similar_folder
+
+    if local_folder(model) is not None:
+        return f"model '{model}'"
+    similar = similar_folder(model)
+    meant = f" (did you mean '{similar}'?)" if similar else ""
+    return f"model '{model}' is no folder here{meant}: as a name on the hub it"
 
 
 @dataclass(frozen=True)

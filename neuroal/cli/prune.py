@@ -18,9 +18,9 @@ from neuroal.cli.command import (
     keep_options,
     leads,
     message_options,
-    numbers,
     option,
     print_json,
+    ratios,
     say,
     seconds,
     trust_option,
@@ -63,7 +63,7 @@ _run_option = partial(option, group="Run")
 @click.argument("model", required=False)
 @_method(
     "--sparsity",
-    type=numbers,
+    type=ratios,
     metavar="NUMBER[,...]",
     help="Ratio to prune, in [0, 1); several are ratios over depth, from the first block to the "
     "last, in place of a search.  [default: an allocation's own, else 0.5]",

@@ -196,9 +196,10 @@ def check_calibrated(recipe: Recipe, reads_data: bool) -> None:
         UsageError: It needs one.
     """
     if recipe.calibration is None and reads_data:
+        named = "the model in memory" if recipe.model is None else f"model '{recipe.model}'"
         raise UsageError(
-            f"model '{recipe.model or 'in memory'}' needs --calibration: a .txt, .jsonl, .json or "
-            ".parquet file, c4, wikitext2, ptb, or a hub data set owner/name"
+            f"{named} needs calibration (--calibration): a .txt, .jsonl, .json or .parquet file, "
+            "c4, wikitext2, ptb, or a hub data set owner/name"
         )
 
 

@@ -34,12 +34,14 @@ class Choice:
         effort: The preset that it has.
         seconds: How long it will take, about.
         excess: What is expected to be left of the excess of Wanda with uniform ratios.
+        next: The quickest of those that leave less, for which there was no time.
     """
 
     recipe: Recipe
     effort: str
     seconds: float
     excess: float
+    next: Choice | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,11 +50,17 @@ class Choice:
 
     def __str__(self) -> str:
         recipe = self.recipe
-        return (
+        said = (
             f"effort {self.effort} with {recipe.samples} windows of {recipe.length} tokens: about "
             f"{rough_duration(self.seconds)}, and {self.excess:.2f} of the excess of plain Wanda "
             f"on the model it was measured on (by name: --effort {self.effort} --samples "
             f"{recipe.samples} --length {recipe.length})"
+        )
+        if (way := self.next) is None:
+            return said
+        return (
+            f"{said}; the next would be effort {way.effort} with {way.recipe.samples} windows, and "
+            f"{way.excess:.2f} of it, within about {rough_duration(way.seconds / SHARE)}"
         )
 
 
@@ -98,7 +106,9 @@ def choose(
         least = min(ways, key=lambda way: way.seconds)
         needed = rough_duration(least.seconds / SHARE)
         raise UsageError(f"--within is too short here: at least {needed}, for {least}")
-    return min(fitting, key=lambda way: (way.excess, -way.tokens, way.seconds))
+    best = min(fitting, key=lambda way: (way.excess, -way.tokens, way.seconds))
+    better = [way for way in ways if way.excess < best.excess]  # none of which fits
+    return replace(best, next=min(better, key=lambda way: (way.seconds, way.excess), default=None))
 
 
 def expected(excess: Mapping[int, float], tokens: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,14 @@ def choose(source: str, asked: str | None, names: Sequence[str]) -> Columns:
     chat = ", ".join(" and ".join(columns) for columns in CHAT_COLUMNS)
     raise NeuroalError(
         f"'{source}' has no column 'text' or 'input_ids', and none of chat data ({chat}): its "
-        f"columns are {', '.join(names)}"
+        f"columns are {', '.join(names)}: say which to read, as '{_with_column(source)}'"
     )
+
+
+def _with_column(source: str) -> str:
+    """Return a source, a file or of the hub, as it names a column."""
+    empty = 0 if os.path.isfile(source) else max(2 - source.count(":"), 0)
+    return f"{source}{':' * empty}:COLUMN"
 
 
 def row_of(columns: Columns, cells: Mapping[str, Any]) -> Any:

@@ -189,7 +189,8 @@ def forward_windows(length: int, vocabulary: int) -> int:
 
 def window_bar(total: int, progress: bool) -> tqdm[Any]:
     """Return a bar that counts windows; as an inner bar it is erased at its end."""
-    return bar(total=total, desc="perplexity", unit="window", disable=not progress, leave=None)
+    options = {"total": total, "desc": "perplexity", "unit": "window", "leave": None}
+    return bar(early=True, disable=not progress, **options)
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

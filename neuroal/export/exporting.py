@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neuroal.errors import UsageError
+from neuroal.errors import PluginError, UsageError
 from neuroal.export.linears import open_run
 from neuroal.layout import find
 from neuroal.model import files, memory, pretrained, run_folder
@@ -55,8 +56,8 @@ def export(
         exporter says) and `files` (bytes and SHA-256).
 
     Raises:
-        UsageError: There is no such run or exporter, or `out` exists.
-        PluginError: The exporter failed, or refuses the run; nothing is left of it.
+        UsageError: There is no such run or exporter, `out` exists, or the exporter refuses the run.
+        PluginError: The exporter failed; nothing is left of it.
         NeuroalError: A file is broken.
     """
     out = output_folder(out)
@@ -83,7 +84,7 @@ def export(
         try:
             rng = rng_for(int(report["recipe"].get("seed", 0)), plugin.role, plugin.name)
             with torch.no_grad():
-                result = plugin.call(_HOOK, run=opened, folder=work, rng=rng)
+                result = _asked(plugin, run=opened, folder=work, rng=rng)
             said = {
                 "neuroal": __version__,
                 "exporter": plugin.provenance(),
@@ -99,6 +100,23 @@ def export(
         finally:
             shutil.rmtree(run_folder.partial(out), ignore_errors=True)
     return said
+
+
+def _asked(plugin: Plugin, **arguments: Any) -> object:
+    """Return what an exporter answers; where it refuses the run, its own sentence is the error."""
+    try:
+        return plugin.call(_HOOK, **arguments)
+    except PluginError as error:
+        refusal = error.__cause__
+        if not isinstance(refusal, UsageError) or _of_the_engine(refusal):
+            raise
+        raise refusal from None
+
+
+def _of_the_engine(error: BaseException) -> bool:
+    """Return whether the engine raised an error, at what the plugin did, and not the plugin."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith("neuroal.")
 
 
 def _checked(plugin: Plugin, result: object) -> dict[str, Any]:

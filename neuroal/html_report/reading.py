@@ -43,8 +43,6 @@ def read_run(path: Path) -> FinishedRun:
         UsageError: There is none, or one of another schema.
     """
     folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise UsageError(f"'{path}' does not exist")
     if path.is_dir() and not (path / files.MARKER).is_file():
         raise UsageError(
             f"'{path}' is neither a run (no {files.MARKER}) nor a study (no study.json)"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from neuroal.errors import NeuroalError, UsageError
 from neuroal.html_report.section import Section
+from neuroal.model.places import similar_folder
 
+HELD = ("neuroal.json", "study.json")  # by the folder of a run, and of a study
 LARGEST = 3_000_000  # bytes that a browser opens and a mail takes without a thought
 
 
@@ -49,11 +51,16 @@ def check(paths: Sequence[str | Path], out: Path, overwrite: bool) -> None:
     """Refuse what cannot be written before anything is read.
 
     Raises:
-        UsageError: No path is given, or `out` cannot be written.
+        UsageError: No path is given, one is not there, or `out` cannot be written.
         NeuroalError: The extra is not installed.
     """
     if not paths:
         raise UsageError("nothing to report: give folders of runs or studies")
+    for path in paths:
+        if not Path(path).exists():
+            similar = similar_folder(str(path), HELD)
+            meant = f": did you mean '{similar}'?" if similar else ""
+            raise UsageError(f"'{path}' does not exist{meant}")
     if out.is_dir():
         raise UsageError(f"'{out}' is a folder: give a file to write, such as --out report.html")
     if out.exists() and not overwrite:

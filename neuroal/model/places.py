@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from neuroal.errors import NeuroalError
@@ -40,12 +41,17 @@ def locate(model: str) -> str:
     return model
 
 
-def similar_folder(model: str) -> str | None:
-    """Return the folder whose name is most like that of a model that is not there, if any is."""
+def similar_folder(model: str, holds: Sequence[str] = ("config.json",)) -> str | None:
+    """Return the folder whose name is most like one that is not there, if any is.
+
+    Args:
+        model: The name that is not there.
+        holds: Files of which a folder has to hold one: a model's, where nothing else is said.
+    """
     path = Path(model).expanduser()
     if path.exists() or not path.parent.is_dir():
         return None
-    folders = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()]
+    folders = [p.name for p in path.parent.iterdir() if any((p / x).is_file() for x in holds)]
     close = difflib.get_close_matches(path.name, folders, n=1)
     return str(Path(model).with_name(close[0])) if close else None
 

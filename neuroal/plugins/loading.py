@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -168,13 +168,32 @@ def describe(listing: Listing) -> Description:
     if listing.role == TOP_UP:
         top_up = _top_up(listing)
         source = _source(module_of(listing).__name__)
-        rows = [(k, "", str(v), "") for k, v in vars(top_up).items() if k != "help"]
+        rows = [(key, "", text, "") for key, text in _set_by(top_up)]
         return Description(listing, top_up.help, tuple(rows), (), source, _sha256(source))
     kind = _checked(listing, object_of(listing))
     source = _source(kind.__module__)
     doc, hooks = inspect.getdoc(kind) or "", tuple(sorted(contract.hooks(kind)))
     rows = _options.describe(kind)
     return Description(listing, doc, tuple(rows), hooks, source, _sha256(source))
+
+
+def _set_by(top_up: TopUp) -> Iterator[tuple[str, str]]:
+    """Yield what a preset sets, in words; what was not measured is left out."""
+    for key, value in vars(top_up).items():
+        if key == "help" or (key in ("excess", "candidates") and not value):
+            continue
+        if key == "excess":
+            shares = " and ".join(f"{x:g} with {tokens:,} tokens" for tokens, x in value.items())
+            yield key, f"of plain Wanda's ln(perplexity / dense perplexity) it leaves {shares}"
+        elif key == "candidates":
+            yield key, f"as many as {value:g} on all search windows, at most"
+        elif key == "options":
+            given = [f"{plugin}.{k}={v}" for plugin, x in value.items() for k, v in x.items()]
+            yield key, ", ".join(given) or "none"
+        elif key == "block_ratios":
+            yield key, ", ".join(value)
+        else:
+            yield key, "none" if value is None else str(value)
 
 
 def _top_up(listing: Listing) -> TopUp:

@@ -159,6 +159,15 @@ def test_the_adapter_is_one_of_peft(tmp_path: Path, out: Path) -> None:
     assert not torch.allclose(adapted, plain)
 
 
+def test_an_adapter_of_more_than_was_pruned_says_so(tmp_path: Path, out: Path) -> None:
+    """Of rank r it has 128 r parameters beside a matrix of 64 × 64, of which half is pruned."""
+    run = finished_run(tmp_path / "run", ["gram"])
+    said = Eora(rank=20).export_run(run, out)
+    assert said["sparsity_left"] == pytest.approx((64 * 32 - 20 * 128) / 64**2)
+    assert said["note"].endswith("more parameters than were pruned: a rank of at most 15 saves")
+    assert "note" not in Eora(rank=4).export_run(run, out)
+
+
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"floor": 0.0}, {"floor": 1.0}])
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

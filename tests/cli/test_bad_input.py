@@ -75,7 +75,11 @@ USAGE = {
     "option without a plugin": (["-o", "lambdas=0.1"], "such as -o linear_schedule.lambdas="),
     "option of no plugin in use": (["-o", "magnitude.x=1"], "which is not used"),
     "unknown flag": (["--sparsitty", "0.5"], "'--sparsity'"),
-    "sparsity of 1.2": (["--sparsity", "1.2"], "sparsity 1.2 is outside [0, 1)"),
+    "sparsity of 1.2": (["--sparsity", "1.2"], "'--sparsity': 1.2 is outside [0, 1) (see"),
+    "sparsity as a percentage": (
+        ["--sparsity", "60"],
+        "'--sparsity': 60 is outside [0, 1): did you mean 0.6?",
+    ),
     "negative sparsity": (["--sparsity", "-0.1"], "outside [0, 1)"),
     "sparsity of nan": (["--sparsity", "nan"], "outside [0, 1)"),
     "sparsity of no number": (["--sparsity", "half"], "'half' is not a number, nor several with"),
@@ -117,9 +121,17 @@ def test_model_without_calibration(folder: Path, run: Any) -> None:
     before = tree(folder)
     result = run("prune", "tiny")
     line = one_line(result)
-    assert "needs --calibration" in line and ".jsonl" in line and "wikitext2" in line
+    assert "needs calibration (--calibration)" in line and ".jsonl" in line and "wikitext2" in line
     assert result.exit_code == 2
     assert tree(folder) == before
+
+
+def test_evaluate_says_first_that_a_model_is_not_there(folder: Path, run: Any) -> None:
+    line = one_line(run("evaluate", "./tin"))
+    assert "model './tin' is neither a folder, a hub name nor 'demo': did you mean 'tiny'?" in line
+    line = one_line(run("evaluate", "tin"))
+    assert "model 'tin' is no folder here (did you mean 'tiny'?): as a name on the hub it" in line
+    assert "needs --data" in line and "no folder" not in one_line(run("evaluate", "tiny"))
 
 
 def test_unknown_command(run: Any) -> None:

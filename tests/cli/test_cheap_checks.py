@@ -87,7 +87,7 @@ def test_a_missing_source_is_known_from_the_plugins(
 ) -> None:
     monkeypatch.setattr(pretrained, "skeleton", None)
     result = run("prune", "tiny", *how)
-    assert result.exit_code == 2 and "needs --calibration" in result.stderr
+    assert result.exit_code == 2 and "needs calibration" in result.stderr
 
 
 def test_a_text_without_a_tokenizer(

@@ -102,7 +102,7 @@ def test_n_varies_over_depth(folder: Path, prune: Any) -> None:
     ("recipe", "flags", "message"),
     [
         ('match = "*.atn"\nsparsity = 0.1', (), "[[ratios]] match *.atn means no linear"),
-        ('match = "mlp"\nsparsity = 1.0', (), "sparsity 1.0 is outside [0, 1)"),
+        ('match = "mlp"\nsparsity = 1.0', (), "sparsity 1 is outside [0, 1)"),
         ('mach = "mlp"\nsparsity = 0.1', (), "did you mean 'match'?"),
         ("match = ", (), "mine.toml' is not TOML"),
         (

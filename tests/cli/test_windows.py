@@ -249,7 +249,7 @@ def test_a_dry_run_looks_at_the_column(folder: Path, run: Any) -> None:
     given = ("prune", "tiny", *FEW, "--dry-run", "--calibration")
     said = fails(run(*given, "x.jsonl"), 1)
     assert "has no column 'text' or 'input_ids', and none of chat data (messages, " in said
-    assert said.endswith("its columns are body\n")
+    assert said.endswith("its columns are body: say which to read, as 'x.jsonl:COLUMN'\n")
     assert "no column 'bodi': did you mean 'body'?" in fails(run(*given, "x.jsonl:bodi"), 1)
     ok(run(*given, "x.jsonl:body"))
 

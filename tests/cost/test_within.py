@@ -36,6 +36,19 @@ def test_more_time_leaves_less(model: str) -> None:
     assert f"--samples {found[0].recipe.samples} --length 32" in str(found[0])
 
 
+def test_what_the_next_would_need_is_said_and_is_enough(model: str) -> None:
+    recipe = Recipe(model=model, length=32)
+    choice = within.choose(recipe, 4, given={"length"})
+    assert choice.next is not None and choice.next.excess < choice.excess
+    assert f"; the next would be effort {choice.next.effort} with " in str(choice)
+    needed = choice.next.seconds / within.SHARE
+    assert needed > 4
+    assert within.choose(recipe, needed, given={"length"}).excess == choice.next.excess
+    assert within.choose(recipe, needed * (1 - 1e-6), given={"length"}).excess == choice.excess
+    best = within.choose(recipe, 3000, given={"length"})
+    assert best.next is None and "next" not in str(best)
+
+
 def test_of_equal_ways_the_one_with_more_text_is_taken(model: str) -> None:
     choice = within.choose(Recipe(model=model, length=64), 300, "low", {"length"})
     assert choice.recipe.samples == within.SAMPLES[-1]

@@ -303,7 +303,7 @@ def test_missing_or_doubled_calibration(
     recipe: Recipe, from_file: Recipe, windows: Tensor, tmp_path: Path, tree: Tree
 ) -> None:
     model = tiny_model("llama")
-    with pytest.raises(UsageError, match="needs --calibration") as error:
+    with pytest.raises(UsageError, match="needs calibration") as error:
         neuroal.prune(model, None, recipe, out=tmp_path / "out")
     one_line(error, "wikitext2")
     with pytest.raises(UsageError, match="not both"):

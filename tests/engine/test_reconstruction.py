@@ -296,6 +296,6 @@ def test_without_calibration_there_is_nothing_to_reconstruct_from(
     uniform: Recipe, models: Mapping[str, Path], tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(uniform, pruner="magnitude", reconstruction=answers())
-    with pytest.raises(neuroal.UsageError, match="needs --calibration"):
+    with pytest.raises(neuroal.UsageError, match="needs calibration"):
         neuroal.prune(models["llama"], None, recipe, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -46,6 +46,10 @@ class Looks:
             )
         if self.how == "raises":
             raise ValueError("not today")
+        if self.how == "refuses":
+            raise UsageError("this run has no such form")
+        if self.how == "reads too much":
+            assert found[0].statistics.input_var is not None
         if self.how == "NaN":
             return {"x": float("nan")}
         return ["x"] if self.how == "a list" else {"linears": len(found)}
@@ -113,6 +117,7 @@ BROKEN = {
     "a list": "returned list, not a mapping of names to JSON values",
     "NaN": "returned what is no JSON",
     "no file": "wrote no file",
+    "reads too much": "UsageError: statistic 'input_var' was not collected",
 }
 
 
@@ -120,6 +125,13 @@ BROKEN = {
 def test_what_fails_leaves_nothing(how: str, home: Path, tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=f"hook export_run: {BROKEN[how]}"):
         export(home / "run", Looks(how), tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_is_the_exporters_own_sentence(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        export(home / "run", Looks("refuses"), tmp_path / "out", device="cpu")
+    assert str(caught.value) == "this run has no such form"
     assert not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,8 @@ def test_a_place_that_cannot_be_written(report: Callable[..., Result], run: Path
 
 
 def test_what_is_no_run(report: Callable[..., Result], run: Path, report_of: Any) -> None:
-    refused(report("missing"), 2, "'missing' does not exist")
+    refused(report("missing", "--out", "nowhere/x.html"), 2, "'missing' does not exist")
+    refused(report(f"{run}s"), 2, f"'{run}s' does not exist: did you mean '{run}'?")
     Path("empty").mkdir()
     refused(
         report("empty"), 2, "'empty' is neither a run (no neuroal.json) nor a study (no study.json)"

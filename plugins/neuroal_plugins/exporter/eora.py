@@ -79,15 +79,21 @@ class Eora:
     ) -> dict[str, Any]:
         counts = report["counts"]
         parameters = sum(x.numel() for x in tensors.values())
-        return {
+        saved = counts["pruned"] - parameters
+        said = {
             "rank": self.rank,
             "output_error_taken_back": 1 - after / before if before else 0.0,
             "parameters": parameters,
             "bytes": sum(x.numel() * x.element_size() for x in tensors.values()),
             "of_the_pruned_weights": parameters / counts["pruned"],
             "sparsity": counts["pruned"] / counts["weights"],
-            "sparsity_left": (counts["pruned"] - parameters) / counts["weights"],
+            "sparsity_left": saved / counts["weights"],
         }
+        if saved < 0:
+            most = (self.rank * counts["pruned"] - 1) // parameters
+            smaller = f"a rank of at most {most} saves" if most > 0 else "no rank saves"
+            said["note"] = f"the adapter has more parameters than were pruned: {smaller}"
+        return said
 
 
 def companion(
