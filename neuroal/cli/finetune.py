@@ -156,8 +156,8 @@ def finetune(
         say(run_folder.found(target))
 
     def tick(total: int, done: int) -> Tick:
-        options = {"total": total, "initial": done, "desc": "finetune", "leave": False}
-        update: Tick = bar(**options, disable=not progress).update
+        shown = bar(total=total, initial=done, desc="finetune", leave=False, disable=not progress)
+        update: Tick = shown.update
         return update
 
     def foresee(cost: TrainingCost) -> bool:

@@ -189,8 +189,14 @@ def forward_windows(length: int, vocabulary: int) -> int:
 
 def window_bar(total: int, progress: bool) -> tqdm[Any]:
     """Return a bar that counts windows; as an inner bar it is erased at its end."""
-    options = {"total": total, "desc": "perplexity", "unit": "window", "leave": None}
-    return bar(early=True, disable=not progress, **options)
+    return bar(
+        early=True,
+        total=total,
+        desc="perplexity",
+        unit="window",
+        leave=None,
+        disable=not progress,
+    )
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
