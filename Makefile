@@ -9,8 +9,8 @@ COMPAT_VENV ?= .venv-compat
 EXAMPLES_VENV ?= .venv-examples
 # One process a core, and one thread a process (tests/conftest.py).
 PYTEST_FLAGS ?= -n auto --maxprocesses 8 --dist loadscope
-# A pytest -m expression: which tests to run against the wheel (all by default).
-WHEEL_TESTS ?=
+# A pytest -m expression: which tests to run against the wheel; with WHEEL_TESTS= all of them.
+WHEEL_TESTS ?= not matrix and not ray
 # Which of how many parts of the architectures `make test-full` takes.
 SHARD ?= 1/1
 # How long `make campaign` tries to break the program.
@@ -37,11 +37,11 @@ help: ## show this list
 demo: $(VENV)/.run ## prune the built-in model and compare the methods (under two minutes)
 	$(VENV)/bin/neuroal demo
 
-test: $(VENV)/.dev ## run the test suite, without the long parts
+test: $(VENV)/.dev ## run the test suite, of many combinations some (under ten minutes on two cores)
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not matrix and not ray" --durations=20
 
-test-full: $(VENV)/.dev ## prune a model of every architecture; SHARD=1/4 takes a part of them
-	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests/architectures
+test-full: $(VENV)/.dev ## run what `make test` leaves out; SHARD=1/4 takes a part of the architectures
+	NEUROAL_SHARD=$(SHARD) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 -m matrix tests
 
 test-ray: $(VENV)/.dev ## run studies on a Ray cluster of this machine, and kill its nodes
 	$(VENV)/bin/python -m pytest -m ray tests/study
@@ -78,7 +78,7 @@ test-wheel: $(WHEEL_VENV)/.run ## run the tests against the built wheel
 		$(if $(WHEEL_TESTS),-m "$(WHEEL_TESTS)") "$(CURDIR)/tests"
 
 test-compat: $(COMPAT_VENV)/.run ## run the suite's core with the oldest transformers and datasets
-	$(COMPAT_VENV)/bin/python -m pytest -p no:cacheprovider $(PYTEST_FLAGS) -m "not slow" $(COMPAT_TESTS)
+	$(COMPAT_VENV)/bin/python -m pytest -p no:cacheprovider $(PYTEST_FLAGS) -m "not slow and not matrix" $(COMPAT_TESTS)
 
 examples: $(EXAMPLES_VENV)/.run ## install the example packages beside neuroal's wheel, and run them
 	bash docs/examples/run.sh "$(abspath $(EXAMPLES_VENV))/bin"

@@ -1,12 +1,14 @@
 """Every pruner with every block-ratio plugin, every row-ratio plugin, and with and without refiner.
 
 Each combination runs and keeps the budget to the weight, or is refused for the documented reason.
+`make test` takes every pruner with every row-ratio plugin, and every other plugin in some of these;
+`make test-full` takes all combinations.
 """
 
 from __future__ import annotations
 
 import copy
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -38,37 +40,73 @@ def dense() -> torch.nn.Module:
     return tiny_model("llama")
 
 
-@pytest.mark.parametrize("pruner", names("pruner"))
-@pytest.mark.parametrize("block_ratios", names("block_ratios"))
-def test_a_combination_keeps_the_budget_or_is_refused(
-    dense: torch.nn.Module, pruner: str, block_ratios: str
+def keeps_the_budget_or_is_refused(
+    dense: torch.nn.Module, pruner: str, block_ratios: str, rows: str, refiner: str
 ) -> None:
     ids = windows(3, 16, seed=1)
-    for rows, refiner in product(names("row_ratios"), ("none", "dsnot")):
-        used = {pruner, block_ratios, rows}
-        recipe = Recipe(
-            sparsity=SPARSITY,
-            pruner=pruner,
-            block_ratios=(block_ratios,),
-            row_ratios=rows,
-            refiner=refiner,
-            search_samples=2,
-            options={k: v for k, v in SMALL.items() if k in used},
-        )
-        model = copy.deepcopy(dense)
-        by_matrix = pruner in ("sparsegpt", "admm", "alps", "ria")
-        if rows in ("neuroal", "neuroal_parabola") and by_matrix:
-            with pytest.raises(UsageError, match="row ratios make no sense here"):
-                neuroal.prune(model, None, recipe, windows=ids)
-            continue
-        report = neuroal.prune(model, None, recipe, windows=ids)
-        weights = report.counts["weights"]
-        assert report.counts["pruned"] == int(SPARSITY * weights + 0.5), (rows, refiner)
-        assert all(not m._forward_pre_hooks for m in model.modules())
-        kept = dict(dense.named_parameters())
-        for name, parameter in model.named_parameters():
-            if name.removesuffix(".weight") not in report.linears:
-                assert torch.equal(parameter, kept[name]), name
+    used = {pruner, block_ratios, rows}
+    recipe = Recipe(
+        sparsity=SPARSITY,
+        pruner=pruner,
+        block_ratios=(block_ratios,),
+        row_ratios=rows,
+        refiner=refiner,
+        search_samples=2,
+        options={k: v for k, v in SMALL.items() if k in used},
+    )
+    model = copy.deepcopy(dense)
+    if refused(pruner, rows):
+        with pytest.raises(UsageError, match="row ratios make no sense here"):
+            neuroal.prune(model, None, recipe, windows=ids)
+        return
+    report = neuroal.prune(model, None, recipe, windows=ids)
+    weights = report.counts["weights"]
+    assert report.counts["pruned"] == int(SPARSITY * weights + 0.5), (rows, refiner)
+    assert all(not m._forward_pre_hooks for m in model.modules())
+    kept = dict(dense.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name.removesuffix(".weight") not in report.linears:
+            assert torch.equal(parameter, kept[name]), name
+
+
+def refused(pruner: str, rows: str) -> bool:
+    """Whether a pruner that compares a whole matrix is given ratios of its rows."""
+    by_matrix = pruner in ("sparsegpt", "admm", "alps", "ria")
+    return by_matrix and rows in ("neuroal", "neuroal_parabola")
+
+
+REFINERS = ("none", "dsnot")
+# Every pruner with every row-ratio plugin; block-ratio plugins and refiners in turn.
+SOME = [
+    (pruner, block_ratios, rows, refiner)
+    for (i, (pruner, rows)), block_ratios in zip(
+        enumerate(product(names("pruner"), names("row_ratios"))), cycle(names("block_ratios"))
+    )
+    for refiner in (REFINERS[(i + i // len(names("row_ratios"))) % 2],)
+]
+
+
+@pytest.mark.parametrize(("pruner", "block_ratios", "rows", "refiner"), SOME)
+def test_some_combinations(
+    dense: torch.nn.Module, pruner: str, block_ratios: str, rows: str, refiner: str
+) -> None:
+    keeps_the_budget_or_is_refused(dense, pruner, block_ratios, rows, refiner)
+
+
+def test_some_combinations_have_every_plugin() -> None:
+    """Each runs in one of them at least, and is not only refused."""
+    run = [case for case in SOME if not refused(case[0], case[2])]
+    assert {case[1] for case in run} == set(names("block_ratios"))
+    assert {case[2] for case in run} == set(names("row_ratios"))
+    assert {(case[0], case[3]) for case in run} == set(product(names("pruner"), REFINERS))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pruner", names("pruner"))
+@pytest.mark.parametrize("block_ratios", names("block_ratios"))
+def test_every_combination(dense: torch.nn.Module, pruner: str, block_ratios: str) -> None:
+    for rows, refiner in product(names("row_ratios"), REFINERS):
+        keeps_the_budget_or_is_refused(dense, pruner, block_ratios, rows, refiner)
 
 
 def test_different_methods_give_different_masks(dense: torch.nn.Module) -> None:

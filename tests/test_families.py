@@ -265,6 +265,7 @@ def test_tiny(family: str, case: tuple[str, float, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("family", "pruner"), [("mistral", "wanda"), ("phi", "magnitude"), ("opt", "wanda")]
 )

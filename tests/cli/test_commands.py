@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from neuroal.cli import main
 from neuroal.cli.command import GroupedOption
 from neuroal.cli.demo import DemoRow, verdict
 from neuroal.testing import tiny_model
+
+demo = importlib.import_module("neuroal.cli.demo")  # its room has the command by this name
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -183,10 +186,12 @@ def test_plugins_check_finds_a_broken_distribution(
     info = tmp_path / "strange-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[neuroal.pruner]\nstrange = no_such_module:Strange\n")
+    (info / "entry_points.txt").write_text(
+        "[neuroal.alignment]\nstrange = no_such_module:Strange\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "strange 1.0" in run("plugins", "list").stdout
-    result = run("plugins", "check")
+    result = run("plugins", "check", "--role", "alignment")
     assert result.exit_code == 1
     assert "does not import" in result.stdout and ", 1 broken" in result.stdout
     said = json.loads(run("plugins", "check", "strange", "--json").stdout)
@@ -244,12 +249,24 @@ def test_verdict_is_computed() -> None:
     assert "2 of 4" in lines[1] and "-10.0%" in lines[1] and "+2.0%" in lines[1]
 
 
-@pytest.mark.slow
-def test_demo(run: Any) -> None:
+WHOLE = {"SPARSITIES": demo.SPARSITIES, "SAMPLES": demo.SAMPLES, "WINDOWS": demo.WINDOWS}
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"SPARSITIES": (0.7,), "SAMPLES": 2, "WINDOWS": 8},
+        pytest.param(WHOLE, marks=[pytest.mark.slow, pytest.mark.matrix]),
+    ],
+    ids=["small", "whole"],
+)
+def test_demo(size: dict[str, Any], run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in size.items():
+        monkeypatch.setattr(demo, name, value)
     result = run("demo", "--json")
     assert result.exit_code == 0, result.stderr
     cases = json.loads(result.stdout)["cases"]
-    assert len(cases) == 9 and cases[0]["pruner"] is None
+    assert len(cases) == 1 + 4 * len(size["SPARSITIES"]) and cases[0]["pruner"] is None
     dense = cases[0]["perplexity"]
     for case in cases[1:]:
         assert case["achieved"] == pytest.approx(case["wanted"], abs=1e-5)

@@ -44,6 +44,7 @@ def test_commands_on_a_folder(project: Path, readme: Path, run: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.skipif(not demo.MODEL.is_dir(), reason="the demo model has not been trained")
 def test_commands_on_the_demo_model(project: Path, readme: Path, run: Any) -> None:
     ours = [c[1:] for c in commands(project) if c[0] == "neuroal" and "demo" in " ".join(c)]

@@ -46,12 +46,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"stream": True},
     ),
 }
+LONG = {"llama", "opt", "gemma3_text"}  # for `make test-full`
 LAMBDAS = {"linear_schedule": {"lambdas": [0.05, 0.1, 0.2]}}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory as Linux counts it")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.matrix) if x in LONG else x for x in CASES]
+)
 def test_the_estimate_is_near_the_peak(
     name: str, tmp_path: Path, run_process: Callable[..., Any]
 ) -> None:

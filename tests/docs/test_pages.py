@@ -15,8 +15,9 @@ a tiny model `path/to/llama`, `texts.jsonl` and `test.txt`.
   its commands are only parsed; with `fails` its last line has to fail.
 
 So that this takes seconds, runs of `neuroal prune` and `neuroal evaluate` get few and short windows
-unless the page says how many, and their output is not compared. In the pages in `AS_WRITTEN`, which
-are slow, what shows its output runs as it stands.
+unless the page says how many, and their output is not compared. `make test-full` runs the pages in
+`AS_WRITTEN` once more, where what shows its output runs as it stands; and those in `LONG`, whose
+commands have tests elsewhere, are for it alone.
 """
 
 from __future__ import annotations
@@ -58,6 +59,15 @@ PAGES = sorted(
     if name not in UNTESTED and not name.startswith("examples/")
 )
 AS_WRITTEN = ["getting-started.md"]
+LONG = {
+    "howto/bench.md",
+    "howto/finetune.md",
+    "howto/studies.md",
+    "howto/zero-shot.md",
+    "reference/testing.md",
+    "tour.md",
+    "tutorial.md",
+}
 NOTEBOOKS = ["notebook.md"]
 EXTRAS = {  # that a page needs
     "howto/zero-shot.md": ("lm_eval", "eval"),
@@ -286,7 +296,9 @@ def desk(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in AS_WRITTEN])
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.matrix) if x in LONG else x for x in PAGES]
+)
 def test_page(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
     if name in EXTRAS:
         module, extra = EXTRAS[name]
@@ -298,6 +310,7 @@ def test_page(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", AS_WRITTEN)
 def test_page_as_written(name: str, desk: Path, run_process: Callable[..., Any]) -> None:
     reader = Reader(small=False, desk=desk, run_process=run_process)

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,22 @@ KILLS = {
 
 
 @pytest.fixture(scope="module")
-def killed(
+def cases(
     folder: Path,
     small: Recipe,
     recipe: Recipe,
     windows: Tensor,
     reference: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    run_process: Callable[..., Any],
-) -> dict[str, Results]:
-    """What `killed.py` says of runs that were killed and resumed, by case."""
+) -> dict[str, dict[str, Any]]:
+    """What `killed.py` runs, by case."""
     root = tmp_path_factory.mktemp("killed")
     other = dataclasses.replace(small, pruner="magnitude", top_up="uniform", options={})
     neuroal.prune(folder, recipe=other, out=root / "earlier")
     uniform = dataclasses.replace(recipe, top_up="uniform", options={})
     neuroal.prune(tiny_model("opt"), None, uniform, windows=windows[:2], out=root / "in memory")
     by_path = {"model": str(folder), "recipe": small.to_json(), "reference": str(reference)}
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "by path": by_path | {"kills": list(KILLS.values())},
         "replaces": by_path | {"earlier": str(root / "earlier"), "since": "rename neuroal.json"},
         "replaces the same": by_path | {"earlier": str(reference), "since": "os.rename out"},
@@ -101,11 +100,32 @@ def killed(
             "since": "rename model-00003",
             "kills": ["rename allocation.safetensors"],
         }
-    program = Path(__file__).parents[1] / "programs/killed.py"
-    done = run_process([sys.executable, program, root / "cases"], input=json.dumps(cases))
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Results] = json.loads(done.stdout)
-    return results
+    return cases
+
+
+Kill = Callable[[dict[str, dict[str, Any]]], dict[str, Results]]
+
+
+@pytest.fixture(scope="module")
+def kill(tmp_path_factory: pytest.TempPathFactory, run_process: Callable[..., Any]) -> Kill:
+    """Runs `killed.py`, and returns what it says of runs that were killed and resumed, by case."""
+
+    def run(cases: dict[str, dict[str, Any]]) -> dict[str, Results]:
+        folder = tmp_path_factory.mktemp("cases")
+        done = run_process(
+            [sys.executable, PROGRAMS / "killed.py", folder], input=json.dumps(cases)
+        )
+        assert done.returncode == 0, done.stderr
+        results: dict[str, Results] = json.loads(done.stdout)
+        return results
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(cases: dict[str, dict[str, Any]], kill: Kill) -> Callable[[str], Results]:
+    """What becomes of a case that is killed at every step."""
+    return lambda name: kill({name: cases[name]})[name]
 
 
 def steps(results: Results) -> str:
@@ -118,8 +138,25 @@ def steps(results: Results) -> str:
     return "\n".join(r["step"] for r in others)
 
 
-def test_killed_at_every_step(killed: Mapping[str, Results]) -> None:
-    survived = steps(killed["by path"])
+def test_killed_at_some_steps(cases: dict[str, dict[str, Any]], kill: Kill) -> None:
+    """Of every kind of run and of every part of it; the tests below take every step."""
+    results = kill({name: case | {"every": 17} for name, case in cases.items()})
+    *others, last = results.pop("again")
+    assert {r["status"] for r in others} == {-signal.SIGKILL}
+    assert (last["status"], last["holds"], last["same"]) == (0, ["out"], True), last
+    survived = {name: steps(of) for name, of in results.items()}
+    assert survived.keys() == cases.keys() - {"again"}
+    assert all(survived.values())
+    real = [x for x in survived["by path"].splitlines() if x.startswith("killed before ")]
+    for line, part in zip(real, KILLS.values(), strict=True):
+        assert part in line
+    assert "half of the weights saved" in survived["by path"]
+    assert "half of run.json" in survived["by path"]
+
+
+@pytest.mark.matrix
+def test_killed_at_every_step(killed: Callable[[str], Results]) -> None:
+    survived = steps(killed("by path"))
     for part in (
         "mkdir out.partial",
         "open run.json",
@@ -149,17 +186,19 @@ def test_killed_at_every_step(killed: Mapping[str, Results]) -> None:
     assert survived.count("killed before") == len(KILLS)
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("streaming")
-def test_killed_while_streaming(killed: Mapping[str, Results]) -> None:
+def test_killed_while_streaming(killed: Callable[[str], Results]) -> None:
     """Whatever else lies half written beside the shards, it is not taken for one."""
-    survived = steps(killed["streamed"])
+    survived = steps(killed("streamed"))
     assert "rename model-00003-of-00003.safetensors" in survived
     assert "half of allocation.safetensors" in survived and "rename README.md" in survived
 
 
-def test_killed_within_a_walk(killed: Mapping[str, Results]) -> None:
+@pytest.mark.matrix
+def test_killed_within_a_walk(killed: Callable[[str], Results]) -> None:
     """Walks that go on from where they were, in the search and in the final pruning."""
-    survived = steps(killed["within a walk"])
+    survived = steps(killed("within a walk"))
     for part in (
         "rename at-block_ratios-0",
         "rename at-row_ratios-0",
@@ -169,21 +208,26 @@ def test_killed_within_a_walk(killed: Mapping[str, Results]) -> None:
         assert part in survived, part
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("case", ["replaces", "replaces the same"])
-def test_killed_while_an_earlier_run_is_replaced(case: str, killed: Mapping[str, Results]) -> None:
-    survived = steps(killed[case])
+def test_killed_while_an_earlier_run_is_replaced(
+    case: str, killed: Callable[[str], Results]
+) -> None:
+    survived = steps(killed(case))
     assert "rename out\n" in survived and "rename checkpoint" in survived
     assert "remove run.json" in survived and "rmdir out.partial" in survived
 
 
-def test_killed_with_the_model_in_memory(killed: Mapping[str, Results]) -> None:
+@pytest.mark.matrix
+def test_killed_with_the_model_in_memory(killed: Callable[[str], Results]) -> None:
     """The model that is given again holds the pruned weights, wherever the run was killed."""
-    survived = steps(killed["in memory"])
+    survived = steps(killed("in memory"))
     assert "rename checkpoint" in survived and "rmtree out.partial" in survived
 
 
-def test_killed_again_and_again(killed: Mapping[str, Results]) -> None:
-    *others, last = killed["again"]
+@pytest.mark.matrix
+def test_killed_again_and_again(killed: Callable[[str], Results]) -> None:
+    *others, last = killed("again")
     assert len(others) >= 2
     assert {r["status"] for r in others} == {-signal.SIGKILL}
     assert (last["status"], last["holds"], last["same"]) == (0, ["out"], True), last

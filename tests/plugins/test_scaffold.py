@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from neuroal.cli import main
 from neuroal.errors import UsageError
 from neuroal.hookspecs import ROLES
-from neuroal.plugins import scaffold
+from neuroal.plugins import load, scaffold
+from neuroal.testing import failures
 
 FromSource = Callable[..., dict[str, str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,9 +76,16 @@ def own_tests(run_process: Run) -> Run:
     return run
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_plugin_passes_as_written(role: str, here: Path) -> None:
+    source = scaffold.write("my_own", role) / "src/neuroal_my_own/__init__.py"
+    (plugin,) = load([(role, f"{source}:MyOwn")])
+    assert not list(failures(plugin))
+
+
 @pytest.mark.parametrize(
     "role",
-    [role if role == "pruner" else pytest.param(role, marks=pytest.mark.slow) for role in ROLES],
+    [role if role == "pruner" else pytest.param(role, marks=pytest.mark.matrix) for role in ROLES],
 )
 def test_package_passes_as_written(
     role: str, here: Path, from_source: FromSource, own_tests: Run, run_process: Run

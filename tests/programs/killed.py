@@ -10,6 +10,7 @@ tell the truth. A script and no test module: its process has no threads that a f
 cases.json: by name `model` (a folder, or the structure of a tiny model in memory), `recipe`,
 `reference` (the folder of an uninterrupted run), and optionally `windows`, `earlier` (a finished
 run that is replaced), `since` (the step to begin with), `kills` (steps to be killed before),
+`every` (of the steps, look at every n-th alone),
 `again` (kill the run and all that resume it, each so many steps later, until one ends by itself),
 `stream` and `bookmarks` (keep how far a walk has come after every piece of it).
 """
@@ -155,7 +156,7 @@ class Case:
         }
 
 
-def sweep(case: Case, since: str, kills: list[str]) -> Iterator[Result]:
+def sweep(case: Case, since: str, kills: list[str], every: int) -> Iterator[Result]:
     """Resume from what is on disk before every step, and from what real kills leave."""
     shutil.rmtree(case.copies, ignore_errors=True)
 
@@ -168,7 +169,8 @@ def sweep(case: Case, since: str, kills: list[str]) -> Iterator[Result]:
     first = next(n for n, step in enumerate(steps) if since in step)
     seen: list[dict[str, bytes]] = []
     removed = 0
-    for n, step in enumerate(steps[first:], first):
+    for n in range(first, len(steps), every):
+        step = steps[n]
         removed = removed + 1 if step.startswith("os.remove") else 0
         left = content(case.copies / str(n))
         # Enough of the files of a folder that goes; and what changed nothing needs no second look.
@@ -185,11 +187,11 @@ def sweep(case: Case, since: str, kills: list[str]) -> Iterator[Result]:
     if kills:
         status, _ = case.begin(half_of_the_weights())
         yield case.resumed(HALF, status)
-        yield from half_files(case)
+        yield from half_files(case, every)
 
 
-def half_files(case: Case) -> Iterator[Result]:
-    """Kill a run when it has written the first half of its n-th file, for every n."""
+def half_files(case: Case, every: int) -> Iterator[Result]:
+    """Kill a run when it has written the first half of its n-th file, for every n or some."""
     write = Path.write_bytes
 
     def work(last: int) -> None:
@@ -206,7 +208,7 @@ def half_files(case: Case) -> Iterator[Result]:
         Path.write_bytes = half  # type: ignore[assignment,method-assign]
         case.run()
 
-    for n in range(1, 100):
+    for n in range(1, 100, every):
         case.fresh()
         status, said = child(partial(work, n))
         if status == 0:
@@ -256,7 +258,8 @@ def main() -> None:
         if "again" in given:
             results[name] = list(again_and_again(case, given["again"]))
         else:
-            results[name] = list(sweep(case, given.get("since", ""), given.get("kills", [])))
+            how = given.get("since", ""), given.get("kills", []), given.get("every", 1)
+            results[name] = list(sweep(case, *how))
     json.dump(results, sys.stdout)
 
 
