@@ -521,7 +521,10 @@ def test_rows_that_change_places_take_their_scores_along(order: list[int], seed:
 # -- the preset --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    "pruner",
+    ["wanda", *(pytest.param(x, marks=pytest.mark.matrix) for x in ("magnitude", "sparsegpt"))],
+)
 def test_the_slow_preset_spends_ten_times_the_papers_search_at_most(pruner: str) -> None:
     ids = windows(32, 16)
     recipe = neuroal.Recipe(sparsity=0.6, pruner=pruner, top_up="best-slow")

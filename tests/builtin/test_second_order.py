@@ -458,7 +458,10 @@ def hidden_activations(folder: Path, model_name: str) -> list[tuple[Tensor, Tens
     return [(module.weight.detach(), grams[name]) for name, module in linears.items()]
 
 
-@pytest.mark.parametrize("model", ["llama", "mistral", "phi", "opt"])
+@pytest.mark.parametrize(
+    "model",
+    ["llama", *(pytest.param(x, marks=pytest.mark.matrix) for x in ("mistral", "phi", "opt"))],
+)
 def test_the_better_the_method_the_smaller_the_output_error_on_hidden_activations(
     shared: Path, model: str
 ) -> None:

@@ -6,9 +6,7 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,29 +203,6 @@ def test_broken_pipe_is_quiet(folder: Path, start_process: Start) -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     process.wait()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c(folder: Path, start_process: Start, until: Callable[..., None]) -> None:
-    Path("slow.py").write_text(
-        "from dataclasses import dataclass\nimport time\nfrom neuroal import hookimpl\n"
-        "@dataclass(frozen=True, eq=False)\nclass Slow:\n    '''Waits.'''\n    @hookimpl\n"
-        "    def score_weights(self, weight):\n        open('started', 'w').close()\n"
-        "        time.sleep(3600)\n        return weight\n"
-    )
-    given = ["prune", "tiny", "--calibration", "rows.jsonl", "--samples", "2"]
-    mine = ["--pruner", "./slow.py:Slow", "--top-up", "uniform"]
-    process = start_process(
-        [sys.executable, "-m", "neuroal", *given, *mine],
-        # A run of the tests in the background ignores the signal, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    until(Path("started").exists, process)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate()
-    assert stdout == ""
-    assert stderr.startswith("Error: interrupted") and stderr.count("\n") == 1
-    assert process.returncode == 130
 
 
 def case(pruner: str | None, top_up: str | None, wanted: float, value: float) -> DemoRow:

@@ -235,11 +235,21 @@ def test_the_line_names_the_key(
 WRONG = [None, True, 7, 0.5, "x", [7], [None], [["x"]], [{}], {"a": 7}, {"a": {"b": {}}}, {}]
 
 
-@pytest.mark.parametrize("key", Recipe().to_json())
-def test_each_key_of_a_recipe(key: str, tmp_path: Path) -> None:
+KEYS = list(Recipe().to_json())
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        *((key, WRONG[i % 3 :: 3]) for i, key in enumerate(KEYS)),
+        *(pytest.param(key, WRONG, marks=pytest.mark.matrix) for key in KEYS),
+    ],
+    ids=[*(f"{key}, some" for key in KEYS), *(f"{key}, all" for key in KEYS)],
+)
+def test_each_key_of_a_recipe(key: str, wrong: list[Any], tmp_path: Path) -> None:
     """What a recipe takes, the rest of the command takes too, or refuses in a line."""
     file = tmp_path / "recipe.json"
-    for value in WRONG:
+    for value in wrong:
         recipe = {"model": "demo", "pruner": "magnitude", "top_up": "uniform", key: value}
         file.write_text(json.dumps(recipe))
         result = call("prune", "--recipe", file, "--dry-run", "-q")

@@ -63,10 +63,16 @@ def test_while_a_run_goes_on(
 ) -> None:
     (folder / "mine.py").write_text(STAYS)
     how = ["--pruner", "./mine.py:Mine", "--top-up", "uniform", "--out", "out", "-q"]
-    process = start_process([sys.executable, "-m", "neuroal", "prune", "tiny", *how], cwd=folder)
+    process = start_process(
+        [sys.executable, "-m", "neuroal", "prune", "tiny", *how],
+        cwd=folder,
+        # A run of the tests in the background ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     until((folder / "stays").exists, process)
     os.kill(process.pid, number)
-    said = process.communicate()[1]
+    printed, said = process.communicate()
+    assert printed == ""
     assert said == "Error: interrupted; --resume goes on from 'out.partial'\n"
     assert process.returncode == SIGNALS[number]
     assert not (folder / "out.lock").exists()

@@ -245,6 +245,7 @@ def test_a_group_has_the_mean_of_its_tasks(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_it_equals_the_harnesss_own_command(
     model: nn.Module,
     definitions: Path,
@@ -280,6 +281,7 @@ def test_the_metric_that_counts_is_the_first_of_the_definition(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_a_trained_model_knows_how_texts_go_on(
     shared: Path, definitions: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from neuroal.model.files import INDEX, ONE, Shards
 from neuroal.model.lazy_matrix import LazyMatrix
 from neuroal.model.streaming import Streamed
 from neuroal.search.alignment import Aligner
-from neuroal.testing import tiny_model
+from neuroal.testing import STRUCTURES, tiny_model
 
 pytest.importorskip("transformers.conversion_mapping", reason="streaming needs transformers 5")
 
@@ -180,8 +181,17 @@ def test_other_names_in_the_files_around_the_blocks_too(
 # -- around the blocks -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
+AROUND = {("llama", True, "auto"), ("mistral", False, "bfloat16")}
+AROUND |= {("phi", True, "bfloat16"), ("opt", False, "auto")}
+
+
+@pytest.mark.parametrize(
+    ("structure", "tied", "dtype"),
+    [
+        case if case in AROUND else pytest.param(*case, marks=pytest.mark.matrix)
+        for case in product(STRUCTURES, (False, True), ("auto", "bfloat16"))
+    ],
+)
 def test_matrices_around_the_blocks(
     structure: str,
     tied: bool,

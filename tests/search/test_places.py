@@ -138,10 +138,18 @@ def assert_same(found: Sequence[Outcome], wanted: Sequence[Outcome]) -> None:
         assert all(a.deviation[n].equal(b.deviation[n]) for n in a.deviation)
 
 
-@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize(
+    ("disk", "every"),
+    [
+        (False, 7),
+        (True, 11),
+        pytest.param(False, 2, marks=pytest.mark.matrix),
+        pytest.param(True, 5, marks=pytest.mark.matrix),
+    ],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_interrupted_at_every_call(
-    name: str, disk: bool, spilled: MakeStore, tmp_path: Path
+def test_interrupted_at_many_calls(
+    name: str, disk: bool, every: int, spilled: MakeStore, tmp_path: Path
 ) -> None:
     """The same outcomes, block runs among them; what is done again is one candidate in one block.
 
@@ -152,7 +160,7 @@ def test_interrupted_at_every_call(
     # An output metric's reference is the dense model's output, and its logits.
     blocks, reference = 3, 3 + 1 if case.get("metric") == "output_kl" else 0
     assert all_ticks == blocks * len(wanted)
-    for last in range(1, whole.calls, 5 if disk else 2):
+    for last in range(1, whole.calls, every):
         folder = tmp_path / str(last)
         folder.mkdir()
         measured(case, make_store, Bookmark(folder, "walk"), last)
