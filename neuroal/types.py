@@ -352,8 +352,9 @@ Proposals = Generator[Generation, list[Measurement], Proposal | None]
 class Accumulator(Protocol):
     """A running statistic over the inputs of a linear; a frozen dataclass in practice.
 
-    Built in by name: `input_norm`, `input_sum`, `input_var`, `gram`, `input_error`, `cross_gram`. A
-    plugin may return one of its own from `required_statistics`; results are read by `name`.
+    Built in by name: `input_norm`, `input_sum`, `input_var`, `gram`, `input_error`, `cross_gram`,
+    `dense_gram`. A plugin may return one of its own from `required_statistics`; results are read by
+    `name`.
 
     Attributes:
         name: Key of the result in `Statistics`.

@@ -21,6 +21,8 @@ from neuroal.errors import UsageError, nearest
 from neuroal.types import Accumulator
 
 State = dict[str, Tensor]
+STRIPES = 4  # of rows, in which a symmetric matrix is summed from its diagonal on
+NARROWEST = 128  # rows of a stripe, at least
 
 
 def _windows(state: State) -> int:
@@ -137,9 +139,19 @@ class InputVar(_Mean):
         state["windows"] += x.shape[0]
 
 
+def _stripes(rows: int) -> list[tuple[int, int]]:
+    """Return where every stripe of a symmetric matrix begins and ends."""
+    width = max(-(-rows // STRIPES), NARROWEST)
+    return [(i, min(i + width, rows)) for i in range(0, rows, width)]
+
+
 @dataclass(frozen=True)
 class Gram(_Mean):
-    """H = (2/N) sum over windows and tokens of x x^T, `(in, in)`."""
+    """H = (2/N) sum over windows and tokens of x x^T, `(in, in)`.
+
+    H is symmetric: it is summed in stripes of rows, each from its own columns on, and what is left
+    of them is copied from above at the end.
+    """
 
     name: ClassVar[str] = "gram"
 
@@ -152,8 +164,23 @@ class Gram(_Mean):
         for window in x:
             k += 1
             scaled = math.sqrt(2 / k) * window.t()  # (in, tokens)
-            gram.mul_((k - 1) / k).add_(scaled @ scaled.t())
+            for i, end in _stripes(len(gram)):
+                gram[i:end, i:].mul_((k - 1) / k).add_(scaled[i:end] @ scaled[i:].t())
         state["windows"].fill_(k)
+
+    def result(self, state: State) -> Tensor:
+        gram = state[self.name]
+        for i, end in _stripes(len(gram)):
+            gram[end:, i:end] = gram[i:end, end:].t()
+        return gram
+
+
+@dataclass(frozen=True)
+class DenseGram(Gram):
+    """D = (2/N) sum over windows and tokens of x x^T, x of the dense model, `(in, in)`."""
+
+    name: ClassVar[str] = "dense_gram"
+    compares: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -169,15 +196,18 @@ class CrossGram(_Mean):
     def update(self, state: State, x: Tensor, pruned: Tensor | None = None) -> None:
         assert pruned is not None
         k = _windows(state)
-        cross = state[self.name]
         for dense_window, window in zip(x, pruned, strict=True):  # (tokens, in)
             k += 1
-            cross.mul_((k - 1) / k).add_(dense_window.t() @ window, alpha=2 / k)
+            state[self.name].addmm_(dense_window.t(), window, beta=(k - 1) / k, alpha=2 / k)
         state["windows"].fill_(k)
 
 
 BUILT_IN: dict[str, Accumulator] = {
-    a.name: a for a in (InputNorm(), InputSum(), InputVar(), Gram(), CrossGram(), InputError())
+    a.name: a
+    for a in (
+        *(InputNorm(), InputSum(), InputVar(), InputError()),
+        *(Gram(), CrossGram(), DenseGram()),
+    )
 }
 
 

@@ -12,7 +12,7 @@ from neuroal.plugins import load
 from neuroal.testing import collect, linear
 from neuroal_plugins.pruner.wanda_refit import WandaRefit
 from neuroal_plugins.reconstruction.block import BlockReconstruction
-from neuroal_plugins.reconstruction.refit import DenseGram, Fit, Refit, better, solve
+from neuroal_plugins.reconstruction.refit import Fit, Refit, better, solve
 
 OUT, IN = 7, 5
 
@@ -25,7 +25,7 @@ def case(tokens: int = 40, noise: float = 0.3) -> tuple[Tensor, Tensor, Tensor, 
     mask[0], mask[1] = True, False
     dense = torch.randn(4, tokens, IN, generator=rng) @ torch.randn(IN, IN, generator=rng)
     pruned = dense + noise * torch.randn(4, tokens, IN, generator=rng)
-    return weight, mask, pruned, collect(pruned, "gram", "cross_gram", DenseGram(), dense=dense)
+    return weight, mask, pruned, collect(pruned, "gram", "cross_gram", "dense_gram", dense=dense)
 
 
 def fit(plugin: Refit, weight: Tensor, mask: Tensor, statistics: Statistics) -> Tensor:
@@ -122,9 +122,18 @@ def test_few_tokens_draw_to_the_weight_and_many_to_the_dense_output() -> None:
 
 def test_what_was_never_seen_stays() -> None:
     weight, mask, _, _ = case()
-    statistics = collect(torch.zeros(2, 3, IN), "gram", "cross_gram", DenseGram(),
+    statistics = collect(torch.zeros(2, 3, IN), "gram", "cross_gram", "dense_gram",
                          dense=torch.zeros(2, 3, IN))  # fmt: skip
     assert torch.equal(fit(Refit(), weight, mask, statistics), weight.masked_fill(mask, 0))
+
+
+def test_energies_of_a_solution_are_those_of_its_values() -> None:
+    weight, mask, _, statistics = case()
+    wanted = weight @ statistics.cross_gram
+    for fit in solve(statistics.gram, wanted, weight, weight, mask, 0.05, 4):
+        energy = ((fit.values @ statistics.gram) * fit.values).sum(1, keepdim=True)
+        torch.testing.assert_close(fit.energy, energy, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(fit.along, (fit.values * wanted).sum(1, keepdim=True))
 
 
 def test_solve_keeps_what_is_solved() -> None:
@@ -133,9 +142,10 @@ def test_solve_keeps_what_is_solved() -> None:
     start = torch.tensor([[1.0, 0.0, 3.0]])
     mask = start == 0
     wanted = start * 2
-    solved, energy = solve(gram, wanted, start, start, mask, 0.125, 5)
-    assert torch.equal(solved, start)
-    torch.testing.assert_close(energy, torch.tensor([[20.0]]))  # v H v' = 2 (1 + 9)
+    for fit in solve(gram, wanted, start, start, mask, 0.125, 5):
+        assert torch.equal(fit.values, start)
+        torch.testing.assert_close(fit.energy, torch.tensor([[20.0]]))  # v H v' = 2 (1 + 9)
+        torch.testing.assert_close(fit.along, torch.tensor([[20.0]]))  # b v' = 2 + 18
     energies = torch.tensor([[20.0]]), torch.tensor([[42.0]])  # and v + 1: 2 (4 + 1 + 16)
     old = Fit(start, energies[0], torch.tensor([[20.0]]))  # b v' = 2 + 18
     new = Fit(start + 1, energies[1], torch.tensor([[28.0]]))  # 2 * 2 + 6 * 4

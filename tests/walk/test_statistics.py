@@ -67,7 +67,7 @@ def slow(name: str, x: Tensor, pruned: Tensor) -> Tensor:
 def test_statistic_is_its_definition(name: str, samples: int, tokens: int, features: int) -> None:
     x = inputs(samples, tokens, features)
     pruned = x + inputs(samples, tokens, features, seed=1)
-    compares = name in ("input_error", "cross_gram")
+    compares = name in ("input_error", "cross_gram", "dense_gram")
     result = collect(pruned if compares else x, name, dense=x if compares else None)[name]
     expected = slow(name, x, pruned)
     assert result.dtype == torch.float32 and result.shape == expected.shape

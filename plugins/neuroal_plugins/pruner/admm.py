@@ -71,14 +71,14 @@ class Admm:
         dual = torch.zeros_like(scaled)  # U
         masks = torch.zeros_like(scaled, dtype=torch.bool)
         for step in range(1, self.iterations + 1):
+            wanted = scaled + dual
             if step <= self.ramp:
                 fraction = 1 - (1 - step / self.ramp) ** 3
                 some = (counts.double() * fraction).floor().long()
-                size = (scaled + dual).abs()
-                masks = second_order.choose_masks(size, some, targets[0], zeros)
-            sparse = (scaled + dual) * ~masks  # Z
-            dual = dual + scaled - sparse
-            scaled = (aim + self.rho * (sparse - dual)) @ inverse
+                masks = second_order.choose_masks(wanted.abs(), some, targets[0], zeros)
+            # Z is `wanted` without what is pruned, and the new U is the rest of it.
+            dual = wanted * masks
+            scaled = torch.where(masks, -wanted, wanted).mul_(self.rho).add_(aim) @ inverse
         moved = (scaled + dual).masked_fill(masks, 0) / norm
         return [PrunedLinear(*answer) for answer in zip(moved, masks, strict=True)]
 

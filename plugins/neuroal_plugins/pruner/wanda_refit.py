@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from neuroal import Linear, PrunedLinear, Statistics, Target, hookimpl, mask_for, option
@@ -47,5 +46,5 @@ class WandaRefit:
         damp = default_damping(statistics, linear) * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
             return PrunedLinear(start, mask)
-        fitted, _ = solve(gram, weight @ gram, weight, start, mask, damp, self.steps)
-        return PrunedLinear(torch.where(mask, torch.zeros_like(fitted), fitted), mask)
+        _, fitted = solve(gram, weight @ gram, weight, start, mask, damp, self.steps)
+        return PrunedLinear(fitted.values, mask)

@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from neuroal import Accumulator, Linear, Statistics, hookimpl, option
+from neuroal import Linear, Statistics, hookimpl, option
 
 FULL_TARGET = 28.0  # tokens for every input of a linear from which on the target is all dense
 RIDGE = 0.5  # damping where there is one token for every input
 LEAST_DAMPING = 0.01
-
-
-@dataclass(frozen=True)
-class DenseGram:
-    """D = (2/N) sum over windows and tokens of x_dense x_dense^T, `(in, in)`."""
-
-    name: ClassVar[str] = "dense_gram"
-    compares: ClassVar[bool] = True
-
-    def init(self, in_features: int, device: torch.device) -> dict[str, Tensor]:
-        """Return an empty sum."""
-        return {
-            "sum": torch.zeros((in_features, in_features), device=device),
-            "windows": torch.zeros((), dtype=torch.int64),
-        }
-
-    def update(self, state: dict[str, Tensor], x: Tensor, pruned: Tensor | None = None) -> None:
-        """Add the dense inputs `x (windows, tokens, in)`."""
-        for window in x:
-            state["sum"].addmm_(window.t(), window, alpha=2)
-        state["windows"] += len(x)
-
-    def merge(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sums of both."""
-        return {key: a[key] + b[key] for key in a}
-
-    def result(self, state: dict[str, Tensor]) -> Tensor:
-        """Return the mean over windows."""
-        return state["sum"] / state["windows"].clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +48,10 @@ class Refit:
             raise ValueError(f"rescale {self.rescale} is less than 1")
 
     @hookimpl
-    def required_statistics(self) -> frozenset[str | Accumulator]:
+    def required_statistics(self) -> frozenset[str]:
         """Return H; C unless the target is the pruned inputs' own; D where rows are rescaled."""
-        dense: set[str | Accumulator] = set() if self.target == 0 else {"cross_gram"}
-        dense |= {DenseGram()} if self.rescale > 1 else set()
+        dense = set() if self.target == 0 else {"cross_gram"}
+        dense |= {"dense_gram"} if self.rescale > 1 else set()
         return frozenset({"gram"} | dense)
 
     @hookimpl
@@ -95,18 +65,17 @@ class Refit:
         gram = statistics["gram"]  # (in, in)
         per_input = statistics.tokens / linear.in_features
         share = min(1.0, per_input / FULL_TARGET) if self.target is None else self.target
-        wanted = weight @ gram  # (out, in)
+        towards = gram
         if share and "cross_gram" in statistics:
-            wanted = wanted.lerp(weight @ statistics["cross_gram"], share)
+            towards = gram.lerp(statistics["cross_gram"], share)
+        wanted = weight @ towards  # (out, in)
         damping = self.damping
         if damping is None:
             damping = default_damping(statistics, linear)
         damp = damping * float(gram.diagonal().mean())
         if damp == 0:  # no input was ever anything but 0
             return values
-        fitted, energy = solve(gram, wanted, weight, values, mask, damp, self.steps)
-        old = Fit(values, energy, _dot(values, wanted))
-        new = Fit(fitted, _dot(fitted @ gram, fitted), _dot(fitted, wanted))
+        old, new = solve(gram, wanted, weight, values, mask, damp, self.steps)
         best = better(new, old)
         if self.rescale == 1 or "dense_gram" not in statistics:
             return best.values
@@ -130,8 +99,8 @@ def solve(
     mask: Tensor,
     damp: float,
     steps: int,
-) -> tuple[Tensor, Tensor]:
-    """Return v of every row with (H + d I) v = b + d w on its support, by conjugate gradients.
+) -> tuple[Fit, Fit]:
+    """Solve (H + d I) v = b + d w for v of every row on its support, by conjugate gradients.
 
     Args:
         gram: H, float32 `(in, in)`.
@@ -143,16 +112,22 @@ def solve(
         steps: Of every row; the inverse diagonal of H + d I preconditions them.
 
     Returns:
-        v, float32 `(out, in)`, 0 where pruned; and the first v's v H v' of every row, `(out, 1)`.
+        The first v and the last, both float32 `(out, in)` and 0 where pruned.
     """
+
+    def fit(x: Tensor, residual: Tensor) -> Fit:
+        """Return values of which `(aim - x (H + d I))` is `residual` on the support."""
+        energy = _dot(x, aim - residual) - damp * _dot(x, x)
+        return Fit(x, energy, _dot(x, wanted))
+
     kept = (~mask).to(gram)
     damped = gram.clone()
     damped.diagonal().add_(damp)
     inverse = 1 / damped.diagonal()
+    aim = wanted + damp * weight
     x = start * kept
-    along = x @ damped
-    energy = _dot(x, along) - damp * _dot(x, x)
-    residual = (wanted + damp * weight).sub_(along).mul_(kept)
+    residual = (aim - x @ damped).mul_(kept)
+    first, x = fit(x, residual), x.clone()
     step = residual * inverse
     size = _dot(residual, step)
     for _ in range(steps):
@@ -165,7 +140,7 @@ def solve(
         new = _dot(residual, scaled)
         turn = torch.where(size > 0, new / size, torch.zeros_like(size))
         step, size = scaled.addcmul_(turn, step), new
-    return x, energy
+    return first, fit(x, residual)
 
 
 @dataclass(frozen=True)
