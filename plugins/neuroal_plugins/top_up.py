@@ -80,33 +80,49 @@ LOW = TopUp(
     help="uniform ratios, and the surviving weights refitted; no search",
 )
 
-# In candidates of 8 windows: half of the paper's search on ratios, and the exponents of rows.
-# Rounds of steps on rows are paid from it on small models alone.
+# Shares of the weights are much the same under any good pruner, and Wanda is quick: it prunes the
+# candidates. 5 candidates of 8 windows pay the probes of every linear alone, and steps from there.
+# Few tokens make ADMM's Gram matrix uncertain, so that it is damped more than where it was
+# published, and half of the published iterations do (docs/real-models.md).
 MEDIUM = TopUp(
-    pruner="wanda",
+    pruner="admm",
+    search_pruner="wanda",
     block_ratios=("sensitivity",),
-    row_ratios="row_sensitivity",
     alignment="output_kl",
     reconstruction="refit",
-    options={"sensitivity": {"candidates": 15}, "row_sensitivity": {"candidates": 14}},
-    excess={4096: 0.54},
-    candidates=29,
-    help="ratios by measured sensitivity, rows and inputs weighed, the weights refitted",
+    options={
+        "sensitivity": {"candidates": 5},
+        "admm": {"damping": 0.3, "iterations": 10, "ramp": 8},
+        "refit": {"steps": 8},
+    },
+    excess={4096: 0.48},
+    candidates=5,
+    help="ADMM by ratios of a short search under Wanda, the weights refitted",
 )
 
-# Shares of the weights and of the rows are much the same under any good pruner, and Wanda is quick.
+# Half of the paper's search on ratios, and as much on the exponents of rows. Rounds of steps on
+# rows are paid from it on small models alone.
 HIGH = replace(
     MEDIUM,
-    pruner="alps",
-    search_pruner="wanda",
+    row_ratios="row_sensitivity",
+    options={
+        "sensitivity": {"candidates": 15},
+        "row_sensitivity": {"candidates": 14},
+        "admm": {"damping": 0.3},
+    },
     excess={4096: 0.46},
-    help="ALPS by ratios and rows that were searched for under Wanda, the weights refitted",
+    candidates=29,
+    help="as medium, with a search six times as long, rows weighed",
 )
 
 # Enough for one round of steps on the rows of 30 blocks. Not measured yet: --within leaves it out.
 MAX = replace(
     HIGH,
-    options={"sensitivity": {"candidates": 29}, "row_sensitivity": {"candidates": 140}},
+    options={
+        **HIGH.options,
+        "sensitivity": {"candidates": 29},
+        "row_sensitivity": {"candidates": 140},
+    },
     excess={},
     candidates=169,
     help="as high, with a search six times as long",
