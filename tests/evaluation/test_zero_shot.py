@@ -229,6 +229,7 @@ def test_answers_that_are_no_numbers_are_told(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_a_group_has_the_mean_of_its_tasks(
     model: nn.Module, definitions: Path, tmp_path: Path
 ) -> None:

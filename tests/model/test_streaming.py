@@ -385,7 +385,7 @@ LARGE = {  # 115 MiB of blocks; 2 · 96 MiB of embeddings and head around blocks
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is mapped on Linux")
-@pytest.mark.parametrize("large", LARGE)
+@pytest.mark.parametrize("large", ["blocks", pytest.param("vocabulary", marks=pytest.mark.matrix)])
 def test_model_larger_than_the_limit(
     large: str,
     models: Mapping[str, Path],
