@@ -83,13 +83,14 @@ def cells(model: str) -> Iterator[Cell]:
         yield Cell.of(model, "0.6", effort)
     yield Cell(model, "2:4", "wanda", "uniform")
     yield Cell.of(model, "2:4", "high")
-    yield Cell(model, "2:4", "alps", "uniform", "block")
+    yield Cell(model, "2:4", "admm", "uniform", "block")
     yield Cell(model, "0.6", "wanda", "neuroal-fast")
     yield Cell(model, "0.6", "wanda", "best")
     yield Cell.of(model, "0.6", "low", "8")
     yield Cell.of(model, "0.6", "low", "128")
-    for reconstruction in ("none", "refit"):
-        yield Cell(model, "0.6", "alps", "uniform", reconstruction)
+    for pruner in ("admm", "alps"):
+        for reconstruction in ("none", "refit"):
+            yield Cell(model, "0.6", pruner, "uniform", reconstruction)
     yield Cell(model, "0.6", "wanda", "uniform", "block")
     yield Cell(model, "2:4", "alps", "uniform")
     yield Cell.of(model, "2:4", "low")

@@ -162,7 +162,7 @@ def test_plugins_show(run: Any) -> None:
     assert "neuroal.lambdas: list of float" in text
     assert "excess" not in text and re.search(r"^refiner +none$", text, re.MULTILINE)
     medium = run("plugins", "show", "medium").stdout
-    assert "ln(perplexity / dense perplexity) it leaves 0.48 with 4,096 tokens" in medium
+    assert "ln(perplexity / dense perplexity) it leaves 0.5 with 4,096 tokens" in medium
     assert "sensitivity.candidates=5, admm.damping=0.3" in medium
     assert "row_ratios" not in run("plugins", "show", "wanda").stdout
     said = json.loads(run("plugins", "show", "uniform", "--json").stdout)["plugins"]
