@@ -81,7 +81,8 @@ LOW = TopUp(
 )
 
 # Shares of the weights are much the same under any good pruner, and Wanda is quick: it prunes the
-# candidates. 5 candidates of 8 windows pay the probes of every linear alone, and steps from there.
+# candidates. 5 candidates of 8 windows pay probes of every block of a model of 30, and of every
+# linear of a small one, and steps from there.
 # Few tokens make ADMM's Gram matrix uncertain, so that it is damped more than where it was
 # published; 8 of the published 20 iterations and 6 steps of refit do (docs/real-models.md).
 MEDIUM = TopUp(
