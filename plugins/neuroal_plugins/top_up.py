@@ -82,9 +82,9 @@ LOW = TopUp(
 
 # Shares of the weights are much the same under any good pruner, and Wanda is quick: it prunes the
 # candidates. 5 candidates of 8 windows pay probes of every block of a model of 30, and of every
-# linear of a small one, and steps from there.
-# Few tokens make ADMM's Gram matrix uncertain, so that it is damped more than where it was
-# published; 8 of the published 20 iterations and 6 steps of refit do (docs/real-models.md).
+# linear of a small one, and steps from there. Few tokens make ADMM's Gram matrix uncertain, so that
+# it is damped more than where it was published; 8 of the published 20 iterations and 6 steps of
+# refit do (docs/real-models.md).
 MEDIUM = TopUp(
     pruner="admm",
     search_pruner="wanda",
@@ -113,7 +113,7 @@ HIGH = replace(
     },
     excess={4096: 0.43},
     candidates=29,
-    help="as medium, with a search six times as long, rows weighed",
+    help="as medium, with a longer search and rows weighed",
 )
 
 # Enough for one round of steps on the rows of 30 blocks. Not measured yet: --within leaves it out.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroal import Accumulator, Statistics, UsageError
 from neuroal.testing import collect, statistics
-from neuroal.walk.statistics import BUILT_IN, Collector, Gram, InputNorm, resolve
+from neuroal.walk.statistics import BUILT_IN, NARROWEST, Collector, Gram, InputNorm, resolve
 
 NAMES = sorted(BUILT_IN)
 each_name = pytest.mark.parametrize("name", NAMES)
@@ -72,6 +72,19 @@ def test_statistic_is_its_definition(name: str, samples: int, tokens: int, featu
     expected = slow(name, x, pruned)
     assert result.dtype == torch.float32 and result.shape == expected.shape
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gram", "dense_gram"])
+def test_a_gram_matrix_of_several_stripes_is_its_definition(name: str) -> None:
+    """Symmetric to the bit, and read twice: between two windows too."""
+    x = inputs(3, 5, 2 * NARROWEST + 44)
+    collector = Collector(resolve([name]), x.shape[2])
+    for window in x:
+        collector.update(window[None], window[None])
+        result = collector.statistics()[name]
+    tokens = x.double().flatten(0, 1)
+    assert torch.equal(result, result.t())
+    torch.testing.assert_close(result.double(), 2 / 3 * tokens.t() @ tokens, rtol=1e-5, atol=1e-4)
 
 
 def test_by_hand() -> None:
