@@ -4,11 +4,13 @@
     python benchmarks/real.py MODELS DATA --results FOLDER --only-tables --out docs/real-models.md
 
 MODELS is a folder of checkpoints, among them `smollm2` and `gemma3`; DATA holds
-`calibration.jsonl`, `wikitext2.test.txt`, `ptb.test.txt` and `heldout.jsonl`. Every cell is a
-process of its own, so that its processor seconds and its peak memory are its own; one that FOLDER
-holds is not run again, so that the command can be stopped and repeated. Calibration: 32 windows of
-128 tokens (8 or 128 where a cell says so), the first 8 for a search. Perplexity: the first 40
-windows of 256 tokens of each text. All in float32, on one thread.
+`calibration.jsonl`, `wikitext2.test.txt`, `ptb.test.txt`, `heldout.jsonl` and
+`zeroshot/continuations.jsonl` (which of four endings goes on from a text; needs neuroal[eval]).
+Every cell is a process of its own, so that its processor seconds and its peak memory are its own;
+one that FOLDER holds is not run again, so that the command can be stopped and repeated.
+Calibration: 32 windows of 128 tokens (8 or 128 where a cell says so), the first 8 for a search.
+Perplexity: the first 40 windows of 256 tokens of each text; accuracy: of the first 200
+continuations. All in float32, on one thread.
 
 With --out, cells of FOLDER are merged into the record, the .csv beside --out, and tables of the
 whole record replace what stands between the markers of --out.
@@ -23,6 +25,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass
@@ -37,6 +40,19 @@ from tqdm import tqdm
 from neuroal.plugins import load_top_up
 
 TEXTS = {"wikitext2": "wikitext2.test.txt", "ptb": "ptb.test.txt", "heldout": "heldout.jsonl"}
+ZERO_SHOT, ASKED = "continuations", 200
+# What the beginning made likelier tells endings of different texts apart best.
+TASK = {
+    "task": ZERO_SHOT,
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{ctx}}",
+    "doc_to_choice": "{{endings}}",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc_mutual_info"}],
+    "metadata": {"version": 1.0},
+}
 MODELS = ("smollm2", "gemma3")
 COSTS = ("block_runs", "seconds", "mebibytes")
 EFFORTS = ("low", "medium", "high", "max")
@@ -83,11 +99,12 @@ def cells(model: str) -> Iterator[Cell]:
         yield Cell.of(model, "0.6", effort)
     yield Cell(model, "2:4", "wanda", "uniform")
     yield Cell.of(model, "2:4", "high")
-    yield Cell(model, "2:4", "admm", "uniform", "block")
+    yield Cell.of(model, "2:4", "max")
     yield Cell(model, "0.6", "wanda", "neuroal-fast")
     yield Cell(model, "0.6", "wanda", "best")
     yield Cell.of(model, "0.6", "low", "8")
-    yield Cell.of(model, "0.6", "low", "128")
+    for effort in ("low", "medium", "high"):
+        yield Cell.of(model, "0.6", effort, "128")
     for pruner in ("admm", "alps"):
         for reconstruction in ("none", "refit"):
             yield Cell(model, "0.6", pruner, "uniform", reconstruction)
@@ -104,7 +121,7 @@ def cells(model: str) -> Iterator[Cell]:
 
 
 def measure(cell: Cell, models: Path, data: Path) -> dict[str, Any]:
-    """Return what a cell costs, and the perplexity of every text."""
+    """Return what a cell costs, the perplexity of every text, and the zero-shot accuracy."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,6 +143,14 @@ def measure(cell: Cell, models: Path, data: Path) -> dict[str, Any]:
     for label, file in TEXTS.items():
         measured = neuroal.evaluate(model, tokenizer, str(data / file), length=256, windows=40)
         found[label] = measured.perplexity.perplexity
+    file = str(data / f"zeroshot/{ZERO_SHOT}.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        task = json.dumps(TASK | {"dataset_kwargs": {"data_files": {"test": file}}})
+        (Path(folder) / f"{ZERO_SHOT}.yaml").write_text(task, encoding="utf-8")  # JSON is YAML
+        asked = neuroal.evaluate(
+            model, tokenizer, tasks=ZERO_SHOT, include_path=folder, limit=ASKED
+        )
+    found[ZERO_SHOT] = asked.zero_shot.accuracy
     return found
 
 
@@ -161,7 +186,7 @@ def read_results(folder: Path) -> dict[Cell, dict[str, float]]:
     for file in sorted(folder.glob("*.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
         cell = Cell(*(row[key] for key in asdict(Cell(""))))
-        found[cell] = {key: row[key] for key in (*TEXTS, *COSTS) if key in row}
+        found[cell] = {key: row[key] for key in (*TEXTS, ZERO_SHOT, *COSTS) if key in row}
     return found
 
 
@@ -172,7 +197,7 @@ def write_record(file: Path, record: dict[Cell, dict[str, float]]) -> None:
     rest = sorted((cell for cell in record if cell not in known), key=astuple)
     partial = file.with_name(f"{file.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as lines:
-        columns = (*asdict(Cell("")), *TEXTS, *COSTS)
+        columns = (*asdict(Cell("")), *TEXTS, ZERO_SHOT, *COSTS)
         writer = csv.DictWriter(lines, columns, lineterminator="\n")
         writer.writeheader()
         for cell in (*known, *rest):
@@ -188,7 +213,8 @@ def tables(record: dict[Cell, dict[str, float]]) -> str:
         if dense is None:
             continue
         known = ", ".join(f"{text} {dense[text]:.2f}" for text in TEXTS)
-        parts.append(f"## {model}\n\nDense perplexity: {known}.")
+        answered = f"; zero-shot {dense[ZERO_SHOT]:.3f}" if ZERO_SHOT in dense else ""
+        parts.append(f"## {model}\n\nDense perplexity: {known}{answered}.")
         for sparsity in dict.fromkeys(x.sparsity for x in record if x.model == model and x.pruner):
             rows = [
                 (cell, numbers)
@@ -215,6 +241,7 @@ def _line(cell: Cell, numbers: dict[str, float], dense: dict[str, float]) -> dic
     line = {"method": method + more}
     for text in TEXTS:
         line[text] = f"{numbers[text]:.1f} ({excess(numbers, dense, text):.2f})"
+    line["zero-shot"] = f"{numbers[ZERO_SHOT]:.3f}" if ZERO_SHOT in numbers else ""
     line["block runs"] = f"{numbers['block_runs']:,.0f}"
     line["processor s"] = f"{numbers['seconds']:.0f}"
     return line | {"peak MiB": f"{numbers['mebibytes']:,.0f}"}

@@ -35,6 +35,7 @@ _MASTERS = 8  # of a block that is trained: module, masters, gradients, two mome
 _GRAPH = 4  # times the inputs and outputs of a block's linears, for what autograd keeps
 _DRAWN = 16  # bytes of a token: in the list that is drawn, and in the tensor
 _LIBRARIES = 48 << 20  # bytes of what is imported, and allocated by kernels, only in the run
+_METRIC, _TOKENS = 6, 128  # copies that an output metric makes of the logits of so many tokens
 _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores, mask
 
 
@@ -154,7 +155,7 @@ def needs(
         process += pretrained.tokenizer_bytes(recipe.model)
     return Needs(
         process=process,
-        work=largest + max(_at_work(prepared, tokens), _at_evaluation(prepared, texts, size)),
+        work=largest + max(_at_work(prepared, tokens, size), _at_evaluation(prepared, texts, size)),
         weights=weights + cast * numbers * first.dtype.itemsize if loads else 0,
         streamed=_outside_blocks(prepared, size, bool(texts)) + largest if loads else 0,
         activations=activations,
@@ -171,8 +172,11 @@ def _largest_block(prepared: Prepared) -> int:
     return max(sum(p.numel() for p in module.parameters()) for module in modules)
 
 
-def _at_work(prepared: Prepared, tokens: int) -> int:
-    """Return the bytes at work on one block and a batch of `tokens` tokens, at their peak."""
+def _at_work(prepared: Prepared, tokens: int, size: int) -> int:
+    """Return the bytes at work on one block and a batch of `tokens` tokens, at their peak.
+
+    A number of the model's own dtype has `size` bytes.
+    """
     setup, layout = prepared.setup, prepared.layout
     total = _COPIES * _pruned_together(setup, layout)
     total += 4 * tokens * 4 * max(x.in_features for x in layout.linears.values())  # in a block
@@ -180,14 +184,16 @@ def _at_work(prepared: Prepared, tokens: int) -> int:
     if any(a.name == "gram" for a in required):
         squares = {x.group: x.in_features**2 for x in layout.blocks[0].linears}
         total += 2 * 4 * sum(squares.values())
+    searching = 0
     dtype = search_dtype(prepared.recipe)
     if dtype is not None:
-        total += _largest_block(prepared) * dtype.itemsize  # the block that the search runs
-    total += _reconstructing(prepared, tokens)
+        searching += _largest_block(prepared) * dtype.itemsize  # the block that the search runs
     if setup.alignment.has("measure_output"):
         vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
-        total += 4 * tokens * vocabulary * 4  # dense and pruned logits, and what is made of them
-    return total
+        searched = min(tokens, prepared.search_windows * prepared.length)
+        # Dense and pruned logits, and what the metric makes of some tokens of them in float32.
+        searching += vocabulary * (2 * size * searched + _METRIC * 4 * min(searched, _TOKENS))
+    return total + max(searching, _reconstructing(prepared, tokens))
 
 
 def _reconstructing(prepared: Prepared, tokens: int) -> int:

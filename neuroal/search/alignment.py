@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuroal.errors import NeuroalError, overflows
 from neuroal.layout import Block, Layout, Linear
-from neuroal.plugins import Plugin
+from neuroal.plugins import Plugin, checks
 from neuroal.pruning.hooks import updates_weights
 from neuroal.pruning.pruner import BasePruner, ScoreCache
 from neuroal.search.outcomes import Outcome, Trial
@@ -264,11 +264,11 @@ class Aligner:
         first, k = divmod(done, len(walks))
         for i, ids in enumerate(inputs.batches[first:], first):
             dense = self.walker.logits(ids, reference[i])  # (windows, tokens, vocabulary)
-            unchecked.add(dense.isfinite().all(), overflow)
+            unchecked.add(checks.finite(dense), overflow)
             share = ids.shape[0] / inputs.windows
             for walk in walks[k:]:
                 pruned = self.walker.logits(ids, walk.state.outputs[i], walk.state.weights)
-                unchecked.add(pruned.isfinite().all(), overflow)
+                unchecked.add(checks.finite(pruned), overflow)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 walk.total = walk.total + self._number(value, "measure_output") * share
                 done += 1

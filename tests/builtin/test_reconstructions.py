@@ -111,9 +111,9 @@ def test_permuting_rows_permutes_the_answer() -> None:
     torch.testing.assert_close(fit(Refit(), weight[order], mask[order], statistics), new[order])
 
 
-def test_few_tokens_draw_to_the_weight_and_many_to_the_dense_output() -> None:
-    """4 tokens for 5 inputs: a = 4/5/28; from 28 tokens per input on, a = 1."""
-    for tokens, share in ((1, 4 / IN / 28), (35, 1.0), (70, 1.0)):
+def test_few_tokens_draw_to_the_weight_and_many_half_way_to_the_dense_output() -> None:
+    """4 tokens for 5 inputs: a = 4/5/28; from 14 tokens per input on, a = 1/2."""
+    for tokens, share in ((1, 4 / IN / 28), (17, 4 * 17 / IN / 28), (18, 0.5), (70, 0.5)):
         weight, mask, _, statistics = case(tokens)
         damping = max(0.01, 0.5 / max(4 * tokens / IN, 0.5))
         own = fit(Refit(), weight, mask, statistics)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from neuroal import Linear, Statistics, hookimpl, option
 
-FULL_TARGET = 28.0  # tokens for every input of a linear from which on the target is all dense
+FULL_TARGET = 28.0  # tokens for every input of a linear that would make the target all dense
+MOST = 0.5  # of the target is dense: more harms deep models, whose blocks' errors add up
 RIDGE = 0.5  # damping where there is one token for every input
 LEAST_DAMPING = 0.01
 
@@ -28,7 +29,7 @@ class Refit:
     target: float | None = option(
         None,
         "a, the share of the dense model's own output in what is fitted, 0 to 1; by default a "
-        "28th of the tokens per input, at most 1",
+        "28th of the tokens per input, at most 0.5",
     )
     damping: float | None = option(
         None,
@@ -64,7 +65,7 @@ class Refit:
         """
         gram = statistics["gram"]  # (in, in)
         per_input = statistics.tokens / linear.in_features
-        share = min(1.0, per_input / FULL_TARGET) if self.target is None else self.target
+        share = min(MOST, per_input / FULL_TARGET) if self.target is None else self.target
         towards = gram
         if share and "cross_gram" in statistics:
             towards = gram.lerp(statistics["cross_gram"], share)
