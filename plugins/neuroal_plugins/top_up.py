@@ -76,7 +76,7 @@ BEST_SLOW = TopUp(
 LOW = TopUp(
     pruner="wanda",
     reconstruction="refit",
-    excess={4096: 0.64},
+    excess={4096: 0.64, 16384: 0.60},
     help="uniform ratios, and the surviving weights refitted; no search",
 )
 
