@@ -191,8 +191,9 @@ def _at_work(prepared: Prepared, tokens: int, size: int) -> int:
     if setup.alignment.has("measure_output"):
         vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
         searched = min(tokens, prepared.search_windows * prepared.length)
-        # Dense and pruned logits, and what the metric makes of some tokens of them in float32.
-        searching += vocabulary * (2 * size * searched + _METRIC * 4 * min(searched, _TOKENS))
+        # Logits of the dense model, of a candidate and of the next, in the making, and what the
+        # metric makes of some tokens of them in float32.
+        searching += vocabulary * (3 * size * searched + _METRIC * 4 * min(searched, _TOKENS))
     return total + max(searching, _reconstructing(prepared, tokens))
 
 
