@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neuroal.types import (
         Accumulator,
         BlockBatch,
+        BlockRatiosTraits,
         ExporterTraits,
         Generation,
         Importance,
@@ -51,6 +52,7 @@ _HOME = {
     "Accumulator": "types",
     "Block": "layout",
     "BlockBatch": "types",
+    "BlockRatiosTraits": "types",
     "ExporterTraits": "types",
     "Generation": "types",
     "Importance": "types",
@@ -91,6 +93,7 @@ __all__ = [
     "Accumulator",
     "Block",
     "BlockBatch",
+    "BlockRatiosTraits",
     "ExporterTraits",
     "Generation",
     "Importance",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from neuroal.types import (
         Accumulator,
         BlockBatch,
+        BlockRatiosTraits,
         ExporterTraits,
         Proposals,
         PrunedLinear,
@@ -56,7 +57,14 @@ class _DescribedRole:
     @hookspec(firstresult=True)
     def describe(  # type: ignore[empty-body]
         self,
-    ) -> PrunerTraits | RowRatiosTraits | RefinerTraits | ReconstructionTraits | ExporterTraits:
+    ) -> (
+        PrunerTraits
+        | BlockRatiosTraits
+        | RowRatiosTraits
+        | RefinerTraits
+        | ReconstructionTraits
+        | ExporterTraits
+    ):
         """Return the traits of the plugin's role, by which the engine combines plugins.
 
         Called before any weight is read, possibly more than once. Optional; without it the
@@ -395,7 +403,13 @@ ROLES: dict[str, Role] = {
         Role(
             "pruner", PrunerSpec, ("score_weights", "prune_linear", "prune_linears"), described=True
         ),
-        Role("block_ratios", BlockRatiosSpec, ("propose_block_ratios",), measures=True),
+        Role(
+            "block_ratios",
+            BlockRatiosSpec,
+            ("propose_block_ratios",),
+            measures=True,
+            described=True,
+        ),
         Role("row_ratios", RowRatiosSpec, ("propose_row_ratios",), measures=True, described=True),
         Role("alignment", AlignmentSpec, ("measure_linear", "measure_output"), exclusive=True),
         Role("refiner", RefinerSpec, ("refine_mask",), described=True),

@@ -108,15 +108,29 @@ class PrunerTraits:
 
 
 @dataclass(frozen=True)
+class BlockRatiosTraits:
+    """What a plugin of role `block_ratios` costs.
+
+    Attributes:
+        candidates: For estimates: what its search costs at most, in candidates on all search
+            windows; None where that is not known before.
+    """
+
+    candidates: float | None = None
+
+
+@dataclass(frozen=True)
 class RowRatiosTraits:
     """What a plugin of role `row_ratios` proposes.
 
     Attributes:
         weighs_rows: Proposals have importance of rows, which goes with every pruner, and not
             ratios of rows, which need masks per row.
+        candidates: As of `BlockRatiosTraits`.
     """
 
     weighs_rows: bool = False
+    candidates: float | None = None
 
 
 @dataclass(frozen=True)
@@ -398,8 +412,6 @@ class TopUp:
             one.
         excess: What is left of the excess of Wanda with uniform ratios, by calibration tokens, as
             measured on real models; `--within` chooses by it.
-        candidates: Of all search windows, what the search costs at most where a strategy goes on
-            after its first generation; for the time that `--within` expects.
     """
 
     block_ratios: tuple[str, ...] = ("uniform",)
@@ -413,4 +425,3 @@ class TopUp:
     search_pruner: str | None = None
     pruner: str | None = None
     excess: Mapping[int, float] = field(default_factory=dict)
-    candidates: float | None = None

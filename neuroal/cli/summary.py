@@ -116,13 +116,18 @@ def duration(plan: Plan) -> str:
 
 def _plan_notes(plan: Plan) -> Iterator[str]:
     yield from plan.notes
-    if any(s.candidates is None for s in plan.prepared.steps):
+    measured = [s for s in plan.prepared.steps if s.candidates is None]
+    if any(s.most is None for s in measured):
         yield "candidates that depend on measurements are in neither block runs, time nor memory"
+    elif measured:
+        yield "candidates that depend on measurements are not in the memory"
     if plan.open_ended:
         yield "candidates that answer earlier ones are in neither block runs nor time"
 
 
 def _candidates(step: SearchStep) -> str:
+    if step.most is not None:
+        return f"at the cost of {step.most:g} on all windows, at most"
     if step.candidates is None:
         return "depend on measurements"
     if step.goes_on:

@@ -40,18 +40,20 @@ _COPIES = 4  # float32 copies of a linear at work: weight, scores, sorted scores
 
 
 def generations(prepared: Prepared) -> list[int]:
-    """Return the number of candidates of every generation that is known before it runs."""
-    counts = [s.candidates for s in prepared.steps if s.candidates]
+    """Return the candidates of every generation that is known before it runs, at most."""
+    counts = [count for s in prepared.steps for count in s.generations]
     blocks = [s for s in prepared.steps if s.role == "block_ratios"]
     if len(blocks) > 1:  # what a strategy returns unmeasured is measured to compete
-        counts += [1 for s in blocks if not s.candidates]
-    elif prepared.setup.reads_deviation and not any(s.candidates for s in blocks):
+        counts += [1 for s in blocks if not s.generations]
+    elif prepared.setup.reads_deviation and not any(s.generations for s in blocks):
         counts.append(1)  # the winner's own evaluation
     return counts
 
 
 def work(prepared: Prepared, texts: Sequence[TextSize] = ()) -> Mapping[str, Work]:
-    """Return the work of dense walk, search (first generations) and final pruning by phase.
+    """Return the work of dense walk, search and final pruning by phase.
+
+    Of a search that does not say what it costs at most, it is that of the first generations.
 
     And of the evaluation before and after, on texts whose size is known.
     """

@@ -34,7 +34,8 @@ class Plan:
 
     Attributes:
         prepared: The run.
-        work: Of each phase: dense walk, search (first generations), final pruning, evaluation.
+        work: Of each phase: dense walk, search (of its first generations, if it says no more),
+            final pruning, evaluation.
         needs: Estimated bytes of memory and disk.
         offload: What of the run is on the disk: what was asked for, or does not fit into memory.
         texts: That it is evaluated on.
@@ -91,7 +92,7 @@ class Plan:
     @property
     def open_ended(self) -> bool:
         """Return whether a strategy goes on after the candidates that are counted here."""
-        return any(step.goes_on for step in self.prepared.steps)
+        return any(step.open_ended for step in self.prepared.steps)
 
     @property
     def operations(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -30,7 +31,7 @@ from neuroal.run import mistakes
 from neuroal.run.given import given_ratios
 from neuroal.run.reuse import earlier_allocation
 from neuroal.run.setup import Setup, setup
-from neuroal.types import Measurement
+from neuroal.types import BlockRatiosTraits, Measurement, RowRatiosTraits
 
 _AHEAD = 8  # generations of a strategy that are looked at before it runs
 
@@ -46,6 +47,8 @@ class SearchStep:
         goes_on: Whether it answers that generation's costs with another.
         widest: Windows of all candidates of its largest generation, whose states are held together:
             the largest of the first few, as they are where all candidates cost the same.
+        most: What all its generations cost at most, in candidates on all search windows; None where
+            it does not say.
     """
 
     role: str
@@ -53,6 +56,23 @@ class SearchStep:
     candidates: int | None
     goes_on: bool = False
     widest: int = 0
+    most: float | None = None
+
+    @property
+    def generations(self) -> list[int]:
+        """Return the candidates of every generation that is known, at most.
+
+        Of what its search costs at most, every candidate is a generation: it has all its runs to
+        itself.
+        """
+        if self.most is not None:
+            return [1] * math.ceil(self.most)
+        return [self.candidates] if self.candidates else []
+
+    @property
+    def open_ended(self) -> bool:
+        """Return whether there may be any number of candidates more."""
+        return self.goes_on and self.most is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +226,7 @@ def check_calibrated(recipe: Recipe, reads_data: bool) -> None:
 def first_steps(setup: Setup, layout: Layout, recipe: Recipe) -> list[SearchStep]:
     """Return how many candidates every strategy starts with; runs no model."""
     return [
-        SearchStep(plugin.role, plugin.name, None)
+        SearchStep(plugin.role, plugin.name, None, most=_most(plugin))
         if plugin.has("measure_block")
         else _first_step(setup, plugin, layout, recipe)
         for plugin in setup.strategies
@@ -259,4 +279,12 @@ def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) ->
         # No run has equal costs again and again: what a strategy makes of them tells nothing.
     proposals.close()
     goes_on = len(counts) > 1 or not ended
-    return SearchStep(plugin.role, plugin.name, counts[0] if counts else 0, goes_on, widest)
+    first, most = counts[0] if counts else 0, _most(plugin) if goes_on else None
+    return SearchStep(plugin.role, plugin.name, first, goes_on, widest, most)
+
+
+def _most(plugin: Plugin) -> float | None:
+    """Return what a strategy says that its search costs at most, in candidates, if it does."""
+    if plugin.role == "block_ratios":
+        return plugin.traits(BlockRatiosTraits).candidates
+    return plugin.traits(RowRatiosTraits).candidates

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,10 @@ Seconds = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds by kind of work, whether they are extrapolated, and those of the largest part."""
+    """Seconds by kind of work, and whether they are extrapolated."""
 
     seconds: Seconds
     extrapolated: bool
-    last: Seconds = field(default_factory=dict)
 
 
 def least(work: Callable[[], Seconds]) -> dict[str, float]:
@@ -69,14 +68,14 @@ def grow(
         made.append(least(lambda k=k: work(k)))  # type: ignore[misc]
     last = len(made) - 1
     if last == len(sizes) - 1:
-        return Timed(made[-1], False, made[-1])
+        return Timed(made[-1], False)
     before = made[-2] if last else None
     step = math.log(sizes[last] / sizes[last - 1]) if last else 1.0
     found = {}
     for kind, x in made[-1].items():
         grew = 0.0 if before is None else math.log(max(x / max(before[kind], 1e-9), 1e-9)) / step
         found[kind] = x * (sizes[-1] / sizes[last]) ** min(max(grew, flattest), steepest)
-    return Timed(found, True, made[-1])
+    return Timed(found, True)
 
 
 # -- corners of matrices ---------------------------------------------------------------------

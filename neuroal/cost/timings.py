@@ -27,7 +27,7 @@ from neuroal.pruning.pruner import BasePruner, spare_copies
 from neuroal.pruning.targets import Rules, targets
 from neuroal.run.reconstruction import Reconstruction, batch_windows, stages
 from neuroal.run.setup import Setup, search_dtype
-from neuroal.types import Accumulator
+from neuroal.types import Accumulator, Target
 from neuroal.walk import BlockRun, CandidateState, Walker, batch_size
 from neuroal.walk.states import LinearStatistics
 from neuroal.walk.statistics import resolve
@@ -76,11 +76,12 @@ def time_block(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) 
             for work in prunings.kinds(of_search, of_final, runs.measured)
         ]
         if setup.reconstruction is not None:
-            new = partial(_reconstruct, prepared, walker, setup.reconstruction, rules, device)
-            timed = grow(tokens, lambda k: new(*sizes[k]), *_RUN_POWERS)
-            solving = {k: timed.last[k] for k in timed.last.keys() & {"reconstruct"}}
-            per_window = {k: x / windows for k, x in timed.seconds.items()}
-            rest.append(replace(timed, seconds=per_window | solving))
+            new = _Reconstructions(prepared, walker, setup.reconstruction, rules, device)
+            timed = grow(tokens, lambda k: new.runs(*sizes[k]), *_RUN_POWERS)
+            rest.append(replace(timed, seconds={k: x / windows for k, x in timed.seconds.items()}))
+            if setup.reconstruction.has("reconstruct_linear"):
+                solve = partial(_nth, corners, new.solve)
+                rest.append(grow([scale(x) for x in corners], solve, *_PRUNE_POWERS))
         if evaluated:
             together = min(forward_windows(longest, known), evaluated)
             steps = _token_sizes(together, longest)
@@ -91,72 +92,6 @@ def time_block(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) 
     for timed in rest:
         seconds |= timed.seconds
     return Timed(seconds, any(timed.extrapolated for timed in (spent, *rest)))
-
-
-def _reconstruct(
-    prepared: Prepared,
-    walker: Walker,
-    plugin: Plugin,
-    rules: Rules,
-    device: str,
-    windows: int,
-    length: int,
-) -> Seconds:
-    """Return the seconds of every kind of work of a reconstruction, on so many tokens.
-
-    Masks keep every other column of the block's matrices.
-    """
-    (block,), layout, rng = walker.layout.blocks, walker.layout, torch.Generator().manual_seed(0)
-    module, seconds = walker.module(block), synchronised(device)
-    embeddings: Any = walker.model.get_input_embeddings()  # type: ignore[operator]
-    ids = torch.randint(embeddings.weight.shape[0], (windows, length), generator=rng)
-    goals = targets(
-        Allocation.of(dict.fromkeys(layout.linears, rules.sparsity), layout), layout, rules
-    )
-    weights = {
-        x.name: matrices.weight(x, module, block.name).clone()
-        for x in block.linears
-        if x.name in goals
-    }
-    for weight in weights.values():
-        weight[:, ::2] = 0
-    few = batch_windows(plugin, windows, length)
-    inputs = walker.inputs(ids[:few], batch=few)
-    new = Reconstruction(plugin, walker, inputs, prepared.recipe.seed)
-    state = CandidateState.start(inputs)
-    found: dict[str, Any] = {}
-    share = windows / few
-
-    def keep(key: str, work: Callable[[], Any]) -> float:
-        def timed() -> None:
-            found[key] = work()
-
-        return seconds(timed)
-
-    spent: Seconds = {}
-    if new.reads_dense:
-        spent["own"] = share * keep("dense", lambda: new.dense_run(block, module, state))
-    dense = found.get("dense")
-    if plugin.has("reconstruct_linear"):
-        masks = {name: weight == 0 for name, weight in weights.items()}
-        steps = stages(block)
-        spent["stage"] = spent["reconstruct"] = 0.0
-        for stage in steps:
-            read = partial(new.statistics, block, module, state, dense, stage, weights)
-            spent["stage"] += share * keep("statistics", read) / len(steps)
-            solve = partial(new.linears, block, module, stage, weights, masks, goals)
-            spent["reconstruct"] += seconds(partial(solve, found["statistics"]))
-    if plugin.has("reconstruct_block") and dense is not None and dense.state is not None:
-        leaves = {name: w.float().requires_grad_(True) for name, w in weights.items()}
-        batch = new.batches(block, module, state, dense.state, leaves)[0]
-
-        def differentiate() -> None:
-            loss = (batch.run(leaves) - batch.target).square().mean()
-            torch.autograd.grad(loss, list(leaves.values()))
-
-        with torch.enable_grad():
-            spent["differentiate"] = share * seconds(differentiate)
-    return spent
 
 
 def time_forward(
@@ -305,6 +240,87 @@ class _Runs:
         return synchronised(self.device)(measure_output)
 
 
+@dataclass(eq=False)
+class _Reconstructions:
+    """Reconstructions of the block, timed; masks keep every other column of its matrices.
+
+    Attributes:
+        statistics: What the last runs collected for every linear.
+    """
+
+    prepared: Prepared
+    walker: Walker
+    plugin: Plugin
+    rules: Rules
+    device: str
+    statistics: LinearStatistics = field(default_factory=dict)
+
+    def runs(self, windows: int, length: int) -> Seconds:
+        """Return the seconds of every kind of run on so many windows of so many tokens."""
+        (block,), rng = self.walker.layout.blocks, torch.Generator().manual_seed(0)
+        module, seconds = self.walker.module(block), synchronised(self.device)
+        embeddings: Any = self.walker.model.get_input_embeddings()  # type: ignore[operator]
+        ids = torch.randint(embeddings.weight.shape[0], (windows, length), generator=rng)
+        weights = {name: w.clone() for name, w in self._weights(block).items()}
+        for weight in weights.values():
+            weight[:, ::2] = 0
+        few = batch_windows(self.plugin, windows, length)
+        inputs = self.walker.inputs(ids[:few], batch=few)
+        new = Reconstruction(self.plugin, self.walker, inputs, self.prepared.recipe.seed)
+        state = CandidateState.start(inputs)
+        share = windows / few
+        found: list[BlockRun] = []
+
+        spent: Seconds = {}
+        if new.reads_dense:
+            own = seconds(lambda: found.append(new.dense_run(block, module, state)))
+            spent["own"] = share * own
+        dense = found[0] if found else None
+        if self.plugin.has("reconstruct_linear"):
+            steps = stages(block)
+
+            def read() -> None:
+                for stage in steps:
+                    known = new.statistics(block, module, state, dense, stage, weights)
+                    self.statistics |= known
+
+            spent["stage"] = share * seconds(read) / len(steps)
+        if self.plugin.has("reconstruct_block") and dense is not None and dense.state is not None:
+            leaves = {name: w.float().requires_grad_(True) for name, w in weights.items()}
+            batch = new.batches(block, module, state, dense.state, leaves)[0]
+
+            def differentiate() -> None:
+                loss = (batch.run(leaves) - batch.target).square().mean()
+                torch.autograd.grad(loss, list(leaves.values()))
+
+            with torch.enable_grad():
+                spent["differentiate"] = share * seconds(differentiate)
+        return spent
+
+    def solve(self, block: Block) -> Seconds:
+        """Return the seconds in which the linears of a corner get new values."""
+        layout, module = self.walker.layout, self.walker.module(block)
+        weights = self._weights(block)
+        masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in weights.items()}
+        for mask in masks.values():
+            mask[:, ::2] = True
+        values = {name: weight.masked_fill(masks[name], 0) for name, weight in weights.items()}
+        inputs = self.walker.inputs(torch.zeros(1, 1, dtype=torch.int64))
+        new = Reconstruction(self.plugin, self.walker, inputs, self.prepared.recipe.seed)
+        seen = corner_statistics(block, self.statistics, layout)
+        linears = [x for x in block.linears if x.name in weights]
+        goals = _goals(Layout((block,)), self.rules)
+        work = partial(new.linears, block, module, linears, values, masks, goals, seen)
+        return {"reconstruct": synchronised(self.device)(work)}
+
+    def _weights(self, block: Block) -> dict[str, Tensor]:
+        """Return views of the weights of a block's, or a corner's, linears that are pruned."""
+        module, goals = self.walker.module(block), _goals(self.walker.layout, self.rules)
+        return {
+            x.name: matrices.weight(x, module, block.name) for x in block.linears if x.name in goals
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class _Prunings:
     """Prunings of corners of the block's matrices, timed."""
@@ -350,9 +366,7 @@ class _Prunings:
         statistics: LinearStatistics,
         block: Block,
     ) -> Seconds:
-        layout = Layout((block,))
-        ratios = dict.fromkeys(layout.linears, self.rules.sparsity)
-        goals = targets(Allocation.of(ratios, layout), layout, self.rules)
+        goals = _goals(Layout((block,)), self.rules)
         seen = corner_statistics(block, statistics, self.layout)
         pruner = BasePruner(plugin, refiner, self.seed)
         work = partial(pruner.prune_block, block, self.module, seen, goals)
@@ -369,3 +383,9 @@ class _Prunings:
         for plugin in self.setup.measures:
             total += synchronised(self.device)(partial(plugin.call, "measure_block", **seen))
         return {"measure": total}
+
+
+def _goals(layout: Layout, rules: Rules) -> dict[str, Target]:
+    """Return what the linears of a block are pruned for, by uniform ratios."""
+    ratios = dict.fromkeys(layout.linears, rules.sparsity)
+    return dict(targets(Allocation.of(ratios, layout), layout, rules))

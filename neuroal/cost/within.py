@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from neuroal.cost.estimate import work
-from neuroal.cost.preparation import Prepared, prepare
-from neuroal.cost.texts import TextSize, text_sizes
+from neuroal.cost.preparation import prepare
+from neuroal.cost.texts import text_sizes
 from neuroal.cost.timings import time_block
-from neuroal.cost.work import Work, generation_work
 from neuroal.errors import UsageError
 from neuroal.model import pretrained
 from neuroal.progress import bar
@@ -138,23 +137,5 @@ def _ways(
     sizes = [n for n in SAMPLES if n * length >= least]
     for samples in (recipe.samples,) if "samples" in given else sizes:
         way = replace(prepared, recipe=replace(prepared.recipe, samples=samples))
-        seconds = sum(phase.seconds(timings) for phase in _work(way, preset, texts).values())
+        seconds = sum(phase.seconds(timings) for phase in work(way, texts).values())
         yield Choice(way.recipe, effort, seconds, expected(preset.excess, samples * length))
-
-
-def _work(prepared: Prepared, preset: TopUp, texts: list[TextSize]) -> dict[str, Work]:
-    """Return the work of a run, its search as long as the preset says."""
-    phases = dict(work(prepared, texts))
-    if preset.candidates is not None and "search" in phases:
-        setup, blocks = prepared.setup, len(prepared.layout.blocks)
-        pruned = len({x.block for x in prepared.rules.pruned(prepared.layout)})
-        phases["search"] = generation_work(
-            setup.alignment,
-            setup.search_pruner,
-            setup.reads_deviation,
-            blocks=blocks,
-            candidates=math.ceil(preset.candidates),
-            windows=prepared.search_windows,
-            unpruned=blocks - pruned,
-        )
-    return phases

@@ -197,7 +197,8 @@ class TopUpSearch:
 
     def _check_rows(self, allocation: Allocation, plugin: Plugin) -> None:
         """Refuse ratios or importance of rows that the plugin's traits or the pruner rule out."""
-        weighs_rows = plugin.traits(RowRatiosTraits).weighs_rows
+        of_rows = plugin.role == "row_ratios"
+        weighs_rows = of_rows and plugin.traits(RowRatiosTraits).weighs_rows
         if allocation.rows and weighs_rows:
             raise NeuroalError("ratios of rows, though describe says weighs_rows=True")
         if allocation.importance and not weighs_rows:

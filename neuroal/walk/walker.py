@@ -25,6 +25,7 @@ from neuroal.layout.matrices import Products
 from neuroal.types import Accumulator
 from neuroal.walk.activations import MakeStore
 from neuroal.walk.all_experts import every_expert
+from neuroal.walk.allocator import give_back
 from neuroal.walk.block_arguments import BlockArguments
 from neuroal.walk.observer import EndOfRun, Observer
 from neuroal.walk.states import BlockRun, CandidateState, Inputs, LinearStatistics, cast_tree
@@ -149,6 +150,7 @@ class Walker:
         """Yield a block's module, in memory while the context is open; with a dtype, a copy."""
         with self._open(block) as module:
             yield module if dtype is None else deepcopy(module).to(dtype)
+        give_back()
 
     def module(self, block: Block) -> nn.Module:
         """Return a block's own module; it has weights only while the block is held."""

@@ -97,7 +97,6 @@ MEDIUM = TopUp(
         "refit": {"steps": 6},
     },
     excess={4096: 0.50, 16384: 0.44},
-    candidates=5,
     help="ADMM by ratios of a short search under Wanda, the weights refitted",
 )
 
@@ -112,7 +111,6 @@ HIGH = replace(
         "admm": {"damping": 0.3},
     },
     excess={4096: 0.43},
-    candidates=29,
     help="as medium, with a longer search and rows weighed",
 )
 

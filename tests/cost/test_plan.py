@@ -71,6 +71,41 @@ def test_block_runs_by_hand(models: Mapping[str, Path], from_file: Recipe) -> No
     assert (data["windows"], data["length"]) == (6, None)
 
 
+BUDGETS: dict[str, dict[str, Any]] = {
+    "best": {"top_up": "best"},
+    "best-slow": {"top_up": "best-slow"},
+    "few": {"top_up": "best", "options": {"sensitivity": {"candidates": 9.5}}},
+    "golden section": {"block_ratios": ("lambda_search",), "row_ratios": "uniform"},
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_a_search_costs_at_most_what_it_says(
+    case: str, models: Mapping[str, Path], from_file: Recipe, tmp_path: Path
+) -> None:
+    changes = {"options": {}} | BUDGETS[case] | {"model": str(models["llama"])}
+    recipe = dataclasses.replace(from_file, **changes)
+    planned = plan(prepare(recipe))
+    assert not planned.open_ended
+    report = neuroal.prune(models["llama"], recipe=recipe, out=tmp_path / "out")
+    uniform = dataclasses.replace(recipe, top_up="uniform", block_ratios=None, options={})
+    others = plan(prepare(uniform)).block_runs
+    assert others < report.counts["block_runs"] <= planned.block_runs
+
+
+def test_a_budget_in_candidates_by_hand(models: Mapping[str, Path], from_file: Recipe) -> None:
+    """3 blocks on 2 windows, 10 candidates of 2 * 3 * 2 block runs, and the reference of 6."""
+    asked: dict[str, float] = {"candidates": 9.5}
+    options = {"sensitivity": asked}
+    changes = {"model": str(models["llama"]), "top_up": "best", "options": options}
+    made = plan(prepare(dataclasses.replace(from_file, **changes)))
+    (step,) = (s for s in made.prepared.steps if s.role == "block_ratios")
+    assert (step.candidates, step.goes_on, step.most) == (1, True, 9.5)
+    assert made.work["search"].block_runs == 10 * 12 + 6
+    options["sensitivity"] = asked | {"block_runs": 100}  # in place of candidates
+    assert plan(prepare(dataclasses.replace(from_file, **changes))).open_ended
+
+
 def test_plan_reads_no_weights_and_writes_nothing(
     models: Mapping[str, Path],
     from_file: Recipe,

@@ -103,7 +103,16 @@ def test_corners_by_hand() -> None:
     assert corner(Layout(found.blocks).blocks[0], 64, 1).linears[0].out_features == 10
 
 
-@pytest.mark.parametrize("method", [{}, {"pruner": "sparsegpt"}, {"pattern": "2:4"}])
+METHODS = [
+    {},
+    {"pruner": "sparsegpt"},
+    {"pattern": "2:4"},
+    {"reconstruction": "refit"},
+    {"reconstruction": "block"},
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_block_that_takes_too_long_is_timed_by_a_part(
     method: dict[str, Any],
     models: Mapping[str, Path],

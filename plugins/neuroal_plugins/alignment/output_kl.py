@@ -24,11 +24,12 @@ class OutputKl:
         """Return the mean divergence in nats, float32, of logits `(windows, tokens, words)`."""
         words = dense_logits.shape[-1]
         dense, pruned = dense_logits.reshape(-1, words), pruned_logits.reshape(-1, words)
-        sums = [
-            _divergence(dense[i : i + CHUNK].float(), pruned[i : i + CHUNK].float())
-            for i in range(0, dense.shape[0], CHUNK)
-        ]
-        mean = torch.stack(sums).sum() / dense.shape[0]
+        starts = range(0, dense.shape[0], CHUNK)
+        # Made before the chunks: what is made between them keeps the allocator from their memory.
+        sums = dense.new_empty(len(starts), dtype=torch.float32)
+        for k, i in enumerate(starts):
+            sums[k] = _divergence(dense[i : i + CHUNK].float(), pruned[i : i + CHUNK].float())
+        mean = sums.sum() / dense.shape[0]
         return mean.clamp_min(0)  # rounding may leave -1e-8
 
 

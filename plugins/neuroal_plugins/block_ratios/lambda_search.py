@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from neuroal import Generation, Layout, Measurement, Proposal, hookimpl, option
+from neuroal import BlockRatiosTraits, Generation, Layout, Measurement, Proposal, hookimpl, option
 from neuroal_plugins import density
 from neuroal_plugins.block_ratios.linear_schedule import schedule
 
@@ -37,6 +37,11 @@ class LambdaSearch:
             raise ValueError(f"refinements={self.refinements} is negative")
         if self.block_runs is not None and self.block_runs < 1:
             raise ValueError(f"block_runs={self.block_runs} is not a positive number")
+
+    @hookimpl
+    def describe(self) -> BlockRatiosTraits:
+        """Return the number of points of grid and golden section."""
+        return BlockRatiosTraits(len(self.lambdas) + self.refinements)
 
     @hookimpl
     def propose_block_ratios(

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuroal import Generation, Layout, Linear, Measurement, Proposal, hookimpl, option
+from neuroal import (
+    BlockRatiosTraits,
+    Generation,
+    Layout,
+    Linear,
+    Measurement,
+    Proposal,
+    hookimpl,
+    option,
+)
 from neuroal_plugins.density import HIGHEST
 from neuroal_plugins.run_budget import RunBudget
 
@@ -63,6 +72,11 @@ class Sensitivity:
         for name in ("probe", "step", "memory"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
+
+    @hookimpl
+    def describe(self) -> BlockRatiosTraits:
+        """Return the budget, unless it is one in block runs: these depend on the model."""
+        return BlockRatiosTraits(None if self.block_runs else self.candidates)
 
     @hookimpl
     def propose_block_ratios(

@@ -97,8 +97,8 @@ class RowSensitivity:
 
     @hookimpl
     def describe(self) -> RowRatiosTraits:
-        """Return that rows are weighed, under every pruner."""
-        return RowRatiosTraits(weighs_rows=True)
+        """Return that rows are weighed, under every pruner, and the budget."""
+        return RowRatiosTraits(weighs_rows=True, candidates=self.candidates)
 
     @hookimpl
     def required_statistics(self) -> frozenset[str]:
