@@ -33,6 +33,7 @@ from neuroal.search.trial_walks import (
 from neuroal.types import Measurement, Tick
 from neuroal.walk import BlockRun, CandidateState, Inputs, Walker
 from neuroal.walk.activations import Store
+from neuroal.walk.allocator import give_back
 from neuroal.walk.bookmark import Bookmark
 from neuroal.walk.statistics import resolve
 from neuroal.walk.stubs import BlockOutputs
@@ -271,6 +272,8 @@ class Aligner:
                 unchecked.add(checks.finite(pruned), overflow)
                 value = self.metric.call("measure_output", dense_logits=dense, pruned_logits=pruned)
                 walk.total = walk.total + self._number(value, "measure_output") * share
+                del pruned
+                give_back()
                 done += 1
                 if mark.due():
                     unchecked.look()

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
+
+SECONDS = 0.25  # between two times: one takes some milliseconds, the more the more lies free
+
+_last = -SECONDS
 
 
 def give_back() -> None:
     """Return freed memory to the system, where its allocator (glibc) would keep it.
 
     A walk allocates and frees thousands of tensors, and what lies free between two that are in use
-    is kept for the next that fits: of a model of 135 M weights up to as much as its weights take.
+    is kept for the next that fits: of a model of 135 M weights up to twice what its weights take.
+    To be called after every piece of work; soon after the last time it does nothing.
     """
-    _trim()(0)
+    global _last
+    if time.perf_counter() - _last >= SECONDS:
+        _trim()(0)
+        _last = time.perf_counter()
 
 
 @cache
