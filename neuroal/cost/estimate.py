@@ -150,7 +150,8 @@ def needs(
         activations = max(activations, 3 * evaluated * width * size)
     # Of a batch: inputs and outputs of the block, of the block before, and its other arguments.
     at_hand = tokens * (4 * width + compared) * size
-    # Files are mapped into memory while their weights are read; those of another dtype are copied.
+    # Files are mapped into memory while their weights are read, and are not what stays where these
+    # are of another dtype.
     cast = loads and dtype != first.dtype
     process = resident_memory() + _LIBRARIES
     if loads and recipe.model is not None:
@@ -158,12 +159,13 @@ def needs(
     return Needs(
         process=process,
         work=largest + max(_at_work(prepared, tokens, size), _at_evaluation(prepared, texts, size)),
-        weights=weights + cast * numbers * first.dtype.itemsize if loads else 0,
+        weights=weights if loads else 0,
         streamed=_outside_blocks(prepared, size, bool(texts)) + largest if loads else 0,
         activations=activations,
         batch=min(at_hand, activations),
         checkpoint=weights,
         masks=saves_masks * -(-sum(x.weights for x in prepared.rules.pruned(layout)) // 8),
+        loading=cast * numbers * first.dtype.itemsize,
     )
 
 
@@ -193,9 +195,9 @@ def _at_work(prepared: Prepared, tokens: int, size: int) -> int:
     if setup.alignment.has("measure_output"):
         vocabulary = pretrained.vocabulary_size(prepared.model.config) or 0
         searched = min(tokens, prepared.search_windows * prepared.length)
-        # Logits of the dense model, of a candidate and of the next, in the making, and what the
-        # metric makes of some tokens of them in float32.
-        searching += vocabulary * (3 * size * searched + _METRIC * 4 * min(searched, _TOKENS))
+        # Logits of the dense model and of a candidate, and what the metric makes of some tokens of
+        # them in float32.
+        searching += vocabulary * (2 * size * searched + _METRIC * 4 * min(searched, _TOKENS))
     return total + max(searching, _reconstructing(prepared, tokens))
 
 

@@ -40,6 +40,7 @@ class Needs:
         batch: The part of them that is in memory where batches are read one at a time.
         checkpoint: The model's files.
         masks: What masks take that are saved, a bit a weight at most, in memory and on the disk.
+        loading: What is in memory beside the weights while they are loaded, and then no more.
     """
 
     process: int
@@ -50,12 +51,14 @@ class Needs:
     batch: int
     checkpoint: int
     masks: int = 0
+    loading: int = 0
 
     def memory(self, offload: Offload) -> int:
         """Return the memory at its peak, the process itself included."""
         weights = self.streamed if offload.blocks else self.weights
+        loading = 0 if offload.blocks else self.loading
         held = self.batch if offload.activations else self.activations
-        return self.process + self.work + weights + held + self.masks
+        return self.process + weights + max(loading, self.work + held + self.masks)
 
     def disk(self, offload: Offload) -> int:
         """Return the disk while it runs."""

@@ -259,7 +259,8 @@ def test_bytes_follow_what_is_asked(recipe: Recipe) -> None:
     assert cast.activations == made.activations
     half = bytes_of(dtype="bfloat16")
     assert half.checkpoint == made.weights // 2
-    assert half.weights == half.checkpoint + made.weights  # whose files are mapped meanwhile
+    assert half.weights == half.checkpoint  # and the files that are mapped meanwhile
+    assert (half.loading, made.loading) == (made.weights, 0)
     # Inputs of q/k/v, o, gate/up and down of 2 windows beside 4 states of the search.
     many = {"samples": 2, "alignment": "relative_l2"}
     compared = bytes_of(**many).activations

@@ -67,6 +67,9 @@ def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_needs_by_hand(nothing_held: None) -> None:
     ways = [Offload(b, a) for b in (False, True) for a in (False, True)]
     assert [NEEDS.memory(way) >> 30 for way in ways] == [15, 10, 9, 4]
+    # 6 GiB beside the weights while these are loaded are more than work and a batch's activations.
+    loading = dataclasses.replace(NEEDS, loading=6 << 30)
+    assert [loading.memory(way) >> 30 for way in ways] == [15, 14, 9, 4]
     # What a long walk keeps of its activations is counted beside the checkpoint, once or twice.
     assert [NEEDS.disk(way) >> 30 for way in ways] == [16 + 6, 16 + 12, 8 + 6, 8 + 12]
 
