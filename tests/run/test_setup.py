@@ -486,12 +486,15 @@ def test_first_steps_of_a_tenth_of_neuroal() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["lambda_search", "evolution", "sensitivity"])
-def test_strategies_that_answer_costs_go_on(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [("lambda_search", 14), ("evolution", None), ("sensitivity", 29)]
+)
+def test_strategies_that_answer_costs_go_on(name: str, most: float | None) -> None:
     recipe = Recipe(block_ratios=(name,), row_ratios="row_sensitivity")
     steps = first_steps(setup(recipe), FOUND, recipe)
-    assert steps[0].goes_on
-    assert steps[1] == SearchStep("row_ratios", "row_sensitivity", None)
+    assert (steps[0].goes_on, steps[0].most) == (True, most)
+    assert steps[0].open_ended == (most is None)
+    assert steps[1] == SearchStep("row_ratios", "row_sensitivity", None, most=48)
 
 
 def test_the_widest_generation_by_hand() -> None:
