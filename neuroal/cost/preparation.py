@@ -286,5 +286,11 @@ def _first_step(setup: Setup, plugin: Plugin, layout: Layout, recipe: Recipe) ->
 def _most(plugin: Plugin) -> float | None:
     """Return what a strategy says that its search costs at most, in candidates, if it does."""
     if plugin.role == "block_ratios":
-        return plugin.traits(BlockRatiosTraits).candidates
-    return plugin.traits(RowRatiosTraits).candidates
+        most = plugin.traits(BlockRatiosTraits).candidates
+    else:
+        most = plugin.traits(RowRatiosTraits).candidates
+    if most is None:
+        return None
+    if not isinstance(most, (int, float)) or not 0 < most < math.inf:
+        raise plugin.error("describe", f"returned candidates={most!r}: give a number above 0")
+    return float(most)

@@ -1,6 +1,7 @@
 """Which plugins of a recipe fit together: what is refused, what a preset leaves out and says so."""
 
 import dataclasses
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuroal import (
+    BlockRatiosTraits,
     Generation,
     Layout,
     Measurement,
@@ -495,6 +497,24 @@ def test_strategies_that_answer_costs_go_on(name: str, most: float | None) -> No
     assert (steps[0].goes_on, steps[0].most) == (True, most)
     assert steps[0].open_ended == (most is None)
     assert steps[1] == SearchStep("row_ratios", "row_sensitivity", None, most=48)
+
+
+@pytest.mark.parametrize("most", [0, -1.0, math.inf, math.nan, "29"])
+def test_costs_that_are_no_number_are_refused(most: Any) -> None:
+    @dataclass(frozen=True, eq=False)
+    class Says:
+        @hookimpl
+        def describe(self) -> BlockRatiosTraits:
+            return BlockRatiosTraits(candidates=most)
+
+        @hookimpl
+        def propose_block_ratios(self, layout: Layout, sparsity: float) -> Any:
+            for _ in range(2):
+                yield Generation([Proposal(dict.fromkeys(layout.linears, sparsity))])
+
+    recipe = Recipe(block_ratios=Says(), row_ratios="uniform")
+    with pytest.raises(PluginError, match=r"describe: returned candidates=.*: give a number above"):
+        first_steps(setup(recipe), FOUND, recipe)
 
 
 def test_the_widest_generation_by_hand() -> None:
