@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuroal.cost.preparation import Prepared
 from neuroal.cost.probes import corner_statistics, synchronised
 from neuroal.layout import Block, Layout, matrices
 from neuroal.plugins import Plugin
@@ -31,9 +30,9 @@ class Reconstructions:
         statistics: What the last runs collected for every linear.
     """
 
-    prepared: Prepared
-    walker: Walker
     plugin: Plugin
+    walker: Walker
+    seed: int
     rules: Rules
     device: str
     statistics: LinearStatistics = field(default_factory=dict)
@@ -49,7 +48,7 @@ class Reconstructions:
             weight[:, ::2] = 0
         few = batch_windows(self.plugin, windows, length)
         inputs = self.walker.inputs(ids[:few], batch=few)
-        new = Reconstruction(self.plugin, self.walker, inputs, self.prepared.recipe.seed)
+        new = Reconstruction(self.plugin, self.walker, inputs, self.seed)
         state = CandidateState.start(inputs)
         share = windows / few
         found: list[BlockRun] = []
@@ -89,7 +88,7 @@ class Reconstructions:
             mask[:, ::2] = True
         values = {name: weight.masked_fill(masks[name], 0) for name, weight in weights.items()}
         inputs = self.walker.inputs(torch.zeros(1, 1, dtype=torch.int64))
-        new = Reconstruction(self.plugin, self.walker, inputs, self.prepared.recipe.seed)
+        new = Reconstruction(self.plugin, self.walker, inputs, self.seed)
         seen = corner_statistics(block, self.statistics, layout)
         linears = [x for x in block.linears if x.name in weights]
         goals = uniform_targets(Layout((block,)), self.rules)

@@ -75,7 +75,7 @@ def time_block(prepared: Prepared, length: int, texts: Sequence[TextSize] = ()) 
             for work in prunings.kinds(of_search, of_final, runs.measured)
         ]
         if setup.reconstruction is not None:
-            new = Reconstructions(prepared, walker, setup.reconstruction, rules, device)
+            new = Reconstructions(setup.reconstruction, walker, recipe.seed, rules, device)
             timed = grow(tokens, lambda k: new.runs(*sizes[k]), *_RUN_POWERS)
             rest.append(replace(timed, seconds={k: x / windows for k, x in timed.seconds.items()}))
             if setup.reconstruction.has("reconstruct_linear"):
